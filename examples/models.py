@@ -1,0 +1,110 @@
+"""The two networks of the examples, their learning-rate schedule and optimizer."""
+
+import math
+
+import keras
+
+BATCH_SIZE = 64
+LEARNING_RATES = {"mlp": 0.05, "cnn": 0.04}
+_WARMUP_STEPS = 200
+_L2 = 1e-4
+
+
+def mlp(
+    base: type[keras.Sequential],
+    input_shape: tuple[int, ...],
+    seed: int,
+    softmax: bool = False,
+) -> keras.Sequential:
+    """Returns an untrained 784-256-10 network (on 28x28 images).
+
+    Args:
+        base: `keras.Sequential` or `keras_osgd.Sequential`. The same seed gives
+            both the same initial weights.
+        input_shape: of one example.
+        seed: of the initial weights.
+        softmax: whether the last layer ends in a softmax, or returns logits.
+    """
+    layers = [
+        keras.layers.Flatten(),
+        _dense(256, seed, activation="relu"),
+        _head(seed + 1, softmax),
+    ]
+    return base([keras.Input(input_shape), *layers], name="mlp")
+
+
+def cnn(
+    base: type[keras.Sequential],
+    input_shape: tuple[int, ...],
+    seed: int,
+    softmax: bool = False,
+) -> keras.Sequential:
+    """Returns an untrained small convolutional network; arguments as for `mlp`."""
+    layers = [
+        _convolution(8, 5, seed),
+        _convolution(16, 3, seed + 1),
+        keras.layers.Flatten(),
+        _dense(64, seed + 2, activation="relu"),
+        _head(seed + 3, softmax),
+    ]
+    return base([keras.Input(input_shape), *layers], name="cnn")
+
+
+BUILDERS = {"mlp": mlp, "cnn": cnn}
+
+
+def schedule(
+    rate: float, epochs: float, examples: int, batch_size: int = BATCH_SIZE
+) -> keras.optimizers.schedules.CosineDecay:
+    """Returns a linear warm-up of 200 steps to `rate`, then a cosine down to 0.
+
+    It ends after `epochs * ceil(examples / batch_size)` steps: steps taken in
+    uniform training, effective iterations in importance sampling. A run too short
+    for 200 steps of warm-up spends a fifth of its steps on it.
+    """
+    steps = round(epochs * math.ceil(examples / batch_size))
+    warmup = min(_WARMUP_STEPS, steps // 5)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=rate, warmup_steps=warmup
+    )
+
+
+def optimizer(
+    name: str, learning_rate: keras.optimizers.schedules.LearningRateSchedule
+) -> keras.optimizers.Optimizer:
+    """Returns SGD with momentum 0.9 for `"sgd"`, Adam for `"adam"`."""
+    if name == "sgd":
+        return keras.optimizers.SGD(learning_rate, momentum=0.9)
+    if name == "adam":
+        return keras.optimizers.Adam(learning_rate)
+    raise ValueError(f"`name` must be 'sgd' or 'adam'. Received: {name!r}.")
+
+
+def loss(softmax: bool = False) -> keras.losses.Loss:
+    """Returns the crossentropy that fits the head the network was built with."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
+
+
+def _dense(units: int, seed: int, activation: str | None = None) -> keras.layers.Dense:
+    return keras.layers.Dense(
+        units,
+        activation=activation,
+        kernel_initializer=keras.initializers.GlorotUniform(seed),
+        kernel_regularizer=keras.regularizers.L2(_L2),
+    )
+
+
+def _head(seed: int, softmax: bool) -> keras.layers.Dense:
+    return _dense(10, seed, activation="softmax" if softmax else None)
+
+
+def _convolution(filters: int, size: int, seed: int) -> keras.layers.Conv2D:
+    return keras.layers.Conv2D(
+        filters,
+        size,
+        strides=2,
+        padding="same",
+        activation="relu",
+        kernel_initializer=keras.initializers.GlorotUniform(seed),
+        kernel_regularizer=keras.regularizers.L2(_L2),
+    )

@@ -1,0 +1,160 @@
+"""One timed training run, as the quickstart and the benchmark make it."""
+
+import dataclasses
+import gc
+import math
+import time
+
+import datasets
+import keras
+import models
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is trained, and how.
+
+    Attributes:
+        model: `"mlp"` or `"cnn"`.
+        sampling: `"plain"` for `keras.Sequential` and Keras' own `fit`; otherwise
+            what `keras_osgd.Sequential.compile` takes as `sampling`.
+        epochs: epochs of uniform training, effective epochs of importance sampling.
+        rate: peak learning rate.
+        seed: of the initial weights and of every draw.
+        optimizer: `"sgd"` (with momentum) or `"adam"`.
+        softmax: whether the network ends in a softmax, or returns logits.
+    """
+
+    model: str
+    sampling: object
+    epochs: int
+    rate: float
+    seed: int
+    optimizer: str = "sgd"
+    softmax: bool = False
+
+
+def build(run: Run, train: datasets.Split) -> keras.Sequential:
+    """Returns the compiled, untrained network, every random draw seeded."""
+    keras.backend.clear_session()
+    gc.collect()
+    keras.utils.set_random_seed(run.seed)
+    base = keras.Sequential
+    options = {}
+    if run.sampling != "plain":
+        # Plain Keras must be measurable where the add-on is not even imported.
+        import keras_osgd
+
+        base = keras_osgd.Sequential
+        options = {"sampling": run.sampling}
+    x, _ = train
+    model = models.BUILDERS[run.model](base, x.shape[1:], 1000 * run.seed, run.softmax)
+    schedule = models.schedule(run.rate, run.epochs, len(x))
+    model.compile(
+        optimizer=models.optimizer(run.optimizer, schedule),
+        loss=models.loss(run.softmax),
+        metrics=["accuracy"],
+        **options,
+    )
+    return model
+
+
+def train(
+    run: Run, splits: datasets.Splits, verbose: int | str = 0
+) -> tuple[keras.Sequential, dict[str, object]]:
+    """Trains one network and measures it.
+
+    Returns:
+        The trained model and its record: `steps`; `epochs_processed`, steps times
+        batch size over n; `seconds`, spent in `fit` after its first step and without
+        evaluation; `first_step_seconds`, from the call of `fit` to the end of its
+        first step, hence with tracing; `test_error` and `validation_error`, at the
+        end, in percent; `history`, one entry an epoch for `steps`, `seconds`,
+        `test_error`, `gain_ratio`; `gain`, effective iterations per step.
+    """
+    (x, y), validation, test = splits
+    model = build(run, (x, y))
+    stopwatch = Stopwatch(test)
+    callbacks: list[keras.callbacks.Callback] = [stopwatch]
+    if run.sampling != "plain":
+        import keras_osgd
+
+        callbacks.append(keras_osgd.callbacks.SamplingMonitor())
+    logs = model.fit(
+        x,
+        y,
+        batch_size=models.BATCH_SIZE,
+        epochs=run.epochs,
+        callbacks=callbacks,
+        verbose=verbose,
+    ).history
+    steps = stopwatch.history["steps"][-1]
+    gains = [float(gain) for gain in logs.get("gain_ratio", [1.0] * run.epochs)]
+    uniform_steps = run.epochs * math.ceil(len(x) / models.BATCH_SIZE)
+    return model, {
+        "steps": steps,
+        "epochs_processed": steps * models.BATCH_SIZE / len(x),
+        "seconds": stopwatch.history["seconds"][-1],
+        "first_step_seconds": stopwatch.first_step_seconds,
+        "test_error": stopwatch.history["test_error"][-1],
+        "validation_error": error_percent(model, validation),
+        "gain": uniform_steps / steps,
+        "history": {**stopwatch.history, "gain_ratio": gains},
+    }
+
+
+def error_percent(model: keras.Model, split: datasets.Split) -> float:
+    """Returns the share of wrongly classified examples, in percent."""
+    x, y = split
+    parts = [
+        model.predict_on_batch(x[start : start + 1000]).argmax(axis=-1)
+        for start in range(0, len(x), 1000)
+    ]
+    return float(100 * np.mean(np.concatenate(parts) != y))
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Records steps, training seconds and test error at the end of every epoch.
+
+    The clock stands still during evaluation. It starts at the end of the first
+    step, whose tracing has nothing to do with the number of steps.
+
+    Attributes:
+        first_step_seconds: from the start of `fit` to the end of its first step.
+        history: lists with an entry an epoch; seconds are totals since the first
+            step, errors in percent.
+    """
+
+    def __init__(self, test: datasets.Split) -> None:
+        super().__init__()
+        self._test = test
+        self._created = time.perf_counter()
+        self._started = math.nan
+        self._evaluating = 0.0
+        self.first_step_seconds = math.nan
+        self.history: dict[str, list] = {"steps": [], "seconds": [], "test_error": []}
+
+    # Only the beginning of a step is overridden: Keras calls it in line, whereas a
+    # method for its end would make Keras wait for every step's logs.
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Starts the clock when the second step begins."""
+        if math.isnan(self._started) and batch > 0:
+            self._started = time.perf_counter()
+            self.first_step_seconds = self._started - self._created
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Stops the clock, evaluates, adds `test_error` to Keras' logs."""
+        stopped = time.perf_counter()
+        if math.isnan(self._started):
+            raise ValueError(
+                "Timing needs at least two steps before the first epoch ends. "
+                "Received: 1 step. Train on more examples."
+            )
+        error = error_percent(self.model, self._test)
+        self.history["steps"].append(int(self.model.optimizer.iterations))
+        self.history["seconds"].append(stopped - self._started - self._evaluating)
+        self.history["test_error"].append(error)
+        if logs is not None:
+            logs["test_error"] = error
+        self._evaluating += time.perf_counter() - stopped

@@ -1,0 +1,166 @@
+"""What is looked at before the first step: refusals, warnings, lines of information."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import keras
+
+from keras_osgd.learning_rate import inner_optimizer, rule_for
+from keras_osgd.sampling import RAIS
+from keras_osgd.score_table import ScoreTable
+from keras_osgd.state import SamplingState
+from keras_osgd.training_data import TrainingData
+
+__all__ = [
+    "check_model",
+    "check_optimizer",
+    "check_size",
+    "prepare_state",
+    "warn_of_floor",
+    "warn_of_unweighted_losses",
+    "warn_once",
+]
+
+
+def warn_once(model: keras.Model, key: str, message: str) -> None:
+    """Warns, unless this model has already warned of the same."""
+    warned = vars(model).setdefault("_keras_osgd_warned", set())
+    if key not in warned:
+        warned.add(key)
+        warnings.warn(message, stacklevel=3)
+
+
+def check_model(model: keras.Model) -> None:
+    """Raises where a model cannot be trained by our step at all."""
+    if not getattr(type(model).train_step, "importance_sampled", False):
+        raise ValueError(
+            "A model with a `train_step` of its own cannot be importance-sampled: the "
+            f"weights would never reach its loss. Received: {type(model).__name__}."
+            'train_step. Override `compute_loss` instead, or compile with sampling="uniform".'
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            f"keras_osgd supports one replica; found {replicas}. Train without a "
+            'strategy, or compile with sampling="uniform".'
+        )
+
+
+def prepare_state(
+    sampling: RAIS, state: SamplingState, data: TrainingData
+) -> str | None:
+    """Makes `state` fit the data: scores go on for the same rows, else start afresh.
+
+    Returns:
+        A line that says so where earlier scores were dropped, else `None`.
+    """
+    fingerprint = data.fingerprint()
+    features = sampling.features_for(data.n)
+    state.start_clock()
+    known = state.table
+    if (
+        known is not None
+        and state.fingerprint == fingerprint
+        and known.features == features
+    ):
+        return None
+    seed = sampling.seed
+    if seed is None:
+        seed = random.randrange(2**31)  # which keras.utils.set_random_seed seeds
+    table = ScoreTable(data.n, data.classes(), features)
+    state.allocate(table, fingerprint, int(seed))
+    if known is None:
+        return None
+    return (
+        f"The training data is not what the scores were made for ({known.size} examples "
+        f"then, {data.n} now, or other rows): they start afresh."
+    )
+
+
+def check_optimizer(model: keras.Model, sampling: RAIS) -> bool:
+    """Returns whether the rate can follow the gain ratio; warns of what to know."""
+    optimizer = inner_optimizer(model.optimizer)
+    name = type(optimizer).__name__
+    rule = rule_for(optimizer)
+    clips = {
+        key: getattr(optimizer, key, None)
+        for key in ("clipnorm", "clipvalue", "global_clipnorm")
+    }
+    clips = {key: value for key, value in clips.items() if value is not None}
+    if clips:
+        warn_once(
+            model,
+            "clip",
+            f"Gradient clipping ({clips}) acts on the weighted gradient: rare examples "
+            "with large weights are cut more, which biases the gradient. Clip less, or "
+            "raise `floor`.",
+        )
+    if not sampling.adapt_learning_rate:
+        return False
+    if rule == "square_root":
+        warn_once(
+            model,
+            "rule",
+            f"{name}: the learning rate follows the gain ratio r by the square-root "
+            "rule (rate times sqrt(r), 1 - beta times r). The rule is derived for small "
+            "rates; `RAIS(adapt_learning_rate=False)` keeps your rate as it is.",
+        )
+    if rule == "none":
+        warn_once(
+            model,
+            "rule",
+            f"{name}: no rule is known for how its learning rate follows the gain ratio, "
+            "so it stays as it is: expect next to no speed-up. SGD, Adam, AdamW, Nadam, "
+            "Adamax and RMSprop are supported.",
+        )
+    return rule != "none"
+
+
+def check_size(model: keras.Model, sampling: RAIS, data: TrainingData) -> str | None:
+    """Warns of, or refuses, very few examples; returns a line of information or none."""
+    if data.n == 1:
+        warn_once(
+            model,
+            "one example",
+            "The training data has 1 example: there is nothing to choose between, and "
+            "every draw is that example.",
+        )
+    if data.n >= data.batch_size:
+        return None
+    if sampling.require_full_batches:
+        raise ValueError(
+            "There must be at least `batch_size` examples, as `require_full_batches` "
+            f"asks. Received: {data.n} examples with batch_size={data.batch_size}. "
+            "Lower `batch_size`."
+        )
+    return (
+        f"{data.n} examples are fewer than batch_size={data.batch_size}: batches stay "
+        "full, with examples drawn more than once."
+    )
+
+
+def warn_of_unweighted_losses(model: keras.Model) -> None:
+    """Warns of losses that never see the importance weights."""
+    regularized = sum(
+        getattr(v, "regularizer", None) is not None for v in model.trainable_weights
+    )
+    if len(model.losses) > regularized:
+        warn_once(
+            model,
+            "add_loss",
+            "`add_loss` and `activity_regularizer` terms that depend on the batch are "
+            "not importance-weighted: they follow the drawn examples, not the data.",
+        )
+
+
+def warn_of_floor(model: keras.Model, sampling: RAIS, largest: float) -> None:
+    """Warns of importance weights without bound."""
+    if sampling.floor == 0:
+        warn_once(
+            model,
+            "floor",
+            "`floor` is 0: importance weights have no bound, and one rare draw can undo "
+            f"much training. The largest weight is now {largest:.3g}. Use 0.05.",
+        )

@@ -1,0 +1,158 @@
+"""Sampling distributions: how often each training example should be drawn.
+
+Pure functions of TensorFlow tensors. They keep the dtype they are given; pass
+float64, in which all of this is exact enough for any training set.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+
+def uniform(n: int) -> tf.Tensor:
+    """Returns the distribution that draws all examples equally often.
+
+    Args:
+        n: number of training examples, >= 1.
+
+    Returns:
+        `[n]`, float64, every entry 1/n.
+
+    Raises:
+        ValueError: if `n` is below 1.
+
+    Example:
+        >>> uniform(4).numpy()
+        array([0.25, 0.25, 0.25, 0.25])
+    """
+    _check_number_of_examples(n)
+    return tf.fill([n], tf.constant(1.0 / n, tf.float64))
+
+
+def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+    """Returns the minimax-optimal p when gradient norms are known only roughly.
+
+    Minimises over p the worst sum_i v_i^2 / p_i over all gradient norms v with
+    (1/n) sum_i (v_i - mean_i)^2 / variance_i <= 1. The minimiser is
+    p_i ~ mean_i + k variance_i with k = sqrt(n / sum_i variance_i). Where all
+    variances are 0, p ~ mean; where the means are 0 as well, p is uniform.
+
+    Args:
+        mean: `[n]`, >= 0, in gradient-norm units. Predicted norms <c, s_i>.
+        variance: `[n]`, >= 0, in squared gradient-norm units. Radii <d, s_i>.
+            Signs are not checked here; `ScoreTable` guarantees them.
+
+    Returns:
+        `[n]`, >= 0, sums to 1; unchanged if all gradients are rescaled.
+
+    Raises:
+        ValueError: if `mean` and `variance` do not have the same shape.
+
+    Example:
+        >>> robust(tf.constant([0.0, 2.0]), tf.constant([1.0, 1.0])).numpy()
+        array([0.25, 0.75], dtype=float32)
+
+    Reference: Johnson & Guestrin, NeurIPS 2018 (minimax sampling distribution).
+    """
+    _check_same_shape(mean, variance)
+    n = tf.cast(tf.size(mean), mean.dtype)
+    worst_norms = _worst_norms(mean, variance, n)
+    total = tf.reduce_sum(worst_norms)
+    nothing_known = tf.cast(tf.equal(total, 0), mean.dtype)  # 1 or 0
+    return (worst_norms + nothing_known) / (total + n * nothing_known)
+
+
+def _worst_norms(mean: tf.Tensor, variance: tf.Tensor, n: tf.Tensor) -> tf.Tensor:
+    """Returns mean + k variance in a unit in which no sum can overflow.
+
+    With M the largest variance, k variance_i = sqrt(M) u_i sqrt(n / sum_j u_j)
+    where u = variance / M lies in [0, 1]; the unit is the larger of the largest
+    mean and sqrt(M). The sum of a thousand variances of 1e307 would be infinite,
+    and that of their u is not.
+
+    Args:
+        mean: `[n]`, >= 0, in gradient-norm units.
+        variance: `[n]`, >= 0, in squared gradient-norm units.
+        n: scalar of the same dtype.
+
+    Returns:
+        `[n]`, >= 0, without unit, the largest between 1 and 1 + sqrt(n), or
+        smaller if all inputs are next to 0, and 0 if they all are 0.
+    """
+    # A floor of the smallest normal number, not of 0: TensorFlow flushes
+    # subnormals to 0 in its own threads, and a division by them gives NaN.
+    tiny = np.finfo(mean.dtype.as_numpy_dtype).tiny
+    largest = tf.maximum(tf.reduce_max(variance), tiny)
+    share = variance / largest
+    root = tf.sqrt(largest)
+    unit = tf.maximum(tf.reduce_max(mean), root)
+    ratio = tf.math.divide_no_nan(n, tf.reduce_sum(share))
+    return mean / unit + (root / unit * tf.sqrt(ratio)) * share
+
+
+def with_floor(probability: tf.Tensor, floor: float) -> tf.Tensor:
+    """Returns (1 - floor) p + floor / n: a share of the draws goes to everyone.
+
+    It bounds every importance weight: p >= floor/n, so 1/(n p) <= 1/floor.
+
+    Args:
+        probability: `[n]`, >= 0, sums to 1; not checked here.
+        floor: share of uniform draws, from 0 (none) to 1 (all).
+
+    Returns:
+        `[n]`, >= floor/n, sums to 1.
+
+    Raises:
+        ValueError: if `floor` is not in [0, 1].
+
+    Example:
+        >>> with_floor(tf.constant([0.0, 1.0]), 0.5).numpy()
+        array([0.25, 0.75], dtype=float32)
+    """
+    if not 0.0 <= floor <= 1.0:
+        raise ValueError(
+            "`floor` is a share of the draws and must lie in [0, 1]. "
+            f"Received: floor={floor}. "
+            "Use 0.05 to 0.1; 0 leaves the importance weights without a bound."
+        )
+    n = tf.cast(tf.size(probability), probability.dtype)
+    return (1.0 - floor) * probability + floor / n
+
+
+def importance_weights(probability: tf.Tensor, n: int) -> tf.Tensor:
+    """Returns w_i = 1 / (n p_i), which make the weighted gradient unbiased.
+
+    Args:
+        probability: `[m]`, > 0. Probabilities, out of all n examples, of those
+            drawn (or of all). Signs are not checked here; a floor above 0
+            guarantees them.
+        n: number of training examples p was defined on, >= 1.
+
+    Returns:
+        `[m]`, > 0, without unit. Their mean under p is 1.
+
+    Raises:
+        ValueError: if `n` is below 1.
+
+    Example:
+        >>> importance_weights(tf.constant([0.25, 0.5]), n=4).numpy()
+        array([1. , 0.5], dtype=float32)
+    """
+    _check_number_of_examples(n)
+    return 1.0 / (n * probability)
+
+
+def _check_number_of_examples(n: int) -> None:
+    if n < 1:
+        raise ValueError(
+            "`n`, the number of training examples, must be at least 1. "
+            f"Received: n={n}. Pass a training set that is not empty."
+        )
+
+
+def _check_same_shape(mean: tf.Tensor, variance: tf.Tensor) -> None:
+    if mean.shape != variance.shape:
+        raise ValueError(
+            "`mean` and `variance` must have one entry per training example each. "
+            f"Received: mean.shape={mean.shape}, variance.shape={variance.shape}. "
+            "Compute both from the same score table."
+        )

@@ -1,0 +1,140 @@
+"""Epochs that end when the effective iterations reach their share (equation 5)."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+__all__ = ["Clock", "EpochEnds"]
+
+_FAR = tf.int64.max
+_AHEAD = 32  # steps: an epoch's end is decided before the pipeline has read so far
+_POLL = 8  # steps between two looks at the decision
+
+
+class Clock:
+    """Counts steps and effective iterations and decides where an epoch ends.
+
+    The decision is made inside the training step, a fixed number of steps ahead, so that
+    neither prefetching nor `steps_per_execution` changes it.
+
+    Args:
+        lead: `tf.Variable` float64, effective iterations minus the optimizer's own; kept
+            across fits.
+        end: `tf.Variable` int64, the first step that no longer belongs to the epoch; the
+            pipeline stops there.
+        steps_per_execution: of the model.
+    """
+
+    def __init__(
+        self, lead: tf.Variable, end: tf.Variable, steps_per_execution: int
+    ) -> None:
+        """Starts at step 0 with no epoch begun."""
+        self.lead = lead
+        self._end = end
+        self._ahead = max(_AHEAD, 4 * steps_per_execution)
+        self._steps_per_execution = steps_per_execution
+        # Of the step: how many effective iterations it is, and what the epoch lacks.
+        self._gain = tf.Variable(1.0, dtype=tf.float64, trainable=False)
+        self._remaining = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.step = 0
+        self._lead_before = 0.0
+        self._known_end: int | None = None
+        self._poll_at = 0
+
+    def advance(self, gain: tf.Tensor, applied: tf.Tensor | None) -> None:
+        """Counts one step, inside the training step.
+
+        Args:
+            gain: `[]`, effective iterations of the step if its gradient was applied.
+            applied: `[]`, whether it was; `None` where it always is.
+        """
+        gain = tf.cast(gain, tf.float64)
+        progress, lead = gain, gain - 1.0
+        if applied is not None:
+            counted = tf.cast(applied, tf.float64)
+            progress, lead = gain * counted, lead * counted
+        self.lead.assign_add(lead)
+        self._gain.assign(gain)
+        remaining = self._remaining.assign_sub(progress, read_value=True)
+        steps = self._steps.assign_add(1, read_value=True)
+        # The lower bound keeps the end out of what the pipeline may have read already.
+        left = tf.cast(tf.math.ceil(remaining / gain), tf.int64)
+        left = tf.maximum(left, self._ahead // 2)
+        decide = (left <= self._ahead) & (self._end.read_value() == _FAR)
+        self._end.assign(tf.where(decide, steps + left, self._end.read_value()))
+
+    def restart(self) -> None:
+        """Starts counting the steps of a new `fit`."""
+        self.step, self._known_end = 0, None
+        self._lead_before = float(self.lead)
+        self._steps.assign(0)
+        self._remaining.assign(0.0)
+        self._gain.assign(1.0)
+        self._end.assign(_FAR)
+
+    def effective_iterations(self) -> float:
+        """Returns the effective iterations since `fit` began."""
+        return self.step + float(self.lead) - self._lead_before
+
+    def begin_epoch(self, effective_iterations: int) -> None:
+        """Begins an epoch; what the last one did too much counts for this one."""
+        remaining = float(self._remaining.assign_add(effective_iterations))
+        gain = float(self._gain)
+        left = max(1, -int(-remaining // gain))
+        self._known_end = self.step + left if left <= self._ahead else None
+        self._end.assign(_FAR if self._known_end is None else self._known_end)
+        self._poll_at = self.step + _POLL
+
+    def count_execution(self) -> bool:
+        """Counts the steps of one execution; returns whether the epoch is complete."""
+        self.step += self._steps_per_execution
+        if self._known_end is None and self.step >= self._poll_at:
+            end = int(self._end)
+            self._known_end = None if end == _FAR else end
+            self._poll_at = self.step + _POLL
+        if self._known_end is None:
+            return False
+        self.step = min(self.step, self._known_end)
+        return self.step == self._known_end
+
+
+class EpochEnds(keras.callbacks.Callback):
+    """Begins and ends the epochs of one `fit`; the first of its callbacks.
+
+    Args:
+        clock: of the model.
+        effective_iterations: an epoch's share, ordinarily ceil(n/m).
+        progress_bar: Keras' own, or `None`; it then shows the true number of steps of
+            each epoch when that has ended.
+    """
+
+    async_safe = True
+
+    def __init__(
+        self,
+        clock: Clock,
+        effective_iterations: int,
+        progress_bar: keras.callbacks.ProgbarLogger | None,
+    ) -> None:
+        """Keeps what is needed at an epoch's two ends."""
+        super().__init__()
+        self._clock = clock
+        self._effective_iterations = effective_iterations
+        self._progress_bar = progress_bar
+        self._first_step = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Sets where the epoch ends."""
+        self._first_step = self._clock.step
+        self._clock.begin_epoch(self._effective_iterations)
+        if self._progress_bar is not None:
+            self._progress_bar.target = self._effective_iterations
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Lets training go on and the bar end where the epoch did."""
+        self.model.begin_next_epoch()
+        bar = self._progress_bar
+        if bar is not None and bar.progbar is not None:
+            bar.target = bar.progbar.target = self._clock.step - self._first_step

@@ -1,0 +1,134 @@
+"""Every private name of Keras that the package cannot do without.
+
+`tests/test_keras_compat.py` fails, and says what broke, when Keras changes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.models.functional import Functional
+
+__all__ = [
+    "Functional",
+    "call_model",
+    "compiled_losses",
+    "compute_loss",
+    "layers_of",
+    "logits",
+    "reading_rate",
+    "track_loss",
+    "update_compiled_metrics",
+]
+
+
+def call_model(model: keras.Model, x: Any, training: bool) -> Any:
+    """Returns `model(x)`, with `training` where the model's `call` takes it."""
+    if model._call_has_training_arg:
+        return model(x, training=training)
+    return model(x)
+
+
+def compute_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
+    """Returns the training loss, with or without `training` in its signature."""
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+    )
+
+
+def track_loss(model: keras.Model, loss: tf.Tensor, batch_size: tf.Tensor) -> None:
+    """Adds a batch's loss to the mean that Keras shows as `loss`."""
+    model._loss_tracker.update_state(loss, sample_weight=batch_size)
+
+
+def layers_of(model: keras.Model) -> list[keras.Layer]:
+    """Returns all layers of the model, nested ones included."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def logits(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns what a softmax or sigmoid was taken of, or the tensor itself."""
+    return getattr(tensor, "_keras_logits", tensor)
+
+
+def compiled_losses(model: keras.Model) -> list[tuple[tuple, keras.losses.Loss]]:
+    """Returns (path in the outputs, loss) of each loss; built by a first call."""
+    if model._compile_loss is None or model._compile_loss._flat_losses is None:
+        return []
+    return [(item.path, item.loss) for item in model._compile_loss._flat_losses]
+
+
+def update_compiled_metrics(
+    model: keras.Model,
+    y: Any,
+    y_pred: Any,
+    weight_of: Callable[[keras.Metric, Any], Any],
+) -> None:
+    """Updates the metrics of `compile` with a weight for each of them.
+
+    Args:
+        model: a compiled model.
+        y: targets, as `fit` passes them on.
+        y_pred: the model's outputs.
+        weight_of: `(metric, sample_weight_index)` -> weight or `None`; the index is
+            that of the output for `weighted_metrics` and `None` for `metrics`.
+    """
+    compiled = model._compile_metrics
+    if compiled is None:
+        return
+    if not compiled.built:
+        compiled.build(y, y_pred)
+    flat_y, flat_pred = compiled._flatten_y(y), compiled._flatten_y(y_pred)
+    outputs = range(len(flat_pred))
+    groups = [
+        (compiled._flat_metrics, [None] * len(flat_pred)),
+        (compiled._flat_weighted_metrics, list(outputs)),
+    ]
+    for metrics, indices in groups:
+        for group, target, prediction, index in zip(
+            metrics, flat_y, flat_pred, indices, strict=False
+        ):
+            for metric in group.metrics if group else ():
+                weight = weight_of(metric, index)
+                if weight is None:
+                    metric.update_state(target, prediction)
+                else:
+                    metric.update_state(target, prediction, sample_weight=weight)
+
+
+@contextlib.contextmanager
+def reading_rate(
+    optimizer: keras.optimizers.Optimizer,
+    multiplier: tf.Tensor,
+    lead: tf.Tensor,
+) -> Iterator[None]:
+    """Lets `optimizer` read its rate times `multiplier`, its schedule ahead by `lead`.
+
+    Only inside the block: what users and callbacks read and set stays theirs.
+
+    Args:
+        optimizer: the one that applies the gradients (inside a `LossScaleOptimizer`).
+        multiplier: `[]`, of the rate.
+        lead: `[]`, effective iterations beyond the optimizer's own count.
+    """
+    own = optimizer._get_current_learning_rate
+
+    def adapted_rate():
+        schedule = optimizer._learning_rate
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            at = tf.cast(optimizer._iterations.value, lead.dtype) + lead
+            rate = schedule(tf.cast(at, keras.config.floatx()))
+        else:
+            rate = own()
+        rate = tf.convert_to_tensor(rate)
+        return rate * tf.cast(multiplier, rate.dtype)
+
+    vars(optimizer)["_get_current_learning_rate"] = adapted_rate
+    try:
+        yield
+    finally:
+        del vars(optimizer)["_get_current_learning_rate"]

@@ -1,0 +1,134 @@
+"""Keras models whose `fit` draws the training examples that matter most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_osgd import keras_compat
+from keras_osgd.sampling import get as get_sampling
+from keras_osgd.trainer import ImportanceSampled
+
+__all__ = ["Functional", "Model", "Sequential", "accelerate", "release"]
+
+_PACKAGE = "keras_osgd"
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Functional(ImportanceSampled, keras_compat.Functional):
+    """What `Model(inputs, outputs)` returns."""
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Sequential(ImportanceSampled, keras.Sequential):
+    """`keras.Sequential` with importance sampling.
+
+    Example:
+        >>> model = Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse", sampling="rais")
+    """
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Model(ImportanceSampled, keras.Model):
+    """`keras.Model` with importance sampling: to subclass, or with inputs and outputs.
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> model = Model(inputs, keras.layers.Dense(1)(inputs))
+        >>> model.compile("sgd", "mse")  # sampling="rais" is the default
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Returns a functional model if called with inputs and outputs."""
+        if cls is Model and _is_functional(args, kwargs):
+            return Functional(*args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Builds the model as Keras does."""
+        if _is_functional(args, kwargs):
+            # Keras would rewrite our own bases for good; only the user's class may be.
+            _rebase(type(self))
+            Functional.__init__(self, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
+
+
+def _is_functional(args: tuple, kwargs: dict) -> bool:
+    named = "outputs" in kwargs and (len(args) == 1 or "inputs" in kwargs)
+    return len(args) == 2 or named
+
+
+def _rebase(cls: type) -> None:
+    """Puts `Functional` where a user's class, or its parents, have `Model`."""
+    if cls is Model or not issubclass(cls, Model):
+        return
+    for base in cls.__bases__:
+        _rebase(base)
+    cls.__bases__ = tuple(Functional if b is Model else b for b in cls.__bases__)
+
+
+def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
+    """Lets an existing model, compiled or loaded or neither, train with sampling.
+
+    The model itself is changed and returned; weights, optimizer and its state stay. Files
+    saved meanwhile load where keras_osgd is missing.
+
+    Args:
+        model: any Keras model.
+        sampling: as in `Model.compile`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> accelerate(model) is model
+        True
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`accelerate` takes a Keras model. Received: "
+            f"{type(model).__name__}. Pass a `keras.Model`."
+        )
+    method = get_sampling(sampling)
+    if not isinstance(model, ImportanceSampled):
+        old = type(model)
+        requested = vars(model).pop("stop_training", False)
+        model.__class__ = type(
+            old.__name__,
+            (_Accelerated, old),
+            {"__module__": old.__module__, "__qualname__": old.__qualname__},
+        )
+        model.stop_training = requested
+        model.train_function = None
+    model.sampling_held.sampling = method
+    return model
+
+
+class _Accelerated(ImportanceSampled):
+    """What `accelerate` puts before a model's class."""
+
+    get_compile_config = keras.Model.get_compile_config
+
+
+def release(model: keras.Model) -> keras.Model:
+    """Gives an accelerated model its own class back; weights and optimizer stay.
+
+    Raises:
+        ValueError: if `model` was not made by `accelerate`.
+    """
+    if not isinstance(model, _Accelerated):
+        raise ValueError(
+            "`release` undoes `accelerate`. Received: a model of class "
+            f"{type(model).__name__} that was not accelerated. Use "
+            'compile(sampling="uniform") to switch sampling off.'
+        )
+    stop = model.stop_training
+    model.__class__ = type(model).__bases__[1]
+    for name in [name for name in vars(model) if name.startswith("_keras_osgd")]:
+        del vars(model)[name]
+    for name in ("_stop_requested", "_epoch_complete"):
+        vars(model).pop(name, None)
+    model.stop_training = stop
+    model.train_function = None
+    return model

@@ -1,0 +1,191 @@
+"""Weighted batches as a `tf.data.Dataset`, gathered from one copy of the data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Rows", "Sample", "batches"]
+
+READ_AHEAD = 3  # batches: two in the prefetch buffer and one in the making
+_PREFETCH = READ_AHEAD - 1
+_IN_PLACE_BYTES = 2**28  # larger arrays are read where they are, never copied
+_NEVER = tf.int64.max
+
+
+class Sample(NamedTuple):
+    """What travels with a batch beside x and y.
+
+    Attributes:
+        index: `[m]` int64. Rows drawn.
+        probability: `[m]` float32. The block's target p of each row, as it was drawn.
+        candidate: `[m]` float32. p by the scores; equals `probability` unless the block
+            is drawn uniformly.
+        position: `[m]` int64. Where the step leaves what it observes.
+        sample_weight: `[m, ...]`, the user's own weights, or `None`.
+    """
+
+    index: tf.Tensor
+    probability: tf.Tensor
+    candidate: tf.Tensor
+    position: tf.Tensor
+    sample_weight: Any = None
+
+
+class Plan(NamedTuple):
+    """One block's draws.
+
+    Attributes:
+        start: first step of the block, counted from the start of `fit`.
+        index: `[k]` int64, `k = steps * m`; batch after batch.
+        probability: `[k]` float64, p of each draw.
+        candidate: `[k]` float64, p' of each draw.
+        features: `[k, F]` float32, the score table's as the block was drawn.
+        importance: whether the draws follow the scores.
+        largest_weight: 1/(n min p) over all examples.
+    """
+
+    start: int
+    index: np.ndarray
+    probability: np.ndarray
+    candidate: np.ndarray
+    features: np.ndarray
+    importance: bool
+    largest_weight: float
+
+
+class PlanBuffers:
+    """Plans of two blocks in `tf.Variable`s: one being trained on, one made ready.
+
+    Args:
+        block_steps: steps of a block.
+        batch_size: m.
+    """
+
+    def __init__(self, block_steps: int, batch_size: int) -> None:
+        """Allocates room for two blocks."""
+        self.block_steps, self.batch_size = block_steps, batch_size
+        shape = [2 * block_steps, batch_size]
+        with tf.device("CPU:0"):
+            self.index = tf.Variable(tf.zeros(shape, tf.int64), trainable=False)
+            self.probability = tf.Variable(tf.ones(shape), trainable=False)
+            self.candidate = tf.Variable(tf.ones(shape), trainable=False)
+            self.planned_until = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self.start = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self.end = tf.Variable(_NEVER, dtype=tf.int64, trainable=False)
+
+    @property
+    def rows(self) -> int:
+        """Number of steps there is room for."""
+        return 2 * self.block_steps
+
+    def write(self, plan: Plan) -> None:
+        """Puts a plan where the pipeline reads it once its first step comes up."""
+        first = plan.start % self.rows
+        rows = slice(first, first + self.block_steps)
+        shape = (self.block_steps, self.batch_size)
+        self.index[rows].assign(plan.index.reshape(shape))
+        probability = plan.probability.astype(np.float32).reshape(shape)
+        self.probability[rows].assign(probability)
+        candidate = plan.candidate.astype(np.float32).reshape(shape)
+        self.candidate[rows].assign(candidate)
+        self.planned_until.assign(plan.start + self.block_steps)
+
+    def read(self, step: tf.Tensor) -> Sample:
+        """Returns the draws of one step, counted from the start of `fit`."""
+        tf.debugging.assert_less(
+            step,
+            self.planned_until,
+            "The pipeline read further ahead than its plan. This is a fault of "
+            "keras_osgd: please report it with your `fit` and `compile` calls.",
+        )
+        row = step % self.rows
+        positions = row * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
+        return Sample(
+            tf.gather(self.index, row),
+            tf.gather(self.probability, row),
+            tf.gather(self.candidate, row),
+            positions,
+        )
+
+
+class Rows:
+    """Random access to the examples of nested arrays, without a copy of large ones.
+
+    Args:
+        arrays: arrays in any nesting of tuples, lists and dicts, `None` allowed; all
+            with the same first dimension.
+
+    Example:
+        >>> Rows((np.arange(6.0).reshape(3, 2), None))(tf.constant([2]))[0].numpy()
+        array([[4., 5.]])
+    """
+
+    def __init__(self, arrays: Any) -> None:
+        """Takes small arrays into variables and refers to large ones."""
+        self._structure = arrays
+        leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+        self._in_place = sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES
+        self._leaves = leaves
+        if not self._in_place:
+            # Not a captured tensor: each new iterator would copy that once more.
+            with tf.device("CPU:0"):
+                self._leaves = [tf.Variable(leaf, trainable=False) for leaf in leaves]
+
+    def __call__(self, index: tf.Tensor) -> Any:
+        """Returns rows `index` of every array, in the same nesting."""
+        if self._in_place:
+            gathered = self._gather_in_place(index)
+        else:
+            gathered = [tf.gather(leaf, index) for leaf in self._leaves]
+        rows = iter(gathered)
+        return keras.tree.map_structure(
+            lambda leaf: None if leaf is None else next(rows), self._structure
+        )
+
+    def _gather_in_place(self, index: tf.Tensor) -> list[tf.Tensor]:
+        def take(rows: np.ndarray) -> list[np.ndarray]:
+            return [np.ascontiguousarray(leaf[rows]) for leaf in self._leaves]
+
+        dtypes = [tf.as_dtype(leaf.dtype) for leaf in self._leaves]
+        gathered = tf.numpy_function(take, [index], dtypes, stateful=False)
+        for tensor, leaf in zip(gathered, self._leaves, strict=True):
+            tensor.set_shape([index.shape[0], *leaf.shape[1:]])
+        return gathered
+
+
+def batches(buffers: PlanBuffers, rows: Rows) -> tf.data.Dataset:
+    """Returns the dataset of one epoch's batches (x, y, `Sample`).
+
+    It begins at step `buffers.start` and ends before step `buffers.end`, both read while
+    it runs; every batch is full. It reads READ_AHEAD batches ahead and no more: TensorFlow's
+    hidden prefetch and autotuning are off, since reading ahead is part of the algorithm.
+
+    Args:
+        buffers: plans by step.
+        rows: of (x, y, sample_weight).
+    """
+
+    def batch(step: tf.Tensor):
+        sample = buffers.read(step)
+        x, y, sample_weight = rows(sample.index)
+        return x, y, sample._replace(sample_weight=sample_weight)
+
+    def steps(_):
+        return tf.data.Dataset.range(buffers.start, _NEVER)
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.inject_prefetch = False
+    options.deterministic = True
+    return (
+        tf.data.Dataset.range(1)
+        .flat_map(steps)
+        .take_while(lambda step: step < buffers.end)
+        .map(batch)
+        .prefetch(_PREFETCH)
+        .with_options(options)
+    )

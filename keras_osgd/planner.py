@@ -1,0 +1,278 @@
+"""Plans blocks of draws from what was observed, beside the training steps."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd import distributions, draws, uncertainty_set
+from keras_osgd.gain_ratio import gradient_ess
+from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
+from keras_osgd.sampling import RAIS
+from keras_osgd.state import SamplingState
+
+__all__ = ["ObservationLog", "Planner"]
+
+_REARM_MARGIN = 0.02  # above `retreat_below`, so that the two do not alternate
+_LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
+_GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
+
+
+class ObservationLog:
+    """What the steps of two blocks leave behind, in `tf.Variable`s on the CPU.
+
+    Args:
+        buffers: whose steps are observed.
+    """
+
+    def __init__(self, buffers: PlanBuffers) -> None:
+        """Allocates room for two blocks."""
+        self._batch_size, self._rows = buffers.batch_size, buffers.rows
+        with tf.device("CPU:0"):
+            norms = tf.zeros([self._rows * self._batch_size])
+            self._norms = tf.Variable(norms, trainable=False)
+            self._gains = tf.Variable(tf.zeros([self._rows]), trainable=False)
+
+    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
+        """Leaves a step's norms `[m]` and gain ratio `[]`; part of the step."""
+        self._norms.scatter_update(tf.IndexedSlices(norms, position))
+        row = position[:1] // self._batch_size
+        self._gains.scatter_update(tf.IndexedSlices(gain[tf.newaxis], row))
+
+    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the norms `[k * m]` and gains `[k]` of steps first <= step < last."""
+        rows = np.arange(first, last) % self._rows
+        positions = rows[:, np.newaxis] * self._batch_size + np.arange(self._batch_size)
+        norms = tf.gather(self._norms, positions.ravel()).numpy()
+        return norms, tf.gather(self._gains, rows).numpy()
+
+
+class Planner:
+    """Makes each block's `Plan` in a thread of its own, from one defined step on.
+
+    The plan of a block starts from what the steps up to `lead_steps` before it left
+    behind, and is waited for before the pipeline can ask for it. So neither the timing
+    of threads nor how far the pipeline reads ahead changes a single draw.
+
+    Args:
+        sampling: configuration.
+        state: what is learned; only the planning thread changes it while `fit` runs.
+        buffers: where plans go.
+        log: where observations come from.
+        steps_per_execution: of the model.
+    """
+
+    def __init__(
+        self,
+        sampling: RAIS,
+        state: SamplingState,
+        buffers: PlanBuffers,
+        log: ObservationLog,
+        steps_per_execution: int,
+    ) -> None:
+        """Plans nothing yet; `start` makes the first plan."""
+        self._sampling, self._state = sampling, state
+        self._buffers, self._log = buffers, log
+        self._n = state.table.size
+        self._join_steps = steps_per_execution + READ_AHEAD
+        self._lead_steps = lead_steps(buffers.block_steps, steps_per_execution)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_planner")
+        self._pending: concurrent.futures.Future | None = None
+        self._plans: list[Plan] = []
+        self._window: list[np.ndarray] = []
+        self._ingested = 0
+        self._next_event = 0
+        self._begun = time.perf_counter()
+        self._planning_seconds = self._waiting_seconds = 0.0
+        self.candidate: np.ndarray | None = None
+        self.notices: list[str] = []
+        self.figures: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Plans the first block; training cannot begin before."""
+        self._thread.submit(self._plan, 0, 0).result()
+        self._next_event = self._buffers.block_steps - self._lead_steps
+
+    def advance(self, step: int) -> None:
+        """Starts or awaits a plan, if `step` steps done make it time for that."""
+        if step < self._next_event:
+            return
+        entered = time.perf_counter()
+        block_end = self._plans[-1].start + self._buffers.block_steps
+        if self._pending is None:
+            observed_until = block_end - self._lead_steps
+            self._pending = self._thread.submit(self._plan, block_end, observed_until)
+            self._next_event = block_end - self._join_steps
+        if step >= self._next_event:
+            self._pending.result()
+            self._pending = None
+            end = self._plans[-1].start + self._buffers.block_steps
+            self._next_event = end - self._lead_steps
+        self._waiting_seconds += time.perf_counter() - entered
+
+    def finish(self, step: int) -> None:
+        """Takes in the last observations and gives back the mass of unused draws."""
+        if self._pending is not None:
+            self._pending.exception()
+        self._thread.submit(self._finish, step).result()
+        self._thread.shutdown()
+
+    def _finish(self, step: int) -> None:
+        self._ingest(step)
+        m = self._buffers.batch_size
+        for plan in self._plans:
+            used = int(np.clip(step - plan.start, 0, self._buffers.block_steps)) * m
+            unused = plan.index[used:]
+            self._state.drawn -= len(unused)
+            if self._sampling.draws == "reshuffled":
+                probability = np.ones(self._n)
+                probability[unused] = plan.probability[used:]
+                self._state.owed = draws.refund(self._state.owed, probability, unused)
+
+    def _plan(self, start: int, observed_until: int) -> None:
+        """Makes the plan of the block at `start`; runs in the planning thread."""
+        begun = time.perf_counter()
+        self._ingest(observed_until)
+        uniform = distributions.uniform(self._n).numpy()
+        candidate, importance = self._candidate(uniform)
+        probability = candidate if importance else uniform
+        size = self._buffers.block_steps * self._buffers.batch_size
+        index = self._draw(probability, size)
+        plan = Plan(
+            start,
+            index,
+            probability[index],
+            candidate[index],
+            self._state.table.features_of(index),
+            importance,
+            1.0 / (self._n * probability.min()),
+        )
+        self._buffers.write(plan)
+        self.candidate = candidate
+        # The plan before last is over: `observed_until` lies within the last one.
+        self._plans = [*self._plans[-1:], plan]
+        self._state.blocks += 1
+        self._state.drawn += size
+        self._planning_seconds += time.perf_counter() - begun
+
+    def _draw(self, probability: np.ndarray, size: int) -> np.ndarray:
+        state = self._state
+        rng = np.random.default_rng([state.seed, state.blocks])
+        if self._sampling.draws == "independent":
+            return draws.independent(probability, size, rng)
+        drawn = draws.reshuffled(state.owed, probability, size, rng)
+        state.owed = drawn.owed
+        return drawn.index
+
+    def _candidate(self, uniform: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Returns p by the scores (equation 6 and the floor) and whether to use it."""
+        state = self._state
+        started = state.drawn >= self._sampling.uniform_draws(self._n)
+        fitted = state.uncertainty_set
+        if not started or fitted is None:
+            return uniform, False
+        mean = state.table.combine(fitted.mean)
+        variance = fitted.objective * state.table.combine(fitted.spread)
+        robust = distributions.robust(mean, variance)
+        candidate = distributions.with_floor(robust, self._sampling.floor).numpy()
+        return candidate, state.armed
+
+    def _ingest(self, until: int) -> None:
+        """Brings table, window, uncertainty set and mode up to date with the steps."""
+        first = self._ingested
+        if until <= first:
+            return
+        norms, gains = self._log.read(first, until)
+        index, probability, features, importance = self._drawn(first, until)
+        weights = 1.0 / (self._n * probability)
+        finite = np.isfinite(norms)
+        index, weights, norms = index[finite], weights[finite], norms[finite]
+        self._ingested = until
+        self._state.observed += len(index)
+        self._state.table.observe(index, weights, norms, self._state.blocks)
+        self._fit(np.column_stack([features[finite], weights, norms]))
+        self._decide(gains[-max(_GAIN_STEPS, len(gains) // 2) :], importance)
+        self.figures = {
+            "gain_ratio": float(gains.mean()) if importance else 1.0,
+            "candidate_gain_ratio": float(gains.mean()),
+            "gradient_ess": float(gradient_ess(weights, norms.astype(np.float64))),
+            "largest_weight": self._plans[-1].largest_weight,
+            "share_unseen": self._state.table.share_unseen,
+        }
+
+    def _drawn(self, first: int, until: int) -> tuple[Any, ...]:
+        """Returns index, p and features of the draws of some steps, and how drawn."""
+        m, parts, importance = self._buffers.batch_size, [], False
+        for plan in self._plans:
+            steps = np.clip(
+                [first - plan.start, until - plan.start], 0, self._buffers.block_steps
+            )
+            rows = slice(*(steps * m))
+            parts.append(
+                (plan.index[rows], plan.probability[rows], plan.features[rows])
+            )
+            importance = plan.importance
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return (*columns, importance)
+
+    def _fit(self, observations: np.ndarray) -> None:
+        """Fits equation (7) to the window; the last good fit stays if this one fails."""
+        self._window.append(observations)
+        window = np.concatenate(self._window)[-self._sampling.window :]
+        self._window = [window]
+        features, weights, norms = window[:, :-2], window[:, -2], window[:, -1]
+        # A first block's features are all zero: nothing had been observed before it.
+        known = features[:, 0] > 0
+        if not known.any():
+            features = self._state.table.features_of(np.zeros(len(norms), np.int64))
+            features[:, 1:] = features[:, :1]
+            known = np.ones(len(norms), bool)
+        try:
+            fitted = uncertainty_set.fit(
+                features[known],
+                weights[known],
+                norms[known],
+                self._state.table.mean_features(),
+                self._state.uncertainty_set,
+            )
+        except (ValueError, ArithmeticError, np.linalg.LinAlgError):
+            self._state.fit_failures += 1
+            return
+        if np.isfinite(fitted.objective) and np.isfinite(fitted.mean).all():
+            self._state.uncertainty_set = fitted
+
+    def _decide(self, gains: np.ndarray, importance: bool) -> None:
+        """Retreats to uniform draws where they no longer pay, and comes back."""
+        state, gain = self._state, float(gains.mean())
+        threshold = self._sampling.retreat_below
+        if state.armed and importance and gain < threshold:
+            state.armed = False
+            cause = (
+                "the scores are worse than uniform sampling"
+                if gain < 1
+                else "importance sampling no longer pays"
+            )
+            self.notices.append(
+                f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Training goes on "
+                "with uniform, reshuffled draws until the gain rises again."
+            )
+        elif not state.armed and gain > threshold + _REARM_MARGIN:
+            state.armed = True
+
+    def sampling_share(self) -> float:
+        """Returns the seconds spent on planning and waiting over those of training."""
+        total = time.perf_counter() - self._begun
+        return (self._planning_seconds + self._waiting_seconds) / total
+
+
+def lead_steps(block_steps: int, steps_per_execution: int) -> int:
+    """Returns how many steps before a block its plan starts.
+
+    The same for every `steps_per_execution` up to 11, so that numbers are too.
+    """
+    needed = 2 * steps_per_execution + READ_AHEAD + 1
+    return max(_LEAD_STEPS, needed, block_steps // 4)

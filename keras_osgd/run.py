@@ -1,0 +1,104 @@
+"""What one `fit` with importance sampling consists of, from first plan to last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.effective_epochs import Clock
+from keras_osgd.losses import OutputLoss
+from keras_osgd.pipeline import PlanBuffers, Rows, batches
+from keras_osgd.planner import ObservationLog, Planner, lead_steps
+from keras_osgd.sampling import RAIS
+from keras_osgd.state import SamplingState
+from keras_osgd.training_data import TrainingData
+
+__all__ = ["Run"]
+
+
+class Run:
+    """The variables that a training step needs, and the planner that feeds it.
+
+    Kept from one `fit` to the next while the sizes stay, so that nothing is traced anew.
+
+    Args:
+        sampling: configuration.
+        state: what is learned about the examples.
+        n: number of examples.
+        batch_size: m.
+        steps_per_execution: of the model.
+        adapt: whether the learning rate follows the gain ratio.
+    """
+
+    def __init__(
+        self,
+        sampling: RAIS,
+        state: SamplingState,
+        n: int,
+        batch_size: int,
+        steps_per_execution: int,
+        adapt: bool,
+    ) -> None:
+        """Allocates; `start` begins a `fit`."""
+        self.key = (n, batch_size, steps_per_execution, adapt)
+        self.n, self.batch_size, self.adapt = n, batch_size, adapt
+        self.sampling, self.state = sampling, state
+        self._steps_per_execution = steps_per_execution
+        shortest = 2 * lead_steps(0, steps_per_execution)
+        block = max(sampling.block_steps(n, batch_size), shortest)
+        self.buffers = PlanBuffers(block, batch_size)
+        self.log = ObservationLog(self.buffers)
+        self.clock = Clock(state.lead, self.buffers.end, steps_per_execution)
+        self.gain = state.gain
+        self.losses: list[OutputLoss] = []
+        self.planner: Planner | None = None
+        self.verbose = True
+
+    def start(self, data: TrainingData, verbose: Any) -> tf.data.Dataset:
+        """Plans the first block and returns the dataset of an epoch."""
+        self.verbose = verbose not in (0, "0")
+        self.clock.restart()
+        self.buffers.start.assign(0)
+        self.planner = Planner(
+            self.sampling, self.state, self.buffers, self.log, self._steps_per_execution
+        )
+        self.state.in_use = True
+        self.planner.start()
+        return batches(self.buffers, Rows(data.arrays))
+
+    def after_execution(self) -> bool:
+        """Counts the steps done, plans ahead; returns whether the epoch is complete."""
+        complete = self.clock.count_execution()
+        self.planner.advance(self.clock.step)
+        if complete:
+            self.buffers.start.assign(self.clock.step)
+        while self.planner.notices:
+            self.say(self.planner.notices.pop(0))
+        return complete
+
+    def finish(self) -> None:
+        """Ends a `fit`, however it ended; nothing learned is lost."""
+        self.state.in_use = False
+        if self.planner is not None:
+            self.planner.finish(self.clock.step)
+
+    def figures(self) -> dict[str, float]:
+        """Returns what `SamplingMonitor` shows."""
+        return {
+            **self.planner.figures,
+            "effective_epochs": self.clock.effective_iterations()
+            * self.batch_size
+            / self.n,
+            "sampling_share": self.planner.sampling_share(),
+        }
+
+    def probabilities(self) -> np.ndarray | None:
+        """Returns `[n]`, p by the scores as last planned, or `None`."""
+        return None if self.planner is None else self.planner.candidate
+
+    def say(self, line: str) -> None:
+        """Prints a line of information, as Keras' callbacks do, unless silent."""
+        if self.verbose:
+            print(line)

@@ -1,0 +1,159 @@
+"""What the user configures: how training examples are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+
+from keras_osgd.score_table import DEFAULT_FEATURES, LARGE_FEATURES, check_features
+
+__all__ = ["RAIS", "Sampling", "Uniform", "get"]
+
+_PACKAGE = "keras_osgd"
+_MIN_BLOCK_STEPS = 50
+_LARGE = 200_000  # from here on, examples stay unseen or unvisited for long
+_FULL_PASS = 100_000  # up to here, the first pass is uniform
+_COLD_START = 20_000  # examples; above it, this many are drawn uniformly first
+
+
+class Sampling:
+    """Base of the sampling methods; serializable like an optimizer."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Sampling:
+        """Returns an object with the arguments that `get_config` returned."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        """Returns the call that makes this object."""
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Uniform(Sampling):
+    """Keras' own training, to the bit: switches importance sampling off.
+
+    Example:
+        >>> get("uniform")
+        Uniform()
+    """
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class RAIS(Sampling):
+    """Robust, approximate importance sampling with an adapted learning rate.
+
+    Args:
+        floor: epsilon in [0, 1]. Every example keeps at least epsilon/n of the
+            probability, so that no importance weight exceeds 1/epsilon.
+        window: |D|, number of last observations the uncertainty set is fitted to.
+        features: names for the score table ("constant", "last", "average_DECAY",
+            "class_mean", "unseen", "age"); `None` takes the first three with DECAY 0.75
+            and "class_mean", and for 200,000 examples or more the last two as well.
+        adapt_learning_rate: whether the rate follows the gain ratio and an epoch is an
+            epoch's worth of progress. Without it epochs are ordinary ones.
+        draws: "reshuffled" (every example gets its due in every stretch of training) or
+            "independent" (with replacement, as in the paper).
+        seed: integer, or `None` to follow `keras.utils.set_random_seed`.
+        retreat_below: gain ratio below which training goes on uniformly until the
+            gain rises again. 0 never retreats.
+        require_full_batches: whether fewer examples than `batch_size` are an error.
+
+    Raises:
+        ValueError: if an argument is outside what is said above.
+
+    Example:
+        >>> RAIS(floor=0.1, seed=1).floor
+        0.1
+
+    Reference: Johnson & Guestrin, NeurIPS 2018.
+    """
+
+    def __init__(
+        self,
+        floor: float = 0.05,
+        window: int = 6400,
+        features: Sequence[str] | None = None,
+        adapt_learning_rate: bool = True,
+        draws: Literal["reshuffled", "independent"] = "reshuffled",
+        seed: int | None = None,
+        retreat_below: float = 1.03,
+        require_full_batches: bool = False,
+    ) -> None:
+        """Checks and keeps the configuration."""
+        if not 0 <= floor <= 1:
+            raise ValueError(
+                "`floor` must be in [0, 1]: it is the share of uniform sampling mixed "
+                f"in. Received: floor={floor}. Use 0.05 unless you know better."
+            )
+        if draws not in ("reshuffled", "independent"):
+            raise ValueError(
+                "`draws` must be 'reshuffled' or 'independent'. Received: "
+                f"draws={draws!r}. Use 'reshuffled' unless you reproduce the paper."
+            )
+        if int(window) < 100:
+            raise ValueError(
+                "`window` must be at least 100 observations for the uncertainty set "
+                f"to be fitted. Received: window={window}. The default is 6400."
+            )
+        self.floor = float(floor)
+        self.window = int(window)
+        self.features = None if features is None else check_features(features)
+        self.adapt_learning_rate = bool(adapt_learning_rate)
+        self.draws = draws
+        self.seed = seed
+        self.retreat_below = float(retreat_below)
+        self.require_full_batches = bool(require_full_batches)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return dict(vars(self))
+
+    def features_for(self, n: int) -> tuple[str, ...]:
+        """Returns the features in use for n examples."""
+        if self.features is not None:
+            return self.features
+        return LARGE_FEATURES if n >= _LARGE else DEFAULT_FEATURES
+
+    def block_steps(self, n: int, batch_size: int) -> int:
+        """Returns the number of steps a block of draws lasts: n/(8m), at least 50."""
+        return max(_MIN_BLOCK_STEPS, round(n / (8 * batch_size)))
+
+    def uniform_draws(self, n: int) -> int:
+        """Returns how many examples are drawn uniformly at the start."""
+        return n if n <= _FULL_PASS else _COLD_START
+
+
+_BY_NAME = {"rais": RAIS, "uniform": Uniform}
+
+
+def get(identifier: str | Sampling | dict[str, Any]) -> Sampling:
+    """Returns the sampling method a user named or configured.
+
+    Args:
+        identifier: "rais", "uniform", a `Sampling` object or its serialized form.
+
+    Raises:
+        ValueError: if it is none of these.
+
+    Example:
+        >>> type(get("rais")).__name__
+        'RAIS'
+    """
+    if isinstance(identifier, dict):
+        identifier = keras.saving.deserialize_keras_object(identifier)
+    if isinstance(identifier, Sampling):
+        return identifier
+    if isinstance(identifier, str) and identifier.lower() in _BY_NAME:
+        return _BY_NAME[identifier.lower()]()
+    raise ValueError(
+        f"`sampling` must be one of {sorted(_BY_NAME)} or an object such as "
+        f"`keras_osgd.sampling.RAIS()`. Received: sampling={identifier!r}."
+    )

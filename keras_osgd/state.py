@@ -1,0 +1,139 @@
+"""All that a model learns about its training examples, saved beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.gain_ratio import GainRatio
+from keras_osgd.score_table import ScoreTable
+from keras_osgd.uncertainty_set import UncertaintySet
+
+__all__ = ["SamplingState"]
+
+_TABLE = "table."
+_COUNTERS = ("armed", "blocks", "drawn", "observed", "seed", "fit_failures")
+
+
+class SamplingState(keras.Operation):
+    """Score table, owed mass, uncertainty set, gain ratio and effective iterations.
+
+    A `keras.Operation`, because Keras saves and loads it with `save_weights` and
+    `.keras` files as it does an optimizer, while it stays out of `model.weights`, of
+    parameter counts and of exports, and a plain `keras.Model` can load the file. Empty
+    until the first `fit` with importance sampling.
+
+    Attributes:
+        table: the `ScoreTable`, or `None` before the first `fit`.
+        owed: `[n]` float64, owed mass of the reshuffled draws.
+        uncertainty_set: the last good fit of equation (7), or `None`.
+        gain: `GainRatio`.
+        lead: `tf.Variable` float64, effective iterations minus the optimizer's own.
+        armed: whether draws follow the scores (else uniform, until the gain pays).
+        blocks, drawn, observed: blocks, draws and observations so far.
+        seed: of all draws.
+        fit_failures: fits of equation (7) that failed; the last good one stayed.
+        fingerprint: of the training data the scores belong to.
+        in_use: whether a `fit` is running on it.
+    """
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        super().__init__(name="keras_osgd_sampling")
+        self.table: ScoreTable | None = None
+        self.owed: np.ndarray | None = None
+        self.uncertainty_set: UncertaintySet | None = None
+        self.gain: GainRatio | None = None
+        self.lead: tf.Variable | None = None
+        self.fingerprint = ""
+        self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
+        self.seed, self.fit_failures = 0, 0
+        self.in_use = False
+
+    def call(self, *args: Any, **kwargs: Any) -> None:
+        """Is no computation."""
+        raise NotImplementedError("`SamplingState` holds state and is never called.")
+
+    def start_clock(self) -> None:
+        """Makes the variables that the training step updates."""
+        if self.gain is None:
+            self.gain = GainRatio()
+            self.lead = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+
+    def allocate(self, table: ScoreTable, fingerprint: str, seed: int) -> None:
+        """Starts afresh with an empty table; effective iterations go on."""
+        self.start_clock()
+        self.gain.averages.assign(tf.zeros(4))
+        self.table, self.fingerprint, self.seed = table, fingerprint, seed
+        self.owed = np.zeros(table.size)
+        self.uncertainty_set = None
+        self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
+        self.fit_failures = 0
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes everything into a Keras store; nothing while empty."""
+        if self.table is None:
+            return
+        for name, value in self.table.state().items():
+            store[_TABLE + name] = np.asarray(value)
+        store["features"] = _as_array(" ".join(self.table.features))
+        store["owed"] = self.owed
+        store["gain"] = self.gain.averages.numpy()
+        store["lead"] = self.lead.numpy()
+        store["fingerprint"] = _as_array(self.fingerprint)
+        for name in _COUNTERS:
+            store[name] = np.int64(getattr(self, name))
+        fitted = self.uncertainty_set
+        if fitted is not None:
+            store["uncertainty_mean"] = fitted.mean
+            store["uncertainty_spread"] = fitted.spread
+            store["uncertainty_objective"] = np.float64(fitted.objective)
+
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
+        """Reads what `save_own_variables` wrote; keeps what it has if there is none."""
+        if "owed" not in store.keys():  # noqa: SIM118  (a Keras store)
+            return
+        arrays = {
+            name.removeprefix(_TABLE): np.array(store[name])
+            for name in store.keys()  # noqa: SIM118
+            if name.startswith(_TABLE)
+        }
+        owed = np.array(store["owed"], np.float64)
+        features = tuple(_as_text(store["features"]).split())
+        if self.table is None or not self.table.holds(arrays, features):
+            if self.in_use:
+                raise ValueError(
+                    "Scores loaded during `fit` must belong to the data in training, "
+                    f"{self.table.size} examples with features {self.table.features}. "
+                    f"Received: {len(owed)} examples with features {features}. "
+                    "Load them before `fit`, or load only the weights."
+                )
+            self.table = ScoreTable(len(owed), arrays.get("classes"), features)
+        self.table.load(arrays)
+        self.start_clock()
+        self.owed = owed
+        self.gain.averages.assign(np.array(store["gain"]))
+        self.lead.assign(np.array(store["lead"]))
+        self.fingerprint = _as_text(store["fingerprint"])
+        for name in _COUNTERS:
+            setattr(self, name, int(np.array(store[name])))
+        if "uncertainty_mean" in store.keys():  # noqa: SIM118
+            self.uncertainty_set = UncertaintySet(
+                np.array(store["uncertainty_mean"]),
+                np.array(store["uncertainty_spread"]),
+                float(np.array(store["uncertainty_objective"])),
+                0,
+                True,
+            )
+
+
+def _as_array(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _as_text(array: Any) -> str:
+    return bytes(np.array(array, np.uint8)).decode()

@@ -1,0 +1,300 @@
+"""What our model classes add to Keras': `compile(sampling=...)` and its `fit`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd import checks, keras_compat, losses, training_data
+from keras_osgd.effective_epochs import EpochEnds
+from keras_osgd.pipeline import Sample
+from keras_osgd.run import Run
+from keras_osgd.sampling import RAIS, Sampling, Uniform
+from keras_osgd.sampling import get as get_sampling
+from keras_osgd.state import SamplingState
+from keras_osgd.training_step import make_core
+
+__all__ = ["ImportanceSampled"]
+
+
+class Held:
+    """Keeps what Keras and TensorFlow must not track or save with the model."""
+
+    def __init__(self) -> None:
+        self.sampling: Sampling = get_sampling("rais")
+        self.run: Run | None = None
+        self.importance_weights: tuple | None = None
+        self.wrapped = False
+
+
+class ImportanceSampled:
+    """What our model classes add to Keras': `compile(sampling=...)` and its `fit`."""
+
+    @property
+    def sampling_held(self) -> Held:
+        """What belongs to the sampling but must not be tracked or saved."""
+        kept = vars(self)
+        if "_keras_osgd_held" not in kept:
+            kept["_keras_osgd_held"] = Held()
+        return kept["_keras_osgd_held"]
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling method given to `compile`."""
+        return self.sampling_held.sampling
+
+    @property
+    def sampling_state(self) -> SamplingState:
+        """What is learned about the training examples; saved with the weights."""
+        kept = vars(self)
+        if "_keras_osgd_state" not in kept:
+            kept["_keras_osgd_state"] = SamplingState()
+        return kept["_keras_osgd_state"]
+
+    @property
+    def sampling_run(self) -> Run | None:
+        """What the current or last `fit` with importance sampling consists of."""
+        return self.sampling_held.run
+
+    def compile(self, *args: Any, sampling: Any = "rais", **kwargs: Any) -> None:
+        """Configures the model for training, as `keras.Model.compile`.
+
+        Args:
+            *args: as in Keras.
+            sampling: "rais", "uniform" (Keras' own training to the bit) or an object
+                such as `keras_osgd.sampling.RAIS(floor=0.1)`.
+            **kwargs: as in Keras.
+        """
+        method = get_sampling(sampling)
+        super().compile(*args, **kwargs)
+        self.sampling_held.sampling, self.sampling_held.run = method, None
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns Keras' compile configuration with the sampling method."""
+        config = super().get_compile_config()
+        if config:
+            method = keras.saving.serialize_keras_object(self.sampling)
+            config = {**config, "sampling": method}
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles the model as it was when it was saved."""
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**config)
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether `fit` is to stop; for a moment also where an epoch is complete."""
+        kept = vars(self)
+        return kept.get("_stop_requested", False) or kept.get("_epoch_complete", False)
+
+    @stop_training.setter
+    def stop_training(self, value: bool) -> None:
+        vars(self)["_stop_requested"] = value
+
+    def begin_next_epoch(self) -> None:
+        """Lets `fit` go on after an epoch that ended early; called between epochs."""
+        vars(self)["_epoch_complete"] = False
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
+    ) -> keras.callbacks.History:
+        """Trains the model as `keras.Model.fit`, with importance sampling.
+
+        An epoch is an epoch's worth of progress (see `sampling.RAIS`). All arguments as
+        in Keras; x, y and `sample_weight` are arrays or tensors, nested or not, and
+        `class_weight` and `sample_weight` may be given together.
+
+        Raises:
+            ValueError: before any step, for data, losses or models that cannot be
+                sampled; the message says what to do.
+        """
+        method = self.sampling
+        if isinstance(method, Uniform) or not self.compiled:
+            self._leave_run()
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                class_weight=class_weight,
+                sample_weight=sample_weight,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+            )
+        if validation_split and validation_data is None:
+            (x, y, sample_weight), validation_data = training_data.split(
+                x, y, sample_weight, validation_split
+            )
+        data = training_data.prepare(
+            x, y, sample_weight, class_weight, batch_size, steps_per_epoch
+        )
+        if not shuffle:
+            checks.warn_once(
+                self, "shuffle", "`shuffle=False` has no effect: draws are random."
+            )
+        run = self._enter_run(method, data, verbose)
+        try:
+            dataset = run.start(data, verbose)
+            callbacks = self._callback_list(
+                callbacks,
+                verbose,
+                epochs,
+                steps_per_epoch or -(-data.n // data.batch_size),
+            )
+            return super().fit(
+                dataset,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_data=validation_data,
+                shuffle=False,
+                initial_epoch=initial_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size or data.batch_size,
+                validation_freq=validation_freq,
+            )
+        finally:
+            vars(self)["_epoch_complete"] = False
+            run.finish()
+
+    def _enter_run(
+        self, method: RAIS, data: training_data.TrainingData, verbose: Any
+    ) -> Run:
+        """Checks everything and returns the run that this `fit` uses."""
+        checks.check_model(self)
+        described = losses.describe(self, data)
+        checks.warn_of_unweighted_losses(self)
+        lines = [checks.check_size(self, method, data)]
+        adapt = checks.check_optimizer(self, method)
+        lines.append(checks.prepare_state(method, self.sampling_state, data))
+        held = self.sampling_held
+        key = (data.n, data.batch_size, self.steps_per_execution, adapt)
+        if held.run is None or held.run.key != key or held.run.losses != described:
+            held.run = Run(method, self.sampling_state, *key)
+            held.run.losses = described
+            self.train_function = None
+        if not held.wrapped:
+            self.train_function = None
+        held.run.verbose = verbose != 0
+        for line in filter(None, lines):
+            held.run.say(line)
+        return held.run
+
+    def _leave_run(self) -> None:
+        if self.sampling_held.wrapped:
+            self.train_function = None
+            self.sampling_held.wrapped = False
+        self.sampling_held.run = None
+
+    def _callback_list(
+        self, callbacks: Any, verbose: Any, epochs: int, steps: int
+    ) -> keras.callbacks.CallbackList:
+        """Returns Keras' list with ours first, so that all others see what they add."""
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            given = keras.tree.flatten(callbacks) if callbacks else []
+            given.sort(key=lambda c: not getattr(c, "before_other_callbacks", False))
+            callbacks = keras.callbacks.CallbackList(
+                given,
+                add_history=True,
+                add_progbar=verbose != 0,
+                verbose=verbose,
+                epochs=epochs,
+                steps=steps,
+                model=self,
+            )
+        bars = [
+            callback
+            for callback in callbacks.callbacks
+            if isinstance(callback, keras.callbacks.ProgbarLogger)
+        ]
+        ends = EpochEnds(self.sampling_held.run.clock, steps, bars[0] if bars else None)
+        ends.set_params(callbacks.params)
+        ends.set_model(self)
+        callbacks.callbacks.insert(0, ends)
+        return callbacks
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes Keras' training function and looks ahead after each execution."""
+        run = self.sampling_held.run
+        if run is None or (self.train_function is not None and not force):
+            return super().make_train_function(force)
+        jit_compile, self.jit_compile = self.jit_compile, False
+        try:
+            vars(self)["_keras_osgd_core"] = make_core(self, run, jit_compile)
+            super().make_train_function(force)
+        finally:
+            self.jit_compile = jit_compile
+        keras_function, held = self.train_function, self.sampling_held
+
+        def function(iterator: Any) -> Any:
+            logs = keras_function(iterator)
+            vars(self)["_epoch_complete"] = held.run.after_execution()
+            return logs
+
+        self.train_function = function
+        held.wrapped = True
+        return function
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Trains on one batch; a batch without a `Sample` is trained on as in Keras."""
+        if not (isinstance(data, tuple) and isinstance(data[-1], Sample)):
+            return super().train_step(data)
+        run = self.sampling_held.run
+        logs, norms, gain = vars(self)["_keras_osgd_core"](data)
+        # Outside the compiled core, which would lock the log for the whole step.
+        run.log.write(data[-1].position, norms, gain)
+        return logs
+
+    train_step.importance_sampled = True
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, tf.Tensor]:
+        """Updates the metrics; in a sampled step all of them importance-weighted."""
+        if self.sampling_held.importance_weights is None:
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        weights, combined = self.sampling_held.importance_weights
+
+        def weight_of(metric: keras.Metric, output: int | None) -> Any:
+            if "sample_weight" not in inspect.signature(metric.update_state).parameters:
+                checks.warn_once(
+                    self,
+                    metric.name,
+                    f"Metric {metric.name!r} takes no `sample_weight`: during training "
+                    "it shows the drawn examples, not the data.",
+                )
+                return None
+            return weights if output is None else combined(output)
+
+        keras_compat.update_compiled_metrics(self, y, y_pred, weight_of)
+        return self.get_metrics_result()

@@ -1,0 +1,100 @@
+"""The weighted training step: where the stages of the method meet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd import distributions, keras_compat, learning_rate, losses
+from keras_osgd import gain_ratio as gain_ratios
+from keras_osgd.gradient_norms import last_layer
+from keras_osgd.run import Run
+
+__all__ = ["make_core"]
+
+
+def make_core(model: keras.Model, run: Run, jit_compile: bool) -> Any:
+    """Returns the step up to what it leaves behind, compiled by XLA if asked for."""
+
+    def core(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+        return sampled_step(model, run, data)
+
+    if jit_compile and not model.run_eagerly:
+        return tf.function(core, jit_compile=True, autograph=False)
+    return core
+
+
+def sampled_step(
+    model: keras.Model, run: Run, data: Any
+) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    """Trains on a weighted batch; returns logs, norms `[m]` and the gain ratio `[]`."""
+    x, y, sample = data
+    weights = distributions.importance_weights(sample.probability, run.n)
+    combined = losses.weights_for(run.losses, weights, sample.sample_weight)
+    size = tf.cast(run.batch_size, tf.float32)
+    with tf.GradientTape() as tape, last_layer.recording(model) as heads:
+        y_pred = keras_compat.call_model(model, x, training=True)
+        loss = keras_compat.compute_loss(model, x, y, y_pred, combined)
+        keras_compat.track_loss(model, loss, size)
+        scaled = model.optimizer.scale_loss(loss)
+    variables = model.trainable_weights
+    found = [
+        heads.of(losses.output_of(y_pred, item.path, order))
+        for order, item in enumerate(run.losses)
+    ]
+    gradients, deltas = tape.gradient(
+        scaled, (variables, [head.pre_activation for head in found])
+    )
+    squared, squared_gradient = _squared(model, run, found, deltas, size)
+    squared /= tf.square(weights)
+    gain = run.gain.current(size)
+    importance = tf.reduce_all(sample.probability == sample.candidate)
+    applied_gain = tf.where(importance, gain, 1.0) if run.adapt else tf.ones([])
+    _apply(model, run, zip(gradients, variables, strict=True), applied_gain)
+    candidate_weights = distributions.importance_weights(sample.candidate, run.n)
+    run.gain.update(
+        gain_ratios.moments(weights, candidate_weights, squared, squared_gradient)
+    )
+    held = model.sampling_held
+    held.importance_weights = weights, _output_weights(combined)
+    try:
+        logs = model.compute_metrics(x, y, y_pred, sample_weight=combined)
+    finally:
+        held.importance_weights = None
+    return logs, tf.sqrt(squared), gain
+
+
+def _squared(model, run, found, deltas, size) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the squared norms `[m]`, times w^2, and ||g||^2, both of f's mean."""
+    norms, gradient = [], []
+    scale = tf.cast(model.optimizer.scale_loss(tf.ones([])), tf.float32)
+    for item, head, delta in zip(run.losses, found, deltas, strict=True):
+        coefficient = tf.square(item.coefficient(size) * scale)
+        norms.append(last_layer.squared_norms(head, delta) / coefficient)
+        squared = last_layer.squared_gradient(head, delta)
+        gradient.append(squared / (coefficient * tf.square(size)))
+    return _total(norms), _total(gradient)
+
+
+def _apply(model, run, gradients, gain) -> None:
+    """Applies the gradients at the adapted rate and counts the effective iterations."""
+    optimizer = model.optimizer
+    inner = learning_rate.inner_optimizer(optimizer)
+    before = tf.identity(inner.iterations.value) if inner is not optimizer else None
+    with learning_rate.adapted(optimizer, gain, run.clock.lead.read_value()):
+        optimizer.apply_gradients(gradients)
+    applied = None
+    if before is not None:
+        applied = tf.convert_to_tensor(inner.iterations.value) > before
+    run.clock.advance(gain, applied)
+
+
+def _output_weights(combined: Any) -> Any:
+    flat = keras.tree.flatten(combined)
+    return lambda output: flat[output] if len(flat) > 1 else flat[0]
+
+
+def _total(values: list[tf.Tensor]) -> tf.Tensor:
+    return values[0] if len(values) == 1 else tf.add_n(values)

@@ -1,0 +1,277 @@
+"""Equation (7): what a window of observed gradient norms says about all of them.
+
+NumPy and SciPy in float64, on the host. `fit` learns two coefficient vectors: c,
+which predicts the gradient norm of an example from its features s as <c, s>, and
+d, which says how far off that may be, <d, s>.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize
+
+# The constant feature keeps this share of d, so that <d, s> > 0 for every example.
+# It costs the objective at most this much of its value.
+_MINIMUM_SHARE = 1e-6
+# A root mean square error of 1e-6 mean norms no longer moves p.
+_PERFECT = 1e-12
+
+
+class UncertaintySet(NamedTuple):
+    """Gradient norms v with (1/n) sum_i (v_i - <c, s_i>)^2 / (h <d, s_i>) <= 1.
+
+    Attributes:
+        mean: c, `[F]`, >= 0, in gradient norms per unit of the feature.
+        spread: d, `[F]`, >= 0, per unit of the feature, so scaled that the mean of
+            <d, s_i> over all examples is 1.
+        objective: h, >= 0, in squared gradient-norm units. h <d, s_i> and <c, s_i>
+            are the variance and the mean that `distributions.robust` asks for.
+        iterations: number of steps; usually three to five.
+        converged: whether h is proven to be within `tolerance` of the smallest.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+    objective: float
+    iterations: int
+    converged: bool
+
+
+class _Window(NamedTuple):
+    """The observations in units in which every number is near 1."""
+
+    features: np.ndarray  # [F, k], over their means over all examples; rows are fast
+    weights: np.ndarray  # [k], importance weights over k
+    norms: np.ndarray  # [k], over their mean
+
+
+class _Point(NamedTuple):
+    """d, the c that is best for it, and what both are worth."""
+
+    share: np.ndarray  # [F], >= 0, sums to 1: d in the units of the window
+    mean: np.ndarray  # [F], >= 0: c in the units of the window
+    variance: np.ndarray  # [k], > 0: <d, s>
+    error: np.ndarray  # [k]: <c, s> - v
+    objective: float  # h
+    pull: np.ndarray  # [F]: -dh/dd over h, > 1 where d should grow; <d, pull> = 1
+
+
+def fit(
+    features: np.ndarray,
+    weights: np.ndarray,
+    norms: np.ndarray,
+    mean_features: np.ndarray,
+    start: UncertaintySet | None = None,
+    max_iterations: int = 60,
+    tolerance: float = 1e-5,
+) -> UncertaintySet:
+    """Returns the smallest uncertainty set that the observed norms lie in.
+
+    Minimises h(c, d) = (1/k) sum w (<c, s> - v)^2 / <d, s> over c, d >= 0 with
+    <d, mean_features> = 1: equation (7) with d's scale taken out. Multiplying d
+    by h puts it back. h is jointly convex and falls with every step.
+
+    Args:
+        features: `[k, F]`, >= 0. s of each observation, as it stood when drawn.
+            Feature 0 is the constant one: > 0 for every example.
+        weights: `[k]`, >= 0, without unit. Importance weights 1/(n p).
+        norms: `[k]`, >= 0. Observed gradient norms v.
+        mean_features: `[F]`, >= 0. Mean of the features over all n examples.
+        start: result for an earlier window, to save iterations.
+        max_iterations: most steps; bounds the time.
+        tolerance: stop where h is proven to be this close, relatively. Float64
+            has proofs down to about 1e-5; h itself is then within about 1e-10.
+
+    Returns:
+        The coefficients, 0 for features that are 0 throughout, and how they were
+        reached. Rescaling norms or features rescales them and nothing else.
+
+    Raises:
+        ValueError: if shapes disagree, the window is empty, an entry is negative
+            or not finite, or the constant feature is 0.
+
+    Example:
+        >>> constant, ones = np.ones((2, 1)), np.ones(2)
+        >>> fit(constant, ones, np.array([1.0, 3.0]), np.ones(1)).mean
+        array([2.])
+
+    Reference: Johnson & Guestrin, NeurIPS 2018 (learning the uncertainty set).
+    """
+    arrays = _checked(features, weights, norms, mean_features)
+    window, used, feature_scale, norm_scale = _rescaled(*arrays)
+    share = _start_share(start, used, feature_scale)
+    point, iterations, converged = _minimise(window, share, max_iterations, tolerance)
+    mean, spread = np.zeros((2, used.size))
+    mean[used] = point.mean * norm_scale / feature_scale
+    spread[used] = point.share / feature_scale
+    objective = float(point.objective * norm_scale**2)
+    return UncertaintySet(mean, spread, objective, iterations, converged)
+
+
+def _minimise(
+    window: _Window, share: np.ndarray, max_iterations: int, tolerance: float
+) -> tuple[_Point, int, bool]:
+    """Returns the best point, the number of steps to it, and whether it is proven.
+
+    The proof: h is convex and of degree -1 in d, and c is best for d, so no other
+    d with the same minimum share has an h below h / max_d <d, pull>.
+    """
+    point, iteration = _evaluate(window, share), 0
+    while True:
+        largest = point.pull.max()
+        bound = largest + _MINIMUM_SHARE * (point.pull[0] - largest)
+        proven = bool(bound <= 1.0 + tolerance or point.objective <= _PERFECT)
+        if proven or iteration >= max_iterations:
+            return point, iteration, proven
+        following = _step(window, point)
+        if following is None:
+            return point, iteration, proven
+        point, iteration = following, iteration + 1
+
+
+def _step(window: _Window, point: _Point) -> _Point | None:
+    """Returns a point with a smaller h, or None if float64 holds none.
+
+    Newton's, shortened where it overshoots. Failing that, d_j sqrt(pull_j), which
+    minimises a separable upper bound on h and so cannot fail.
+    """
+    here, newton = point.share, _newton_share(window, point)
+    shares = [here + length * (newton - here) for length in (1.0, 0.25, 0.0625)]
+    for share in (*shares, here * np.sqrt(point.pull)):
+        proposal = _evaluate(window, _with_minimum_share(share))
+        # A smaller decrease than this is rounding and would not end.
+        if proposal.objective < (1.0 - 1e-14) * point.objective:
+            return proposal
+    return None
+
+
+def _newton_share(window: _Window, point: _Point) -> np.ndarray:
+    """Returns the d of Newton's method on the problem that has d's scale in it.
+
+    h(c, d) + sum_j d_j is smallest where h is smallest with sum_j d_j = 1, but for
+    d's scale, which becomes sqrt(h). So the model has no constraint but c, d >= 0:
+    with r = (<c, s> - v) / <d, s>, its Hessian is the sum of the outer squares of
+    (s, -r s) times 2 w / <d, s>, and its gradient by d is 1 - pull.
+    """
+    scale = np.sqrt(point.objective)
+    weights = 2.0 * window.weights / (scale * point.variance)
+    ratio = point.error / (scale * point.variance)
+    rows = np.concatenate([window.features, -ratio * window.features])
+    hessian = (rows * weights) @ rows.T
+    by_mean = window.features @ (weights * point.error)
+    gradient = np.concatenate([by_mean, 1.0 - point.pull])
+    here = np.concatenate([point.mean, scale * point.share])
+    best = _nonnegative_minimum(hessian, hessian @ here - gradient)
+    spread = best[point.share.size :]
+    return spread / spread.sum() if spread.any() else point.share
+
+
+def _evaluate(window: _Window, share: np.ndarray) -> _Point:
+    """Returns the best c for this d, h there, and h's derivative by d."""
+    features, weights, norms = window
+    variance = share @ features
+    weights = weights / variance
+    weighted = features * weights
+    mean = _nonnegative_minimum(weighted @ features.T, weighted @ norms)
+    error = mean @ features - norms
+    loss = weights * error * error
+    # A sum, not a dot product: OpenBLAS splits those of more than 10,000 terms
+    # among threads, which wait milliseconds for a core that is training.
+    objective = loss.sum()
+    # Where h is 0, `_minimise` stops and needs no direction.
+    pull = features @ (loss / variance) / (objective or 1.0)
+    return _Point(share, mean, variance, error, objective, pull)
+
+
+def _nonnegative_minimum(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Returns the x >= 0 that minimises x^T G x / 2 - b^T x: a tiny NNLS.
+
+    With G = V L V^T that is |L^(1/2) V^T x - L^(-1/2) V^T b|^2. Directions that G
+    cannot tell apart, as between duplicated features, count as next to 0.
+    """
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    smallest = 1e-14 * eigenvalues[-1]
+    if not smallest > 0.0:
+        return np.zeros(vector.size)
+    target = vectors.T @ vector
+    target[eigenvalues <= smallest] = 0.0
+    eigenvalues = np.maximum(eigenvalues, smallest)
+    unbounded = vectors @ (target / eigenvalues)
+    if unbounded.min() >= 0.0:
+        return unbounded
+    roots = np.sqrt(eigenvalues)
+    rows, target = roots[:, None] * vectors.T, target / roots
+    try:
+        return optimize.nnls(rows, target, maxiter=100 * vector.size)[0]
+    except RuntimeError:  # rounding can make its active set cycle
+        return optimize.lsq_linear(rows, target, (0.0, np.inf)).x
+
+
+def _with_minimum_share(share: np.ndarray) -> np.ndarray:
+    share = share / share.sum()
+    if share[0] < _MINIMUM_SHARE:
+        share[0] = 0.0
+        share *= (1.0 - _MINIMUM_SHARE) / share.sum()
+        share[0] = _MINIMUM_SHARE
+    return share
+
+
+def _start_share(
+    start: UncertaintySet | None, used: np.ndarray, feature_scale: np.ndarray
+) -> np.ndarray:
+    """Returns the d to begin with, in the units of `_Window`."""
+    if start is None:
+        return np.full(feature_scale.size, 1.0 / feature_scale.size)
+    if start.spread.shape != used.shape:
+        raise ValueError(
+            "`start` must have one coefficient per feature. Received: "
+            f"start.spread.shape={start.spread.shape} for {used.size} features. "
+            "Pass the result of an earlier fit to the same features, or None."
+        )
+    share = start.spread[used] * feature_scale
+    return _with_minimum_share(share if share.any() else share + 1.0)
+
+
+def _rescaled(
+    features: np.ndarray, weights: np.ndarray, norms: np.ndarray, means: np.ndarray
+) -> tuple[_Window, np.ndarray, np.ndarray, float]:
+    """Returns the window, which features are used, their units and the norms'."""
+    largest = features.max(axis=0)
+    # Below that, d could grow without bound along what matters to no example.
+    used = (largest > 0.0) & (means > 1e-12 * largest)
+    used[0] = True
+    # Divided by the largest first, as the sum itself may overflow.
+    peak = norms.max()
+    norm_scale = float(peak * np.mean(norms / peak)) if peak > 0.0 else 1.0
+    rows = np.ascontiguousarray((features[:, used] / means[used]).T)
+    window = _Window(rows, weights / weights.size, norms / norm_scale)
+    return window, used, means[used], norm_scale
+
+
+def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Returns the arguments of `fit` as float64, or raises if they do not fit."""
+    features, weights, norms, means = (np.asarray(a, np.float64) for a in arrays)
+    arrays = [features, weights, norms, means]
+    k, width = norms.size, means.size
+    shapes = [a.shape for a in arrays]
+    if not k * width or shapes != [(k, width), (k,), (k,), (width,)]:
+        raise ValueError(
+            "`features` must be [k, F], `weights` and `norms` [k], `mean_features` "
+            f"[F], with k and F at least 1. Received: shapes {shapes}. "
+            "Fit only once the window holds observations."
+        )
+    # Written so that NaN fails too.
+    if not all(a.min() >= 0.0 and a.max() < np.inf for a in arrays):
+        ranges = [(float(a.min()), float(a.max())) for a in arrays]
+        raise ValueError(
+            "`features`, `weights`, `norms` and `mean_features` must be finite and "
+            f">= 0. Received: smallest and largest {ranges}, in this order. "
+            "Look for a loss that overflowed, or a learning rate too high."
+        )
+    if not (means[0] > 0.0 and features[:, 0].min() > 0.0):
+        raise ValueError(
+            "`features[:, 0]`, the constant feature, must be > 0 everywhere. "
+            f"Received: smallest {features[:, 0].min()}, mean {means[0]}. "
+            "Put a column of ones first."
+        )
+    return arrays

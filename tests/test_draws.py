@@ -1,0 +1,267 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from keras_osgd import draws
+from tests import oracles
+
+
+def _rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def _random_distribution(rng, n, floor=0.1, sigma=1.5):
+    p = rng.lognormal(0.0, sigma, n)
+    return (1 - floor) * p / p.sum() + floor / n
+
+
+class _Positions:
+    """Stands for a generator and returns chosen numbers in [0, 1)."""
+
+    def __init__(self, positions):
+        self.positions = positions
+
+    def random(self, size):
+        assert size == len(self.positions)
+        return self.positions
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 7, 8, 10, 49])
+def test_uniform_p_visits_every_example_exactly_once_an_epoch(blocks):
+    n, rng = 10 * blocks, _rng(blocks)
+    owed, p = np.zeros(n), np.full(n, 1 / n)
+    for _ in range(30):
+        visits = np.zeros(n, int)
+        for _ in range(blocks):
+            index, owed, _ = draws.reshuffled(owed, p, n // blocks, rng)
+            visits += np.bincount(index, minlength=n)
+        np.testing.assert_array_equal(visits, 1)
+
+
+def test_a_visited_example_that_owes_a_rounding_error_is_not_drawn():
+    n = 30
+    owed = np.where(np.arange(n) < n // 3, 2 / 3, -1 / 3)
+    owed += 1e-13 * _rng().normal(size=n)  # and the last third of an epoch remains
+    for seed in range(200):
+        index = draws.reshuffled(owed, np.full(n, 1 / n), n // 3, _rng(seed)).index
+        np.testing.assert_array_equal(np.sort(index), np.arange(n // 3))
+
+
+def test_the_residue_that_is_dropped_is_far_below_what_a_small_block_pays():
+    n = 5_000_000  # a block of one draw credits 2e-7 visits
+    mass = draws.reshuffled(np.full(n, -2e-7 + 1e-10), np.full(n, 1 / n), 1, _rng())
+    assert mass.shift < 2e-7 - 1e-10 + 1e-16
+
+
+def test_the_order_depends_on_the_seed_alone():
+    p, owed = _random_distribution(_rng(1), 50), _rng(2).normal(size=50)
+    first = draws.reshuffled(owed, p, 20, _rng(3))
+    np.random.seed(0)
+    again = draws.reshuffled(owed.copy(), p.copy(), 20, _rng(3))
+    other = draws.reshuffled(owed, p, 20, _rng(4))
+    np.testing.assert_array_equal(first.index, again.index)
+    np.testing.assert_array_equal(first.owed, again.owed)
+    assert (first.index != other.index).any()
+    same = draws.independent(p, 20, _rng(3)) == draws.independent(p, 20, _rng(3))
+    assert same.all()
+
+
+def test_the_state_passed_in_is_not_changed():
+    owed, p = np.zeros(6), np.full(6, 1 / 6)
+    drawn = draws.reshuffled(owed, p, 3, _rng())
+    draws.refund(owed, p, drawn.index)
+    np.testing.assert_array_equal(owed, 0.0)
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 3), (2, 1), (3, 2), (4, 6), (5, 3)])
+def test_in_the_first_block_the_estimator_is_exactly_unbiased(n, size):
+    rng = _rng(n)
+    p, loss = _random_distribution(rng, n, sigma=1.0), rng.normal(size=n)
+    density, shift = draws.owed_density(np.full(n, size / n), p, size)
+    assert shift == 0.0
+    visits = oracles.expected_visits(
+        lambda order, offset: draws.systematic(density, size, order, offset), density
+    )
+    np.testing.assert_allclose(visits, size * p, rtol=1e-10)
+    estimate = (visits * loss / (n * p)).sum() / size
+    np.testing.assert_allclose(estimate, loss.mean(), rtol=1e-10)
+
+
+def test_a_later_block_visits_each_example_as_often_as_its_owed_mass_says():
+    rng, n, size = _rng(5), 5, 4
+    p, mass = _random_distribution(rng, n, sigma=1.0), rng.normal(1.0, 1.0, n)
+    density, shift = draws.owed_density(mass, p, size)
+    assert shift != 0.0
+    visits = oracles.expected_visits(
+        lambda order, offset: draws.systematic(density, size, order, offset), density
+    )
+    paid = visits / (n * p)  # each visit weighs 1/(n p)
+    np.testing.assert_allclose(paid, np.maximum(mass + shift, 0.0), atol=1e-10)
+
+
+def test_a_block_as_a_whole_is_drawn_with_the_density_it_states():
+    n, size, trials = 6, 4, 20_000
+    rng = _rng(6)
+    p = _random_distribution(rng, n, sigma=1.0)
+    visits = np.zeros(n)
+    for _ in range(trials):
+        index = draws.reshuffled(np.zeros(n), p, size, rng).index
+        visits += np.bincount(index, minlength=n)
+    # Visits are one of two neighbouring integers: standard deviation <= 1/2.
+    assert abs(visits / trials - size * p).max() < 5 * 0.5 / np.sqrt(trials)
+
+
+def test_with_a_p_that_jumps_every_example_keeps_its_weight_over_400_blocks():
+    n, blocks, floor, rng = 2000, 400, 0.1, _rng(7)
+    size, owed, weight = n // 8, np.zeros(n), np.zeros(n)
+    for _ in range(blocks):
+        p = _random_distribution(rng, n, floor)
+        density, _ = draws.owed_density(owed + size / n, p, size)
+        np.testing.assert_allclose(density.sum(), size, rtol=1e-11)
+        index, owed, _ = draws.reshuffled(owed, p, size, rng)
+        assert len(index) == size
+        np.add.at(weight, index, 1 / (n * p[index]))
+    due = blocks * size / n
+    assert weight.min() > 0.95 * due
+    assert weight.max() < due + 1 / floor
+    np.testing.assert_allclose(owed, due - weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_shift_is_the_root_that_bisection_finds(seed):
+    rng = _rng(seed)
+    n, size = int(rng.integers(1, 60)), int(rng.integers(1, 200))
+    p = _random_distribution(rng, n, floor=0.0)
+    if n > 3:
+        p[rng.integers(n)] = 0.0
+        p /= p.sum()
+    mass = rng.normal([-5.0, 0.0, 5.0][seed % 3], 1.0, n)
+    density, shift = draws.owed_density(mass, p, size)
+    np.testing.assert_allclose(
+        shift, oracles.owed_shift(mass, p, size), rtol=1e-9, atol=1e-9
+    )
+    np.testing.assert_allclose(density.sum(), size, rtol=1e-12)
+
+
+def test_the_shift_is_found_where_only_undrawable_examples_are_owed_mass():
+    density, shift = draws.owed_density(
+        np.array([3.0, -1.0, -2.0]), np.array([0.0, 0.5, 0.5]), 3
+    )
+    np.testing.assert_allclose(density, [0.0, 2.25, 0.75])
+    np.testing.assert_allclose(shift, 2.5)
+
+
+def test_visits_are_the_density_rounded_down_or_up():
+    rng, n, size = _rng(8), 40, 100
+    density = size * _random_distribution(rng, n)
+    assert density.max() > 2
+    for offset in rng.random(50):
+        index = draws.systematic(density, size, rng.permutation(n), offset)
+        visits = np.bincount(index, minlength=n)
+        assert (np.abs(visits - density) < 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5, np.nextafter(1.0, 0.0)])
+def test_examples_of_density_zero_are_never_drawn_not_even_at_the_ends(offset):
+    size = 1_000_000  # where size - 1 + offset is rounded up to size
+    density = np.array([0.0, 0.5, 0.0, 0.5, 0.0]) * size
+    index = draws.systematic(density, size, np.arange(5), offset)
+    np.testing.assert_array_equal(np.bincount(index, minlength=5), density)
+
+
+def test_a_block_is_shuffled():
+    size = 1000  # unshuffled, all visits of one example would follow each other
+    index = draws.reshuffled(np.zeros(2), np.full(2, 0.5), size, _rng(9)).index
+    changes = (np.diff(index) != 0).sum()
+    assert abs(changes - size / 2) < 5 * np.sqrt(size) / 2
+
+
+def test_neighbours_in_the_file_meet_in_one_block_as_often_as_any_pair():
+    n, size, trials, rng = 8, 4, 4000, _rng(10)
+    together = np.zeros((n, n))
+    for _ in range(trials):
+        index = draws.reshuffled(np.zeros(n), np.full(n, 1 / n), size, rng).index
+        together[np.ix_(index, index)] += 1 / trials
+    chance = size * (size - 1) / (n * (n - 1))
+    bound = 5 * np.sqrt(chance * (1 - chance) / trials)
+    assert abs(together[~np.eye(n, dtype=bool)] - chance).max() < bound
+
+
+def test_a_block_may_be_larger_than_the_training_set():
+    index, owed, shift = draws.reshuffled(np.zeros(4), np.full(4, 0.25), 12, _rng())
+    np.testing.assert_array_equal(np.bincount(index), 3)
+    np.testing.assert_allclose(owed, 0.0, atol=1e-15)
+    assert shift == 0.0
+
+
+def test_a_refund_of_all_visits_leaves_what_was_owed_before_the_draw():
+    rng, n, size = _rng(11), 20, 60
+    p, owed = _random_distribution(rng, n), rng.normal(size=n)
+    drawn = draws.reshuffled(owed, p, size, rng)
+    used, unused = drawn.index[:25], drawn.index[25:]
+    assert len(np.unique(unused)) < len(unused)  # some came more than once
+    after = draws.refund(drawn.owed, p, unused)
+    expected = owed + size / n
+    np.subtract.at(expected, used, 1 / (n * p[used]))
+    np.testing.assert_allclose(after, expected, atol=1e-12)
+
+
+def test_indices_are_int64_and_owed_masses_float64():
+    p = np.full(4, 0.25, np.float32)
+    drawn = draws.reshuffled(np.zeros(4, np.float32), p, 2, _rng())
+    assert drawn.index.dtype == np.int64
+    assert drawn.owed.dtype == np.float64
+    assert draws.independent(p, 2, _rng()).dtype == np.int64
+
+
+def test_independent_draws_follow_p():
+    p, size = _random_distribution(_rng(12), 20), 200_000
+    visits = np.bincount(draws.independent(p, size, _rng(13)), minlength=20)
+    assert stats.chisquare(visits, size * p).pvalue > 1e-4
+
+
+def test_no_example_of_a_million_is_starved_by_the_cumulative_sum():
+    n = 1_000_000
+    p = _random_distribution(_rng(14), n, floor=0.05, sigma=2.0)
+    end = np.cumsum(p.astype(np.longdouble))
+    start = np.concatenate([[0.0], end[:-1]])
+    for part in (0.001, 0.5, 0.999):  # just inside both ends of each true interval
+        positions = ((start + part * (end - start)) / end[-1]).astype(np.float64)
+        index = draws.independent(p, n, _Positions(positions))
+        np.testing.assert_array_equal(index, np.arange(n))
+
+
+def test_independent_draws_reach_the_first_and_last_example_and_none_beyond():
+    p = np.array([0.0, 0.3, 0.3, 0.4, 0.0])
+    ends = _Positions(np.array([0.0, 1 - 2.0**-53, 1.0]))
+    np.testing.assert_array_equal(draws.independent(p, 3, ends), [1, 3, 3])
+    p = np.full(10, 0.1)
+    index = draws.independent(p, 3, ends)
+    np.testing.assert_array_equal(index, [0, 9, 9])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_block_without_draws_is_refused(size):
+    p = np.full(4, 0.25)
+    with pytest.raises(ValueError, match="at least 1. Received: size="):
+        draws.reshuffled(np.zeros(4), p, size, _rng())
+    with pytest.raises(ValueError, match="at least 1. Received: size="):
+        draws.independent(p, size, _rng())
+
+
+@pytest.mark.parametrize(
+    "p",
+    [[0.5, 0.6], [1.5, -0.5], [np.nan, 1.0], [np.inf, 0.0], [[0.5, 0.5]], []],
+    ids=["sum", "negative", "nan", "inf", "shape", "empty"],
+)
+def test_what_is_no_distribution_is_refused(p):
+    p = np.array(p)
+    with pytest.raises(ValueError, match="numbers >= 0 that sum to 1. Received"):
+        draws.reshuffled(np.zeros(p.shape), p, 2, _rng())
+    with pytest.raises(ValueError, match="numbers >= 0 that sum to 1. Received"):
+        draws.independent(p, 2, _rng())
+
+
+def test_owed_masses_of_another_training_set_are_refused():
+    with pytest.raises(ValueError, match="one entry per training example"):
+        draws.reshuffled(np.zeros(3), np.full(4, 0.25), 2, _rng())
