@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 
 BATCH_SIZE = 64
 LEARNING_RATES = {"mlp": 0.05, "cnn": 0.04}
@@ -12,7 +13,7 @@ _L2 = 1e-4
 
 def mlp(
     base: type[keras.Sequential],
-    input_shape: tuple[int, ...],
+    mean_image: np.ndarray,
     seed: int,
     softmax: bool = False,
 ) -> keras.Sequential:
@@ -21,7 +22,8 @@ def mlp(
     Args:
         base: `keras.Sequential` or `keras_osgd.Sequential`. The same seed gives
             both the same initial weights.
-        input_shape: of one example.
+        mean_image: `[height, width, channels]`, what the first layer subtracts.
+            Without it the test error is about half a percentage point higher.
         seed: of the initial weights.
         softmax: whether the last layer ends in a softmax, or returns logits.
     """
@@ -30,12 +32,12 @@ def mlp(
         _dense(256, seed, activation="relu"),
         _head(seed + 1, softmax),
     ]
-    return base([keras.Input(input_shape), *layers], name="mlp")
+    return base([*_input(mean_image), *layers], name="mlp")
 
 
 def cnn(
     base: type[keras.Sequential],
-    input_shape: tuple[int, ...],
+    mean_image: np.ndarray,
     seed: int,
     softmax: bool = False,
 ) -> keras.Sequential:
@@ -47,7 +49,7 @@ def cnn(
         _dense(64, seed + 2, activation="relu"),
         _head(seed + 3, softmax),
     ]
-    return base([keras.Input(input_shape), *layers], name="cnn")
+    return base([*_input(mean_image), *layers], name="cnn")
 
 
 BUILDERS = {"mlp": mlp, "cnn": cnn}
@@ -83,6 +85,13 @@ def optimizer(
 def loss(softmax: bool = False) -> keras.losses.Loss:
     """Returns the crossentropy that fits the head the network was built with."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
+
+
+def _input(mean_image: np.ndarray) -> list:
+    centring = keras.layers.Normalization(
+        axis=(1, 2, 3), mean=mean_image, variance=np.ones_like(mean_image)
+    )
+    return [keras.Input(mean_image.shape), centring]
 
 
 def _dense(units: int, seed: int, activation: str | None = None) -> keras.layers.Dense:

@@ -37,8 +37,6 @@ class Run:
 
 def build(run: Run, train: datasets.Split) -> keras.Sequential:
     """Returns the compiled, untrained network, every random draw seeded."""
-    keras.backend.clear_session()
-    gc.collect()
     keras.utils.set_random_seed(run.seed)
     base = keras.Sequential
     options = {}
@@ -49,7 +47,9 @@ def build(run: Run, train: datasets.Split) -> keras.Sequential:
         base = keras_osgd.Sequential
         options = {"sampling": run.sampling}
     x, _ = train
-    model = models.BUILDERS[run.model](base, x.shape[1:], 1000 * run.seed, run.softmax)
+    model = models.BUILDERS[run.model](
+        base, x.mean(axis=0), 1000 * run.seed, run.softmax
+    )
     schedule = models.schedule(run.rate, run.epochs, len(x))
     model.compile(
         optimizer=models.optimizer(run.optimizer, schedule),
@@ -73,6 +73,8 @@ def train(
         end, in percent; `history`, one entry an epoch for `steps`, `seconds`,
         `test_error`, `gain_ratio`; `gain`, effective iterations per step.
     """
+    keras.backend.clear_session()
+    gc.collect()
     (x, y), validation, test = splits
     model = build(run, (x, y))
     stopwatch = Stopwatch(test)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 # Owed masses this close to 0 are rounding, not mass: their unit is one visit of
-# weight 1, and the rounding errors of a million blocks stay below 1e-9. An example
-# that has just had its visit would otherwise stand a chance of another.
+# weight 1, of which a block credits 1e-5 or more, and the rounding errors of a
+# million blocks stay below 1e-9. An example that has just had its visit would
+# otherwise stand a chance of another.
 _RESIDUE = 1e-9
 
 
@@ -223,9 +224,8 @@ def _credited(owed: np.ndarray, probability: np.ndarray, size: int) -> np.ndarra
             f"Received: shapes {owed.shape} and {probability.shape}. "
             "Start from zeros when the training set changes."
         )
-    step = size / probability.size
-    mass = owed + step
-    mass[np.abs(mass) < min(_RESIDUE, 1e-3 * step)] = 0.0
+    mass = owed + size / probability.size
+    mass[np.abs(mass) < _RESIDUE] = 0.0
     return mass
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
-__all__ = ["Clock", "EpochEnds"]
+__all__ = ["Clock", "EpochEnds", "callback_list"]
 
 _FAR = tf.int64.max
-_AHEAD = 32  # steps: an epoch's end is decided before the pipeline has read so far
+_AHEAD = 40  # steps: an epoch's end is decided before the pipeline has read so far
 _POLL = 8  # steps between two looks at the decision
 
 
@@ -138,3 +140,42 @@ class EpochEnds(keras.callbacks.Callback):
         bar = self._progress_bar
         if bar is not None and bar.progbar is not None:
             bar.target = bar.progbar.target = self._clock.step - self._first_step
+
+
+def callback_list(
+    model: keras.Model, given: Any, clock: Clock, verbose: Any, epochs: int, steps: int
+) -> keras.callbacks.CallbackList:
+    """Returns the callbacks of one `fit`, with `EpochEnds` before all others.
+
+    Args:
+        model: in training.
+        given: what the user passed as `callbacks`.
+        clock: of the model.
+        verbose: as in `fit`.
+        epochs: as in `fit`.
+        steps: effective iterations of an epoch.
+    """
+    callbacks = given
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        flat = keras.tree.flatten(given) if given else []
+        # Those that add to the logs come before those that read them.
+        flat.sort(key=lambda c: not getattr(c, "before_other_callbacks", False))
+        callbacks = keras.callbacks.CallbackList(
+            flat,
+            add_history=True,
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            epochs=epochs,
+            steps=steps,
+            model=model,
+        )
+    bars = [
+        callback
+        for callback in callbacks.callbacks
+        if isinstance(callback, keras.callbacks.ProgbarLogger)
+    ]
+    ends = EpochEnds(clock, steps, bars[0] if bars else None)
+    ends.set_params(callbacks.params)
+    ends.set_model(model)
+    callbacks.callbacks.insert(0, ends)
+    return callbacks

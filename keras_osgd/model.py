@@ -93,13 +93,13 @@ def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
     method = get_sampling(sampling)
     if not isinstance(model, ImportanceSampled):
         old = type(model)
-        requested = vars(model).pop("stop_training", False)
+        stop = vars(model).pop("stop_training", False)
         model.__class__ = type(
             old.__name__,
             (_Accelerated, old),
             {"__module__": old.__module__, "__qualname__": old.__qualname__},
         )
-        model.stop_training = requested
+        model.stop_training = stop
         model.train_function = None
     model.sampling_held.sampling = method
     return model
@@ -127,8 +127,6 @@ def release(model: keras.Model) -> keras.Model:
     model.__class__ = type(model).__bases__[1]
     for name in [name for name in vars(model) if name.startswith("_keras_osgd")]:
         del vars(model)[name]
-    for name in ("_stop_requested", "_epoch_complete"):
-        vars(model).pop(name, None)
     model.stop_training = stop
     model.train_function = None
     return model

@@ -90,6 +90,7 @@ class Planner:
         self._planning_seconds = self._waiting_seconds = 0.0
         self.candidate: np.ndarray | None = None
         self.notices: list[str] = []
+        self.warnings: list[tuple[str, str]] = []
         self.figures: dict[str, float] = {}
 
     def start(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -55,16 +55,17 @@ class Run:
         self.losses: list[OutputLoss] = []
         self.planner: Planner | None = None
         self.verbose = True
+        self.active = False
+        self.warn: Callable[[str, str], None] = lambda key, message: None
 
-    def start(self, data: TrainingData, verbose: Any) -> tf.data.Dataset:
+    def start(self, data: TrainingData) -> tf.data.Dataset:
         """Plans the first block and returns the dataset of an epoch."""
-        self.verbose = verbose not in (0, "0")
         self.clock.restart()
         self.buffers.start.assign(0)
         self.planner = Planner(
             self.sampling, self.state, self.buffers, self.log, self._steps_per_execution
         )
-        self.state.in_use = True
+        self.active = self.state.in_use = True
         self.planner.start()
         return batches(self.buffers, Rows(data.arrays))
 
@@ -74,13 +75,18 @@ class Run:
         self.planner.advance(self.clock.step)
         if complete:
             self.buffers.start.assign(self.clock.step)
+        self._tell()
+        return complete
+
+    def _tell(self) -> None:
         while self.planner.notices:
             self.say(self.planner.notices.pop(0))
-        return complete
+        while self.planner.warnings:
+            self.warn(*self.planner.warnings.pop(0))
 
     def finish(self) -> None:
         """Ends a `fit`, however it ended; nothing learned is lost."""
-        self.state.in_use = False
+        self.active = self.state.in_use = False
         if self.planner is not None:
             self.planner.finish(self.clock.step)
 

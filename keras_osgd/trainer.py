@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_osgd import checks, keras_compat, losses, training_data
-from keras_osgd.effective_epochs import EpochEnds
+from keras_osgd.effective_epochs import callback_list
 from keras_osgd.pipeline import Sample
 from keras_osgd.run import Run
-from keras_osgd.sampling import RAIS, Sampling, Uniform
+from keras_osgd.sampling import Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.state import SamplingState
 from keras_osgd.training_step import make_core
@@ -25,9 +27,13 @@ class Held:
 
     def __init__(self) -> None:
         self.sampling: Sampling = get_sampling("rais")
+        self.state = SamplingState()
         self.run: Run | None = None
-        self.importance_weights: tuple | None = None
-        self.wrapped = False
+        self.core: Any = None  # a tf.function on the model would break its export
+        self.importance_weights: tuple | None = None  # inside a sampled step
+        self.wrapped = False  # whether `train_function` is ours
+        self.stop_requested = False
+        self.epoch_complete = False
 
 
 class ImportanceSampled:
@@ -49,10 +55,7 @@ class ImportanceSampled:
     @property
     def sampling_state(self) -> SamplingState:
         """What is learned about the training examples; saved with the weights."""
-        kept = vars(self)
-        if "_keras_osgd_state" not in kept:
-            kept["_keras_osgd_state"] = SamplingState()
-        return kept["_keras_osgd_state"]
+        return self.sampling_held.state
 
     @property
     def sampling_run(self) -> Run | None:
@@ -90,16 +93,16 @@ class ImportanceSampled:
     @property
     def stop_training(self) -> bool:
         """Whether `fit` is to stop; for a moment also where an epoch is complete."""
-        kept = vars(self)
-        return kept.get("_stop_requested", False) or kept.get("_epoch_complete", False)
+        held = self.sampling_held
+        return held.stop_requested or held.epoch_complete
 
     @stop_training.setter
     def stop_training(self, value: bool) -> None:
-        vars(self)["_stop_requested"] = value
+        self.sampling_held.stop_requested = value
 
     def begin_next_epoch(self) -> None:
         """Lets `fit` go on after an epoch that ended early; called between epochs."""
-        vars(self)["_epoch_complete"] = False
+        self.sampling_held.epoch_complete = False
 
     def fit(
         self,
@@ -130,27 +133,10 @@ class ImportanceSampled:
             ValueError: before any step, for data, losses or models that cannot be
                 sampled; the message says what to do.
         """
-        method = self.sampling
-        if isinstance(method, Uniform) or not self.compiled:
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if isinstance(self.sampling, Uniform) or not self.compiled:
             self._leave_run()
-            return super().fit(
-                x,
-                y,
-                batch_size=batch_size,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=callbacks,
-                validation_split=validation_split,
-                validation_data=validation_data,
-                shuffle=shuffle,
-                class_weight=class_weight,
-                sample_weight=sample_weight,
-                initial_epoch=initial_epoch,
-                steps_per_epoch=steps_per_epoch,
-                validation_steps=validation_steps,
-                validation_batch_size=validation_batch_size,
-                validation_freq=validation_freq,
-            )
+            return super().fit(**given)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = training_data.split(
                 x, y, sample_weight, validation_split
@@ -162,42 +148,31 @@ class ImportanceSampled:
             checks.warn_once(
                 self, "shuffle", "`shuffle=False` has no effect: draws are random."
             )
-        run = self._enter_run(method, data, verbose)
+        steps = steps_per_epoch or math.ceil(data.n / data.batch_size)
+        run = self._enter_run(data, verbose)
         try:
-            dataset = run.start(data, verbose)
-            callbacks = self._callback_list(
-                callbacks,
-                verbose,
-                epochs,
-                steps_per_epoch or -(-data.n // data.batch_size),
+            given |= {"x": run.start(data), "y": None, "batch_size": None}
+            given |= {"sample_weight": None, "class_weight": None, "shuffle": False}
+            given |= {"validation_data": validation_data, "validation_split": 0.0}
+            given["steps_per_epoch"] = None
+            given["validation_batch_size"] = validation_batch_size or data.batch_size
+            given["callbacks"] = callback_list(
+                self, callbacks, run.clock, verbose, epochs, steps
             )
-            return super().fit(
-                dataset,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=callbacks,
-                validation_data=validation_data,
-                shuffle=False,
-                initial_epoch=initial_epoch,
-                validation_steps=validation_steps,
-                validation_batch_size=validation_batch_size or data.batch_size,
-                validation_freq=validation_freq,
-            )
+            return super().fit(**given)
         finally:
-            vars(self)["_epoch_complete"] = False
+            self.begin_next_epoch()
             run.finish()
 
-    def _enter_run(
-        self, method: RAIS, data: training_data.TrainingData, verbose: Any
-    ) -> Run:
+    def _enter_run(self, data: training_data.TrainingData, verbose: Any) -> Run:
         """Checks everything and returns the run that this `fit` uses."""
+        method, held = self.sampling, self.sampling_held
         checks.check_model(self)
         described = losses.describe(self, data)
         checks.warn_of_unweighted_losses(self)
         lines = [checks.check_size(self, method, data)]
         adapt = checks.check_optimizer(self, method)
         lines.append(checks.prepare_state(method, self.sampling_state, data))
-        held = self.sampling_held
         key = (data.n, data.batch_size, self.steps_per_execution, adapt)
         if held.run is None or held.run.key != key or held.run.losses != described:
             held.run = Run(method, self.sampling_state, *key)
@@ -206,6 +181,7 @@ class ImportanceSampled:
         if not held.wrapped:
             self.train_function = None
         held.run.verbose = verbose != 0
+        held.run.warn = functools.partial(checks.warn_once, self)
         for line in filter(None, lines):
             held.run.say(line)
         return held.run
@@ -216,49 +192,24 @@ class ImportanceSampled:
             self.sampling_held.wrapped = False
         self.sampling_held.run = None
 
-    def _callback_list(
-        self, callbacks: Any, verbose: Any, epochs: int, steps: int
-    ) -> keras.callbacks.CallbackList:
-        """Returns Keras' list with ours first, so that all others see what they add."""
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            given = keras.tree.flatten(callbacks) if callbacks else []
-            given.sort(key=lambda c: not getattr(c, "before_other_callbacks", False))
-            callbacks = keras.callbacks.CallbackList(
-                given,
-                add_history=True,
-                add_progbar=verbose != 0,
-                verbose=verbose,
-                epochs=epochs,
-                steps=steps,
-                model=self,
-            )
-        bars = [
-            callback
-            for callback in callbacks.callbacks
-            if isinstance(callback, keras.callbacks.ProgbarLogger)
-        ]
-        ends = EpochEnds(self.sampling_held.run.clock, steps, bars[0] if bars else None)
-        ends.set_params(callbacks.params)
-        ends.set_model(self)
-        callbacks.callbacks.insert(0, ends)
-        return callbacks
-
     def make_train_function(self, force: bool = False) -> Any:
         """Makes Keras' training function and looks ahead after each execution."""
         run = self.sampling_held.run
         if run is None or (self.train_function is not None and not force):
             return super().make_train_function(force)
+        held = self.sampling_held
         jit_compile, self.jit_compile = self.jit_compile, False
         try:
-            vars(self)["_keras_osgd_core"] = make_core(self, run, jit_compile)
+            held.core = make_core(self, run, jit_compile)
             super().make_train_function(force)
         finally:
             self.jit_compile = jit_compile
-        keras_function, held = self.train_function, self.sampling_held
+        keras_function = self.train_function
 
         def function(iterator: Any) -> Any:
             logs = keras_function(iterator)
-            vars(self)["_epoch_complete"] = held.run.after_execution()
+            if held.run is not None and held.run.active:  # not in `train_on_batch`
+                held.epoch_complete = held.run.after_execution()
             return logs
 
         self.train_function = function
@@ -269,10 +220,10 @@ class ImportanceSampled:
         """Trains on one batch; a batch without a `Sample` is trained on as in Keras."""
         if not (isinstance(data, tuple) and isinstance(data[-1], Sample)):
             return super().train_step(data)
-        run = self.sampling_held.run
-        logs, norms, gain = vars(self)["_keras_osgd_core"](data)
+        held = self.sampling_held
+        logs, norms, gain = held.core(data)
         # Outside the compiled core, which would lock the log for the whole step.
-        run.log.write(data[-1].position, norms, gain)
+        held.run.log.write(data[-1].position, norms, gain)
         return logs
 
     train_step.importance_sampled = True

@@ -40,7 +40,7 @@ class UncertaintySet(NamedTuple):
 class _Window(NamedTuple):
     """The observations in units in which every number is near 1."""
 
-    features: np.ndarray  # [F, k], over their means over all examples; rows are fast
+    features: np.ndarray  # [F, k], over their means over all examples
     weights: np.ndarray  # [k], importance weights over k
     norms: np.ndarray  # [k], over their mean
 
@@ -83,8 +83,8 @@ def fit(
             has proofs down to about 1e-5; h itself is then within about 1e-10.
 
     Returns:
-        The coefficients, 0 for features that are 0 throughout, and how they were
-        reached. Rescaling norms or features rescales them and nothing else.
+        The coefficients, 0 for features that are 0 throughout. Rescaling norms or
+        features rescales them and nothing else.
 
     Raises:
         ValueError: if shapes disagree, the window is empty, an entry is negative
@@ -121,9 +121,8 @@ def _minimise(
         largest = point.pull.max()
         bound = largest + _MINIMUM_SHARE * (point.pull[0] - largest)
         proven = bool(bound <= 1.0 + tolerance or point.objective <= _PERFECT)
-        if proven or iteration >= max_iterations:
-            return point, iteration, proven
-        following = _step(window, point)
+        done = proven or iteration >= max_iterations
+        following = None if done else _step(window, point)
         if following is None:
             return point, iteration, proven
         point, iteration = following, iteration + 1
@@ -178,7 +177,6 @@ def _evaluate(window: _Window, share: np.ndarray) -> _Point:
     # A sum, not a dot product: OpenBLAS splits those of more than 10,000 terms
     # among threads, which wait milliseconds for a core that is training.
     objective = loss.sum()
-    # Where h is 0, `_minimise` stops and needs no direction.
     pull = features @ (loss / variance) / (objective or 1.0)
     return _Point(share, mean, variance, error, objective, pull)
 
@@ -186,15 +184,16 @@ def _evaluate(window: _Window, share: np.ndarray) -> _Point:
 def _nonnegative_minimum(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Returns the x >= 0 that minimises x^T G x / 2 - b^T x: a tiny NNLS.
 
-    With G = V L V^T that is |L^(1/2) V^T x - L^(-1/2) V^T b|^2. Directions that G
-    cannot tell apart, as between duplicated features, count as next to 0.
+    With G = V L V^T that is |L^(1/2) V^T x - L^(-1/2) V^T b|^2. Eigenvalues of 0,
+    as for the difference of duplicated features, count as next to 0.
     """
     eigenvalues, vectors = np.linalg.eigh(matrix)
     smallest = 1e-14 * eigenvalues[-1]
     if not smallest > 0.0:
         return np.zeros(vector.size)
     target = vectors.T @ vector
-    target[eigenvalues <= smallest] = 0.0
+    # Rounding, which a division by a next to zero eigenvalue would blow up.
+    target[np.abs(target) < 1e-13 * np.abs(target).max()] = 0.0
     eigenvalues = np.maximum(eigenvalues, smallest)
     unbounded = vectors @ (target / eigenvalues)
     if unbounded.min() >= 0.0:
@@ -260,8 +259,7 @@ def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
             f"[F], with k and F at least 1. Received: shapes {shapes}. "
             "Fit only once the window holds observations."
         )
-    # Written so that NaN fails too.
-    if not all(a.min() >= 0.0 and a.max() < np.inf for a in arrays):
+    if not all(a.min() >= 0.0 and a.max() < np.inf for a in arrays):  # nor NaN
         ranges = [(float(a.min()), float(a.max())) for a in arrays]
         raise ValueError(
             "`features`, `weights`, `norms` and `mean_features` must be finite and "

@@ -1,0 +1,191 @@
+"""What importance sampling costs: the time of a step, and of planning a block."""
+
+import concurrent.futures
+import multiprocessing
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import datasets
+import keras
+import models
+import training
+from benchmark_records import Records
+
+METHODS = ("plain", "uniform", "rais")
+SCALES = (60_000, 1_000_000, 10_000_000)
+_WARMUP_EPOCHS = 3
+_EPOCHS = 2
+_LEARNING_RATE = 0.01
+_PLANNING_REPETITIONS = 7
+
+
+def measure_overhead(
+    records: Records,
+    splits: datasets.Splits,
+    networks: Sequence[str],
+    repetitions: int,
+) -> None:
+    """Times the steps of plain Keras, `sampling="uniform"` and RAIS in turn.
+
+    RAIS does not adapt its learning rate here, so that all three take the same
+    steps: two epochs a repetition, after a warm-up of three. The first step of each
+    is not counted. A repetition lasts seconds, so that all methods meet the same
+    load of the machine.
+    """
+    train = splits[0]
+    for network in networks:
+        keys = [
+            {
+                "part": "overhead",
+                "model": network,
+                "repetition": repetition,
+                "examples": len(train[0]),
+            }
+            for repetition in range(repetitions)
+        ]
+        missing = [key for key in keys if key not in records]
+        if not missing:
+            continue
+        trained = {
+            method: _overhead_model(network, method, train) for method in METHODS
+        }
+        for model in trained.values():
+            _step_milliseconds(model, train, _WARMUP_EPOCHS)
+        for number, key in enumerate(missing, start=1):
+            turn = key["repetition"] % len(METHODS)
+            step_milliseconds = {
+                method: _step_milliseconds(trained[method], train, _EPOCHS)
+                for method in (*METHODS[turn:], *METHODS[:turn])
+            }
+            records.append(key, {"step_milliseconds": step_milliseconds})
+            times = ", ".join(
+                f"{method} {step_milliseconds[method]:.3f} ms" for method in METHODS
+            )
+            print(f"[{number}/{len(missing)}] {network}: {times}", flush=True)
+
+
+def measure_scale(records: Records) -> None:
+    """Measures planning for every number of examples, each in a fresh process."""
+    for examples in SCALES:
+        key = {"part": "scale", "examples": examples}
+        if key in records:
+            continue
+        # A process of its own: memory that was freed once hides the next peak.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            measured = pool.submit(_measure_planning, examples).result()
+        records.append(key, measured)
+        print(
+            f"{examples} examples: {measured['step_milliseconds']:.4f} ms a step, "
+            f"{measured['held_megabytes']:.0f} MB held, "
+            f"{measured['peak_megabytes']:.0f} MB at most",
+            flush=True,
+        )
+
+
+def block_planner(
+    examples: int, batch_size: int, seed: int
+) -> tuple[Callable[[], object], int]:
+    """Prepares a sampler with synthetic scores, and says how to plan one block.
+
+    Args:
+        examples: n; scores are drawn from a log-normal distribution.
+        batch_size: |M|.
+        seed: of the scores and of the draws.
+
+    Returns:
+        A function that plans the next block (features, probabilities, draws, all
+        that is done once a block) and the number of steps in a block.
+    """
+    # ---------------------------------------------------------------- TO FILL IN
+    raise NotImplementedError(
+        "`block_planner` does not plan yet: fill the score table with synthetic "
+        "scores and return a function that plans one block."
+    )
+    # --------------------------------------------------------------------------
+
+
+def _overhead_model(
+    network: str, method: str, train: datasets.Split
+) -> keras.Sequential:
+    sampling: object = method
+    if method == "rais":
+        import keras_osgd
+
+        sampling = keras_osgd.sampling.RAIS(adapt_learning_rate=False)
+    run = training.Run(network, sampling, epochs=1, rate=_LEARNING_RATE, seed=0)
+    model = training.build(run, train)
+    model.optimizer.learning_rate = _LEARNING_RATE
+    return model
+
+
+def _step_milliseconds(
+    model: keras.Sequential, train: datasets.Split, epochs: int
+) -> float:
+    """Returns the mean time of a step of `fit`, without its first step."""
+    timer = _StepTimer()
+    model.fit(
+        *train,
+        batch_size=models.BATCH_SIZE,
+        epochs=epochs,
+        callbacks=[timer],
+        verbose=0,
+    )
+    return timer.milliseconds()
+
+
+class _StepTimer(keras.callbacks.Callback):
+    """Counts and times the steps after the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = 0
+        self._started = self._ended = 0.0
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        self._steps += 1
+        if self._steps == 2:
+            self._started = time.perf_counter()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self._ended = time.perf_counter()
+
+    def milliseconds(self) -> float:
+        return 1000 * (self._ended - self._started) / (self._steps - 1)
+
+
+def _measure_planning(examples: int) -> dict[str, float | int | None]:
+    before = _memory_megabytes("VmRSS")
+    plan_block, steps = block_planner(examples, models.BATCH_SIZE, seed=0)
+    plan_block()
+    held = _memory_megabytes("VmRSS")
+    _reset_peak_memory()
+    seconds = []
+    for _ in range(_PLANNING_REPETITIONS):
+        started = time.perf_counter()
+        plan_block()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "steps_per_block": steps,
+        "block_milliseconds": 1000 * statistics.median(seconds),
+        "step_milliseconds": 1000 * statistics.median(seconds) / steps,
+        "held_megabytes": held - before,
+        "peak_megabytes": _memory_megabytes("VmHWM") - before,
+    }
+
+
+def _memory_megabytes(name: str) -> float:
+    """Returns this process's memory now ("VmRSS") or at its peak ("VmHWM")."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        raise OSError("Memory is measured through /proc, which only Linux has.")
+    (line,) = [
+        line for line in status.read_text().splitlines() if line.startswith(name)
+    ]
+    return int(line.split()[1]) / 1024
+
+
+def _reset_peak_memory() -> None:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
