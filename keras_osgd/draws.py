@@ -14,6 +14,7 @@ import numpy as np
 # million blocks stay below 1e-9. An example that has just had its visit would
 # otherwise stand a chance of another.
 _RESIDUE = 1e-9
+_MOST_STEPS = 100
 
 
 class Reshuffled(NamedTuple):
@@ -22,13 +23,14 @@ class Reshuffled(NamedTuple):
     Attributes:
         index: `[size]`, int64, in 0..n-1. The examples, in the order of the steps.
         owed: `[n]`, float64, any sign, in visits of weight 1: for the next block.
-        shift: lambda, in the same unit, added to every owed mass so that the
-            expected visits sum to `size`. 0 in the first block.
+        credit: mass the block gave every example, over size/n: the mean weight to
+            expect of its draws. 1 in the first block, and near 1 while p moves
+            smoothly; p times it makes weights whose mean is 1.
     """
 
     index: np.ndarray
     owed: np.ndarray
-    shift: float
+    credit: float
 
 
 def reshuffled(
@@ -36,24 +38,25 @@ def reshuffled(
 ) -> Reshuffled:
     """Returns a block of draws that gives every example the weight it is owed.
 
-    Adds size/n to each owed mass, draws by systematic sampling along a fresh
-    random order of all examples with the density of `owed_density`, shuffles, and
-    subtracts the importance weight 1/(n p_i) for each visit. With uniform p and
-    blocks that divide n, it visits every example once an epoch.
+    Credits every example with the same mass, about size/n, draws by systematic
+    sampling along a fresh random order of all examples with the density of
+    `cycle_density`, shuffles, and subtracts the importance weight 1/(n p_i) for each
+    visit. With uniform p and blocks that divide n, it visits every example once an
+    epoch.
 
     Args:
         owed: `[n]`, in visits of weight 1: zeros at first, then what the last
             block returned. Not changed in place.
-        probability: `[n]`, >= 0, sums to 1. Target probability p of this block.
+        probability: `[n]`, > 0, sums to 1. Target probability p of this block.
         size: number of draws, >= 1; may exceed n.
         rng: source of all randomness.
 
     Returns:
-        The block's indices, the new owed masses and the shift.
+        The block's indices, the new owed masses and the credit.
 
     Raises:
-        ValueError: if `size` is below 1, `probability` is no distribution, or
-            `owed` has another shape.
+        ValueError: if `size` is below 1, `probability` is no distribution or has a
+            0, or `owed` has another shape.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -62,15 +65,16 @@ def reshuffled(
         array([0, 1, 2, 3])
     """
     probability = _checked(probability, size)
-    mass = _credited(owed, probability, size)
-    density, shift = owed_density(mass, probability, size)
+    owed = _checked_mass(owed, probability)
+    density, credit = block_density(owed, probability, size)
     permutation = rng.permutation(density.size)
     # The middle of one of 2^32 cells, so never so close to an integer that the
     # rounding of the cumulative sum decides between two neighbours.
     offset = (rng.integers(2**32) + 0.5) / 2**32
     index = systematic(density, size, permutation, offset)
     rng.shuffle(index)
-    return Reshuffled(index, mass - _visit_mass(probability, index), shift)
+    owed = owed + credit - _visit_mass(probability, index)
+    return Reshuffled(index, owed, credit * density.size / size)
 
 
 def refund(owed: np.ndarray, probability: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -119,54 +123,67 @@ def independent(
     return _search(_checked(probability, size), rng.random(size))
 
 
-def owed_density(
-    mass: np.ndarray, probability: np.ndarray, size: int
-) -> tuple[np.ndarray, float]:
+def cycle_density(
+    owed: np.ndarray, weight: np.ndarray, credit: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns how often a block should visit each example, on average.
 
-    q_i = max(m_i + lambda, 0) n p_i, so that q_i visits of weight 1/(n p_i) pay
-    back m_i + lambda; lambda is such that sum_i q_i = size, and 0 if it is so
-    already, as in the first block, whose draws are therefore exactly unbiased.
+    Time is mass: an example of weight W = 1/(n p) is due one visit in each stretch of
+    mass W, at a place uniform in it. While it has not had that visit (owed m >= 0) the
+    chance of it within the next mass c is c / (W - m), the hazard of a uniform time;
+    after it (m < 0) there is none until m + c > 0; an example that owes more than one
+    visit, as after a rise of p, gets (m + c) / W at once. So each expects the weight c
+    in every block, whatever its p, and none owes more than about one visit. A density
+    of (m + c) / W for all would not do: it visits the rare too early, and gave them 2.4
+    times their weight in the first blocks.
 
     Args:
-        mass: `[n]`, any sign, in visits of weight 1: what each example is owed by
-            the end of the block.
-        probability: `[n]`, >= 0, sums to 1; `reshuffled` checks that.
+        owed: `[n]`, any sign, in visits of weight 1, before the block's credit.
+        weight: `[n]`, > 0. W, the weight of a visit.
+        credit: c >= 0, mass that the block gives to each example.
+
+    Returns:
+        `[n]`, >= 0, expected visits (above 1 where one is not enough), and `[n]`,
+        >= 0, their slope in `credit`.
+    """
+    due = owed + credit
+    within = (owed >= 0.0) & (due < weight)
+    slope = 1.0 / np.where(within, weight - owed, weight)
+    visits = np.where(within, credit, due) * slope
+    active = due > min(_RESIDUE, 1e-3 * credit)
+    return np.where(active, visits, 0.0), np.where(active, slope, 0.0)
+
+
+def block_density(
+    owed: np.ndarray, probability: np.ndarray, size: int
+) -> tuple[np.ndarray, float]:
+    """Returns the density of a block, and the credit at which it sums to `size`.
+
+    Newton's method between two bounds; the sum is increasing and piecewise linear in
+    the credit, so that the last step is exact. None is needed in the first block.
+
+    Args:
+        owed: `[n]`, any sign, in visits of weight 1.
+        probability: `[n]`, > 0, sums to 1.
         size: number of draws, >= 1.
 
     Returns:
-        q, `[n]`, >= 0, in visits (above 1 where one visit is not enough), which
-        sums to `size` to rounding, and lambda, in the unit of `mass`.
+        `[n]`, >= 0, in visits, which sums to `size` to rounding, and the mass that
+        each example is given, about size/n.
     """
-    rate = probability.size * probability
-    density = np.maximum(mass, 0.0) * rate
-    if abs(density.sum() - size) <= 1e-12 * size:
-        return density, 0.0
-    shift = _shift(mass, rate, size)
-    return np.maximum(mass + shift, 0.0) * rate, shift
-
-
-def _shift(mass: np.ndarray, rate: np.ndarray, size: int) -> float:
-    """Returns the lambda at which sum_i max(mass_i + lambda, 0) rate_i = size.
-
-    Newton's method. The sum is convex, increasing and piecewise linear in lambda,
-    so the first step lands at the root or to its right and each later one moves
-    left and drops examples from the sum: it ends at the exact root, usually after
-    three to six steps, and after n at most.
-    """
-    # Sums, not BLAS dot products: OpenBLAS splits those of this length among
-    # threads, which wait 10 to 30 ms for a core that the training step has taken.
-    paid = mass * rate
-    active = mass > 0.0
-    if not (rate * active).any():
-        active = rate > 0.0
-    shift = np.inf
-    while True:
-        left = (size - (paid * active).sum()) / (rate * active).sum()
-        if not left < shift:
-            return float(shift)
-        shift = left
-        active = mass > -shift
+    weight = 1.0 / (probability.size * probability)
+    credit, low, high = size / probability.size, 0.0, np.inf
+    for _ in range(_MOST_STEPS):
+        density, slope = cycle_density(owed, weight, credit)
+        excess, steepness = density.sum() - size, slope.sum()
+        if abs(excess) <= 1e-12 * size:
+            break
+        low, high = (low, credit) if excess > 0 else (credit, high)
+        # With no one due, or a step out of bounds: double, or halve the bounds.
+        step = credit - excess / steepness if steepness > 0 else np.inf
+        outside = 2 * credit if np.isinf(high) else (low + high) / 2
+        credit = step if low < step < high else outside
+    return density, credit
 
 
 def systematic(
@@ -215,8 +232,8 @@ def _visit_mass(probability: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.bincount(index, weights=1.0 / (n * probability[index]), minlength=n)
 
 
-def _credited(owed: np.ndarray, probability: np.ndarray, size: int) -> np.ndarray:
-    """Returns `[n]`, the owed masses with the block's size/n, free of residues."""
+def _checked_mass(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Returns `[n]`, the owed masses as float64, free of residues."""
     owed = np.asarray(owed, np.float64)
     if owed.shape != probability.shape:
         raise ValueError(
@@ -224,9 +241,13 @@ def _credited(owed: np.ndarray, probability: np.ndarray, size: int) -> np.ndarra
             f"Received: shapes {owed.shape} and {probability.shape}. "
             "Start from zeros when the training set changes."
         )
-    mass = owed + size / probability.size
-    mass[np.abs(mass) < _RESIDUE] = 0.0
-    return mass
+    if not (probability > 0.0).all():
+        raise ValueError(
+            "`probability` must be above 0 for every example, each of which is owed "
+            f"visits. Received: {probability.min()} at index {probability.argmin()}. "
+            "Mix in a floor, or use independent draws."
+        )
+    return np.where(np.abs(owed) < _RESIDUE, 0.0, owed)
 
 
 def _checked(probability: np.ndarray, size: int) -> np.ndarray:

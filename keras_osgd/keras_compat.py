@@ -20,6 +20,7 @@ __all__ = [
     "compute_loss",
     "layers_of",
     "logits",
+    "loss_options",
     "reading_rate",
     "track_loss",
     "update_compiled_metrics",
@@ -59,7 +60,14 @@ def compiled_losses(model: keras.Model) -> list[tuple[tuple, keras.losses.Loss]]
     """Returns (path in the outputs, loss) of each loss; built by a first call."""
     if model._compile_loss is None or model._compile_loss._flat_losses is None:
         return []
-    return [(item.path, item.loss) for item in model._compile_loss._flat_losses]
+    found = [(item.path, item.loss) for item in model._compile_loss._flat_losses]
+    # Of several losses for a single output Keras uses the first, and only that.
+    return found if found and found[0][0] else found[:1]
+
+
+def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
+    """Returns the arguments that a loss passes on to its function."""
+    return dict(getattr(loss, "_fn_kwargs", {}))
 
 
 def update_compiled_metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -24,12 +25,15 @@ class OutputLoss(NamedTuple):
         rank: of its values, one or more for each example.
         values: number of values for each example; f_i is their mean.
         batch_mean: whether the loss is the mean over the batch (else the sum).
+        target: place of its target among the leaves of y, and of its weights among
+            those of `sample_weight`.
     """
 
     path: tuple
     rank: int
     values: int
     batch_mean: bool
+    target: int = 0
 
     def coefficient(self, batch_size: tf.Tensor) -> tf.Tensor:
         """Returns the factor of f_i in the batch's loss: 1/m for means."""
@@ -43,59 +47,76 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
 
     Raises:
         ValueError: if there is no loss, one gives no value per example, one divides by
-            the sum of the weights, the loss takes no notice of weights, or a label lies
-            outside the model's classes.
+            the sum of the weights, the loss takes no notice of weights, a label lies
+            outside the model's classes, or weights do not fit the loss.
     """
     x, y, _ = data.rows(2)
     y_pred = keras_compat.call_model(model, x, training=False)
-    if type(model).compute_loss is not keras.Model.compute_loss:
-        if not _heeds_weights(model, x, y, y_pred):
-            raise ValueError(
-                "`compute_loss` must multiply each example's loss by `sample_weight`, "
-                "which carries the importance weights. Received: the same loss for "
-                "weights 1 and 0.5. Pass it on to `super().compute_loss(...)`, or "
-                'compile with sampling="uniform".'
-            )
-    else:
-        keras_compat.compute_loss(model, x, y, y_pred, None)
-    found = keras_compat.compiled_losses(model)
+    found = []
+    if model.loss is not None:
+        loss_value = keras_compat.compute_loss(model, x, y, y_pred, None)
+        found = keras_compat.compiled_losses(model)
     if not found:
         raise ValueError(
-            "`compile` must be given a `loss`: an example's importance is the gradient "
-            'of its own loss. Received: loss=None. Pass one, or sampling="uniform".'
+            "`compile` must be given a `loss`, and a `compute_loss` of yours must call "
+            "it: an example's importance is the gradient of its own loss. Received: "
+            f'loss={model.loss!r}. Pass one, or compile with sampling="uniform".'
         )
     described, refused = [], []
     for order, (path, loss) in enumerate(found):
-        target, prediction = _at(y, path, order), output_of(y_pred, path, order)
-        values = loss.call(
-            tf.cast(tf.convert_to_tensor(target), loss.dtype),
-            tf.cast(prediction, loss.dtype),
-        )
-        shape = tuple(values.shape)
-        if not shape or shape[0] != len(prediction):
-            refused.append((loss.name, shape))
+        prediction = output_of(y_pred, path, order)
+        target = _target_of(y, y_pred, path, order, getattr(model, "output_names", ()))
+        shape = _shape_of_values(loss, _leaf(y, target), prediction)
+        if shape[:1] != (len(prediction),):
+            refused.append((path, loss.name, shape))
             continue
         _check_reduction(loss)
-        _check_labels(loss, _at(data.arrays[1], path, order), prediction)
-        size = int(np.prod(shape[1:]))
-        described.append(
-            OutputLoss(path, len(shape), size, loss.reduction in _BATCH_MEANS)
-        )
-    if refused:
-        listed = ", ".join(f"{name} got shape {shape}" for name, shape in refused)
-        raise ValueError(
-            f"Each loss must return one value per example; {listed}. Use Keras losses, or "
-            "let yours return the mean over all axes but the first."
-        )
+        _check_labels(loss, _leaf(data.arrays[1], target), prediction)
+        _check_sample_weight(_leaf(data.arrays[2], target), shape)
+        size, mean = int(np.prod(shape[1:])), loss.reduction in _BATCH_MEANS
+        described.append(OutputLoss(path, len(shape), size, mean, target))
+    _check_none_refused(refused)
+    if type(model).compute_loss is not keras.Model.compute_loss:
+        _check_weights_heeded(model, x, y, y_pred, described, loss_value)
     return described
 
 
-def _heeds_weights(model: keras.Model, x, y, y_pred) -> bool:
-    """Returns whether the loss follows `sample_weight`."""
-    halves = tf.fill([len(keras.tree.flatten(y_pred)[0])], 0.5)
-    whole = keras_compat.compute_loss(model, x, y, y_pred, None)
+def _shape_of_values(loss, target, prediction: tf.Tensor) -> tuple:
+    """Returns the shape of a loss's values; `()` unless it follows the batch's size."""
+    shapes = []
+    for rows in (1, len(prediction)):
+        values = loss.call(
+            tf.cast(tf.convert_to_tensor(target[:rows]), loss.dtype),
+            tf.cast(prediction[:rows], loss.dtype),
+        )
+        shapes.append(tuple(values.shape))
+    return shapes[1] if shapes[0][:1] == (1,) else ()
+
+
+def _check_none_refused(refused: list[tuple]) -> None:
+    if refused:
+        listed = ", ".join(
+            f"{name}{' of output ' + '/'.join(map(str, path)) if path else ''} "
+            f"got shape {shape}"
+            for path, name, shape in refused
+        )
+        raise ValueError(
+            f"Each loss must return one value per example; {listed}. Use Keras losses, "
+            "or let yours return the mean over all axes but the first."
+        )
+
+
+def _check_weights_heeded(model, x, y, y_pred, described, loss_value) -> None:
+    halves = tf.fill([len(output_of(y_pred, described[0].path, 0))], 0.5)
+    halves = weights_for(described, halves, None)
     half = keras_compat.compute_loss(model, x, y, y_pred, halves)
-    return not bool(tf.reduce_all(whole == half))
+    if tf.reduce_all((half == loss_value) & (loss_value != 0)):
+        raise ValueError(
+            "`compute_loss` must multiply each example's loss by `sample_weight`, which "
+            "carries the importance weights. Received: the same loss for weights 1 and "
+            "0.5. Pass it on to `super().compute_loss(...)`, or compile with "
+            'sampling="uniform".'
+        )
 
 
 def _check_reduction(loss: keras.losses.Loss) -> None:
@@ -107,36 +128,74 @@ def _check_reduction(loss: keras.losses.Loss) -> None:
         )
 
 
-def _check_labels(loss, y: Any, prediction: tf.Tensor) -> None:
+def _check_labels(loss, y: np.ndarray, prediction: tf.Tensor) -> None:
     name = getattr(getattr(loss, "fn", None), "__name__", "")
     if name != "sparse_categorical_crossentropy":
         return
-    ignored = getattr(loss, "ignore_class", None)
-    outputs = prediction.shape[getattr(loss, "axis", -1)]
+    options = keras_compat.loss_options(loss)
+    outputs = prediction.shape[options.get("axis", -1)]
     outside = (y < 0) | (y >= outputs)
-    if ignored is not None:
-        outside &= y != ignored
+    if options.get("ignore_class") is not None:
+        outside &= y != options["ignore_class"]
     if outside.any():
         index = int(np.argwhere(outside)[0][0])
         label = np.ravel(y[index])[np.ravel(outside[index])][0]
         raise ValueError(
-            f"y has label {label:g} at index {index} but the model has {outputs} outputs. "
-            f"Labels must be 0 to {outputs - 1}: renumber them or widen the last layer."
+            f"y has label {label:g} at index {index} but the model has {outputs} "
+            f"outputs. Labels must be 0 to {outputs - 1}: renumber them or widen the "
+            "last layer."
+        )
+
+
+def _check_sample_weight(weight: np.ndarray | None, shape: tuple) -> None:
+    if weight is None:
+        return
+    own = weight.shape[1:]
+    pairs = zip(own, shape[1:], strict=False)  # further axes must be of length 1
+    fits = all(a in (1, b) for a, b in pairs) and set(own[len(shape) - 1 :]) <= {1}
+    if not fits:
+        raise ValueError(
+            "`sample_weight` must have one value per example, or one per value of its "
+            f"loss, {shape[1:]} for each example. Received: {own} for each example. "
+            "Sum or average it over the axes that the loss does not have."
         )
 
 
 def output_of(y_pred: Any, path: tuple, order: int) -> tf.Tensor:
     """Returns the output that the loss with this path and place belongs to."""
-    return _at(y_pred, path, order)
+    place = _place(y_pred, path)
+    return _leaf(y_pred, order if place is None else place)
 
 
-def _at(structure: Any, path: tuple, order: int) -> Any:
+def _target_of(y, y_pred, path: tuple, order: int, names: Sequence[str]) -> int:
+    """Returns the place among the leaves of y that Keras gives to a loss."""
+    place = _place(y, path, names)
+    if place is not None:
+        return place
+    outputs, targets = len(keras.tree.flatten(y_pred)), len(keras.tree.flatten(y))
+    # As many targets as outputs stand in their order; else there is one for each loss.
+    place = _place(y_pred, path) if outputs == targets else order
+    return order if place is None else place
+
+
+def _place(structure: Any, path: tuple, names: Sequence[str] = ()) -> int | None:
+    """Returns the place among the leaves that `path` leads to; `None` if nowhere."""
+    count = len(keras.tree.flatten(structure))
+    places = keras.tree.pack_sequence_as(structure, list(range(count)))
     try:
         for key in path:
-            structure = structure[key]
+            if isinstance(places, Mapping) and key not in places:
+                key = names[key]
+            places = places[key]
     except (KeyError, TypeError, IndexError):
-        structure = keras.tree.flatten(structure)[order]
-    return keras.tree.flatten(structure)[0]
+        return None
+    return keras.tree.flatten(places)[0]
+
+
+def _leaf(structure: Any, place: int) -> Any:
+    """Returns a leaf; the only one, if there is one for all."""
+    leaves = keras.tree.flatten(structure)
+    return leaves[place if len(leaves) > 1 else 0]
 
 
 def weights_for(
@@ -147,32 +206,25 @@ def weights_for(
     Args:
         losses: as described.
         weights: `[m]`, importance weights.
-        sample_weight: the user's, `[m, ...]`, one for each output, or `None`.
+        sample_weight: the user's, `[m, ...]`, one for each target, or `None`.
     """
-    own = [leaf for leaf in keras.tree.flatten(sample_weight) if leaf is not None]
 
-    def combined(order: int, rank: int) -> tf.Tensor:
-        user = own[order if len(own) > 1 else 0] if own else None
-        shape = [-1] + [1] * (rank - 1)
-        shaped = tf.reshape(weights, shape)
+    def combined(loss: OutputLoss) -> tf.Tensor:
+        shaped = tf.reshape(weights, [-1] + [1] * (loss.rank - 1))
+        user = _leaf(sample_weight, loss.target)
         if user is None:
             return shaped
         user = tf.cast(user, weights.dtype)
-        if user.shape.rank < rank:
-            user = tf.reshape(
-                user, tf.concat([tf.shape(user), [1] * (rank - user.shape.rank)], 0)
-            )
-        elif user.shape.rank > rank:
-            user = tf.reshape(user, tf.shape(user)[:rank])
-        return shaped * user
+        size = tf.shape(user)[: loss.rank]
+        missing = [1] * max(loss.rank - user.shape.rank, 0)
+        return shaped * tf.reshape(user, tf.concat([size, missing], axis=0))
 
-    each = [combined(order, loss.rank) for order, loss in enumerate(losses)]
-    if len(each) == 1 and not losses[0].path:
-        return each[0]
+    if len(losses) == 1 and not losses[0].path:
+        return combined(losses[0])
     nested: dict = {}
-    for loss, weight in zip(losses, each, strict=True):
+    for loss in losses:
         level = nested
         for key in loss.path[:-1]:
             level = level.setdefault(key, {})
-        level[loss.path[-1]] = weight
+        level[loss.path[-1]] = combined(loss)
     return nested

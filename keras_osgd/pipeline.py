@@ -41,11 +41,12 @@ class Plan(NamedTuple):
     Attributes:
         start: first step of the block, counted from the start of `fit`.
         index: `[k]` int64, `k = steps * m`; batch after batch.
-        probability: `[k]` float64, p of each draw.
-        candidate: `[k]` float64, p' of each draw.
+        probability: `[k]` float64, p of each draw, times `credit`.
+        candidate: `[k]` float64, p' of each draw, times `credit`.
         features: `[k, F]` float32, the score table's as the block was drawn.
         importance: whether the draws follow the scores.
-        largest_weight: 1/(n min p) over all examples.
+        largest_weight: largest importance weight over all examples.
+        credit: see `draws.Reshuffled`; makes the mean weight 1.
     """
 
     start: int
@@ -55,6 +56,7 @@ class Plan(NamedTuple):
     features: np.ndarray
     importance: bool
     largest_weight: float
+    credit: float
 
 
 class PlanBuffers:

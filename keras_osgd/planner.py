@@ -19,6 +19,7 @@ __all__ = ["ObservationLog", "Planner"]
 
 _REARM_MARGIN = 0.02  # above `retreat_below`, so that the two do not alternate
 _LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
+_LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
 _GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
 
 
@@ -131,7 +132,7 @@ class Planner:
             self._state.drawn -= len(unused)
             if self._sampling.draws == "reshuffled":
                 probability = np.ones(self._n)
-                probability[unused] = plan.probability[used:]
+                probability[unused] = plan.probability[used:] / plan.credit
                 self._state.owed = draws.refund(self._state.owed, probability, unused)
 
     def _plan(self, start: int, observed_until: int) -> None:
@@ -142,15 +143,16 @@ class Planner:
         candidate, importance = self._candidate(uniform)
         probability = candidate if importance else uniform
         size = self._buffers.block_steps * self._buffers.batch_size
-        index = self._draw(probability, size)
+        index, credit = self._draw(probability, size)
         plan = Plan(
             start,
             index,
-            probability[index],
-            candidate[index],
+            credit * probability[index],
+            credit * candidate[index],
             self._state.table.features_of(index),
             importance,
-            1.0 / (self._n * probability.min()),
+            float(1.0 / (self._n * credit * probability.min())),
+            credit,
         )
         self._buffers.write(plan)
         self.candidate = candidate
@@ -160,14 +162,15 @@ class Planner:
         self._state.drawn += size
         self._planning_seconds += time.perf_counter() - begun
 
-    def _draw(self, probability: np.ndarray, size: int) -> np.ndarray:
+    def _draw(self, probability: np.ndarray, size: int) -> tuple[np.ndarray, float]:
+        """Returns the block's examples, and by what their weights are to be divided."""
         state = self._state
         rng = np.random.default_rng([state.seed, state.blocks])
         if self._sampling.draws == "independent":
-            return draws.independent(probability, size, rng)
+            return draws.independent(probability, size, rng), 1.0
         drawn = draws.reshuffled(state.owed, probability, size, rng)
         state.owed = drawn.owed
-        return drawn.index
+        return drawn.index, max(drawn.credit, _LEAST_CREDIT)
 
     def _candidate(self, uniform: np.ndarray) -> tuple[np.ndarray, bool]:
         """Returns p by the scores (equation 6 and the floor) and whether to use it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ _PROBES = 64
 _MOST_CLASSES = 10_000
 _SOURCES = (
     "Importance sampling needs random access to a finite set: pass NumPy arrays or "
-    "tensors (tuples and dicts of them too), load the data into arrays first, or "
-    'compile with sampling="uniform" for Keras\' own training'
+    "tensors (lists, tuples and dicts of them too), or compile with "
+    'sampling="uniform" for Keras\' own training.'
 )
 
 
@@ -26,7 +27,8 @@ class TrainingData(NamedTuple):
     """What `fit` trains on.
 
     Attributes:
-        arrays: (x, y, sample_weight) as nested NumPy arrays; `None` without weights.
+        arrays: (x, y, sample_weight) as NumPy arrays in tuples and dicts; `None`
+            without weights.
         n: number of examples.
         batch_size: m.
     """
@@ -48,8 +50,8 @@ class TrainingData(NamedTuple):
         Classes are integer labels `[n]` or `[n, 1]`, zeros and ones of any type, and
         one-hot rows.
         """
-        y = self.arrays[1]
-        if not isinstance(y, np.ndarray) or y.dtype.kind not in "iubf":
+        y, *others = keras.tree.flatten(self.arrays[1])
+        if others or y is None or y.dtype.kind not in "iubf":
             return None
         if y.ndim == 2 and y.shape[1] > 1:
             one_hot = ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all()
@@ -70,7 +72,10 @@ class TrainingData(NamedTuple):
         for leaf in keras.tree.flatten(self.arrays):
             if leaf is not None:
                 digest.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
-                digest.update(np.ascontiguousarray(leaf[probes]).tobytes())
+                rows = leaf[probes]
+                # The bytes of an object are its address, which differs in each process.
+                objects = leaf.dtype.kind == "O"
+                digest.update(repr(rows.tolist()).encode() if objects else rows.tobytes())
         return digest.hexdigest()
 
 
@@ -85,25 +90,25 @@ def prepare(
     """Returns checked training data; class weights become sample weights.
 
     Args:
-        x, y, sample_weight: nested arrays or tensors, as in `keras.Model.fit`.
+        x: nested arrays or tensors, as in `keras.Model.fit`.
+        y: likewise.
+        sample_weight: likewise.
         class_weight: weight of each class; 1 where a class is missing. Multiplies
             `sample_weight`, where Keras refuses to take both.
         batch_size: m; `None` means 32, or n / `steps_per_epoch`.
         steps_per_epoch: as in `keras.Model.fit`.
 
     Raises:
-        ValueError: if x is no array, has no example, the lengths differ, or a weight is
-            negative or not finite.
+        ValueError: if the data are no arrays, have no example, the lengths differ, or
+            weights have another structure than y, are negative or not finite.
     """
-    _check_source(x)
+    arrays, n = _arrays(x, y, sample_weight)
     if y is None:
         raise ValueError(
             "`y` must be given: an example's importance comes from its own loss. "
             'Received: y=None. Pass targets, or compile with sampling="uniform".'
         )
-    arrays = tuple(_to_numpy(part) for part in (x, y, sample_weight))
-    n = _check_lengths(arrays)
-    _check_weights(arrays[2])
+    _check_weights(arrays[2], arrays[1])
     if class_weight is not None:
         arrays = (*arrays[:2], _with_class_weight(arrays, class_weight))
     if not batch_size:
@@ -117,9 +122,7 @@ def split(x: Any, y: Any, sample_weight: Any, validation_split: float):
     Returns:
         ((x, y, sample_weight), validation data as `fit` takes it).
     """
-    _check_source(x)
-    arrays = tuple(_to_numpy(part) for part in (x, y, sample_weight))
-    n = _check_lengths(arrays)
+    arrays, n = _arrays(x, y, sample_weight)
     at = math.floor(n * (1.0 - validation_split))
     if at in (0, n):
         raise ValueError(
@@ -137,38 +140,44 @@ def split(x: Any, y: Any, sample_weight: Any, validation_split: float):
     return rows(slice(at)), validation[: 3 if sample_weight is not None else 2]
 
 
-def _check_source(x: Any) -> None:
-    if isinstance(x, tf.data.Dataset):
-        cardinality = int(x.cardinality())
-        kind = {-1: "infinite", -2: "of unknown length"}.get(cardinality)
-        received = "The dataset is " + (kind or f"a tf.data pipeline of {cardinality}")
-        remedy = ""
-        if kind:
-            remedy = (
-                "; `dataset.take(n)` makes a finite one, which arrays can be read from"
-            )
-        raise ValueError(f"{received}. {_SOURCES}{remedy}.")
-    arrays = keras.tree.flatten(x)
-    if isinstance(x, keras.utils.PyDataset) or not all(map(_is_array, arrays)):
+def _arrays(x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], int]:
+    """Returns (x, y, sample_weight) as NumPy arrays of equal length, and the length."""
+    parts = {"x": x, "y": y, "sample_weight": sample_weight}
+    for name, part in parts.items():
+        _check_source(name, part)
+    arrays = tuple(_to_numpy(part) for part in parts.values())
+    return arrays, _check_lengths(arrays)
+
+
+def _check_source(name: str, part: Any) -> None:
+    if isinstance(part, tf.data.Dataset):
+        kind = {-1: "infinite", -2: "of unknown length"}.get(int(part.cardinality()))
         raise ValueError(
-            f"`x` must be arrays. Received: {type(x).__name__}. {_SOURCES}."
+            f"The dataset is {kind or 'a tf.data pipeline, perhaps of batches'}. "
+            f"{_SOURCES} `x, y = next(iter(dataset.batch(n)))` reads n examples into "
+            "tensors; if the dataset is of batches, put `.unbatch()` before `.batch(n)`."
+        )
+    leaves = keras.tree.flatten(part)
+    arrays = all(leaf is None or hasattr(leaf, "__array__") for leaf in leaves)
+    if not arrays or (name == "x" and all(leaf is None for leaf in leaves)):
+        raise ValueError(
+            f"`{name}` must be arrays. Received: {type(part).__name__}. {_SOURCES}"
         )
 
 
-def _is_array(leaf: Any) -> bool:
-    return leaf is None or hasattr(leaf, "__array__")
-
-
 def _to_numpy(part: Any) -> Any:
+    """Returns NumPy arrays, floats as `floatx`, in tuples, as Keras' own `fit` does."""
+
     def convert(leaf: Any) -> np.ndarray | None:
         if leaf is None:
             return None
         array = np.asarray(leaf)
-        if array.dtype.kind == "f" and array.dtype.itemsize > 2:
+        if array.dtype.name.startswith(("float", "bfloat")):
             array = array.astype(keras.config.floatx(), copy=False)
         return array
 
-    return keras.tree.map_structure(convert, part)
+    # tf.data would stack a list into one tensor.
+    return keras.tree.lists_to_tuples(keras.tree.map_structure(convert, part))
 
 
 def _check_lengths(arrays: tuple[Any, Any, Any]) -> int:
@@ -189,12 +198,22 @@ def _check_lengths(arrays: tuple[Any, Any, Any]) -> int:
     n = next(iter(lengths))[1]
     if n == 0:
         raise ValueError(
-            "The training data has 0 examples. Check the filter or path that produced it."
+            "The training data has 0 examples. Check the filter or path that produced "
+            "it."
         )
     return n
 
 
-def _check_weights(sample_weight: Any) -> None:
+def _check_weights(sample_weight: Any, y: Any) -> None:
+    if keras.tree.is_nested(sample_weight):
+        try:
+            keras.tree.assert_same_structure(y, sample_weight)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                "`sample_weight` must be one array, or have the structure of y. "
+                f"Received: {_kinds(sample_weight)} where y is {_kinds(y)}. Pass one "
+                "array for each target, `None` for weight 1."
+            ) from error
     for leaf in keras.tree.flatten(sample_weight):
         if leaf is None:
             continue
@@ -203,9 +222,13 @@ def _check_weights(sample_weight: Any) -> None:
             index = int(np.argwhere(bad)[0][0])
             raise ValueError(
                 "`sample_weight` must be finite and not negative. Received: "
-                f"sample_weight[{index}]={leaf[index]}. Drop such examples or give them "
-                "weight 0."
+                f"sample_weight[{index}]={leaf[index]}. Drop such examples or give "
+                "them weight 0."
             )
+
+
+def _kinds(structure: Any) -> Any:
+    return keras.tree.map_structure(lambda leaf: type(leaf).__name__, structure)
 
 
 def _with_class_weight(arrays, class_weight: Mapping[int, float]) -> np.ndarray:
@@ -219,9 +242,16 @@ def _with_class_weight(arrays, class_weight: Mapping[int, float]) -> np.ndarray:
     if y.ndim > 1:
         labels = y.argmax(axis=-1) if y.shape[-1] != 1 else y[..., 0]
     classes, positions = np.unique(np.round(labels), return_inverse=True)
+    missing = [int(label) for label in classes if int(label) not in class_weight]
+    if missing:
+        warnings.warn(
+            f"`class_weight` has no entry for {missing[:10]}: such examples get weight "
+            "1, as in Keras.",
+            stacklevel=4,
+        )
     table = [class_weight.get(int(label), 1.0) for label in classes]
     weights = np.asarray(table, keras.config.floatx())[positions.reshape(labels.shape)]
-    _check_weights(weights)
+    _check_weights(weights, y)
     if sample_weight is None:
         return weights
     extra = sample_weight.ndim - weights.ndim

@@ -1,8 +1,7 @@
 """Equation (7): what a window of observed gradient norms says about all of them.
 
-NumPy and SciPy in float64, on the host. `fit` learns two coefficient vectors: c,
-which predicts the gradient norm of an example from its features s as <c, s>, and
-d, which says how far off that may be, <d, s>.
+`fit` learns two coefficient vectors: c, which predicts the gradient norm of an
+example from its features s as <c, s>, and d, which says how far off that may be.
 """
 
 from typing import NamedTuple
@@ -26,7 +25,7 @@ class UncertaintySet(NamedTuple):
             <d, s_i> over all examples is 1.
         objective: h, >= 0, in squared gradient-norm units. h <d, s_i> and <c, s_i>
             are the variance and the mean that `distributions.robust` asks for.
-        iterations: number of steps; usually three to five.
+        iterations: number of steps; usually three to eight.
         converged: whether h is proven to be within `tolerance` of the smallest.
     """
 
@@ -37,12 +36,9 @@ class UncertaintySet(NamedTuple):
     converged: bool
 
 
-class _Window(NamedTuple):
-    """The observations in units in which every number is near 1."""
-
-    features: np.ndarray  # [F, k], over their means over all examples
-    weights: np.ndarray  # [k], importance weights over k
-    norms: np.ndarray  # [k], over their mean
+# Features [F, k] over their means over all examples, importance weights [k] over k,
+# and norms [k] over their mean: units in which every number is near 1.
+_Window = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class _Point(NamedTuple):
@@ -69,22 +65,21 @@ def fit(
 
     Minimises h(c, d) = (1/k) sum w (<c, s> - v)^2 / <d, s> over c, d >= 0 with
     <d, mean_features> = 1: equation (7) with d's scale taken out. Multiplying d
-    by h puts it back. h is jointly convex and falls with every step.
+    by h puts it back. h is convex and falls with every step.
 
     Args:
         features: `[k, F]`, >= 0. s of each observation, as it stood when drawn.
             Feature 0 is the constant one: > 0 for every example.
         weights: `[k]`, >= 0, without unit. Importance weights 1/(n p).
         norms: `[k]`, >= 0. Observed gradient norms v.
-        mean_features: `[F]`, >= 0. Mean of the features over all n examples.
-        start: result for an earlier window, to save iterations.
+        mean_features: `[F]`, >= 0. Their means over all n examples.
+        start: result for an earlier window, to save steps.
         max_iterations: most steps; bounds the time.
         tolerance: stop where h is proven to be this close, relatively. Float64
             has proofs down to about 1e-5; h itself is then within about 1e-10.
 
     Returns:
-        The coefficients, 0 for features that are 0 throughout. Rescaling norms or
-        features rescales them and nothing else.
+        Coefficients, 0 for features that are 0; they follow the inputs' units.
 
     Raises:
         ValueError: if shapes disagree, the window is empty, an entry is negative
@@ -153,11 +148,12 @@ def _newton_share(window: _Window, point: _Point) -> np.ndarray:
     (s, -r s) times 2 w / <d, s>, and its gradient by d is 1 - pull.
     """
     scale = np.sqrt(point.objective)
-    weights = 2.0 * window.weights / (scale * point.variance)
+    features, weights, _ = window
+    weights = 2.0 * weights / (scale * point.variance)
     ratio = point.error / (scale * point.variance)
-    rows = np.concatenate([window.features, -ratio * window.features])
+    rows = np.concatenate([features, -ratio * features])
     hessian = (rows * weights) @ rows.T
-    by_mean = window.features @ (weights * point.error)
+    by_mean = features @ (weights * point.error)
     gradient = np.concatenate([by_mean, 1.0 - point.pull])
     here = np.concatenate([point.mean, scale * point.share])
     best = _nonnegative_minimum(hessian, hessian @ here - gradient)
@@ -216,18 +212,18 @@ def _with_minimum_share(share: np.ndarray) -> np.ndarray:
 
 
 def _start_share(
-    start: UncertaintySet | None, used: np.ndarray, feature_scale: np.ndarray
+    start: UncertaintySet | None, used: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
     """Returns the d to begin with, in the units of `_Window`."""
     if start is None:
-        return np.full(feature_scale.size, 1.0 / feature_scale.size)
+        return np.full(scale.size, 1.0 / scale.size)
     if start.spread.shape != used.shape:
         raise ValueError(
             "`start` must have one coefficient per feature. Received: "
             f"start.spread.shape={start.spread.shape} for {used.size} features. "
             "Pass the result of an earlier fit to the same features, or None."
         )
-    share = start.spread[used] * feature_scale
+    share = start.spread[used] * scale
     return _with_minimum_share(share if share.any() else share + 1.0)
 
 
@@ -243,16 +239,15 @@ def _rescaled(
     peak = norms.max()
     norm_scale = float(peak * np.mean(norms / peak)) if peak > 0.0 else 1.0
     rows = np.ascontiguousarray((features[:, used] / means[used]).T)
-    window = _Window(rows, weights / weights.size, norms / norm_scale)
+    window = (rows, weights / weights.size, norms / norm_scale)
     return window, used, means[used], norm_scale
 
 
 def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
     """Returns the arguments of `fit` as float64, or raises if they do not fit."""
-    features, weights, norms, means = (np.asarray(a, np.float64) for a in arrays)
-    arrays = [features, weights, norms, means]
-    k, width = norms.size, means.size
-    shapes = [a.shape for a in arrays]
+    arrays = [np.asarray(a, np.float64) for a in arrays]
+    features, _, norms, means = arrays
+    k, width, shapes = norms.size, means.size, [a.shape for a in arrays]
     if not k * width or shapes != [(k, width), (k,), (k,), (width,)]:
         raise ValueError(
             "`features` must be [k, F], `weights` and `norms` [k], `mean_features` "
@@ -260,10 +255,10 @@ def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
             "Fit only once the window holds observations."
         )
     if not all(a.min() >= 0.0 and a.max() < np.inf for a in arrays):  # nor NaN
-        ranges = [(float(a.min()), float(a.max())) for a in arrays]
         raise ValueError(
             "`features`, `weights`, `norms` and `mean_features` must be finite and "
-            f">= 0. Received: smallest and largest {ranges}, in this order. "
+            f">= 0. Received: smallest {[float(a.min()) for a in arrays]}, "
+            f"largest {[float(a.max()) for a in arrays]}. "
             "Look for a loss that overflowed, or a learning rate too high."
         )
     if not (means[0] > 0.0 and features[:, 0].min() > 0.0):

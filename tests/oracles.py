@@ -46,16 +46,24 @@ def expected_visits(
     return visits / len(orders)
 
 
-def owed_shift(mass: np.ndarray, probability: np.ndarray, size: int) -> float:
-    """Returns lambda with sum_i max(mass_i + lambda, 0) n p_i = size, by bisection."""
-    rate = len(mass) * probability
+def block_credit(owed: np.ndarray, probability: np.ndarray, size: int) -> float:
+    """Returns the credit at which the expected visits sum to `size`, by bisection."""
 
-    def excess(shift: float) -> float:
-        return float(np.maximum(mass + shift, 0.0) @ rate) - size
+    def visits(mass: float, weight: float, credit: float) -> float:
+        if mass + credit <= 0:
+            return 0.0
+        if mass < 0 or mass + credit >= weight:
+            return (mass + credit) / weight
+        return credit / (weight - mass)
 
-    low = -float(mass.max())
-    high = float(size / rate[rate > 0].min() - mass.min()) + 1.0
-    return optimize.brentq(excess, low, high, xtol=1e-14, rtol=1e-14)
+    weights = 1 / (len(owed) * probability)
+
+    def excess(credit: float) -> float:
+        pairs = zip(owed, weights, strict=True)
+        return sum(visits(m, w, credit) for m, w in pairs) - size
+
+    high = size * weights.max() - owed.min() + 1.0
+    return optimize.brentq(excess, 0.0, high, xtol=1e-14, rtol=1e-14)
 
 
 def smallest_uncertainty_set(

@@ -71,8 +71,8 @@ def test_the_state_passed_in_is_not_changed():
 def test_in_the_first_block_the_estimator_is_exactly_unbiased(n, size):
     rng = _rng(n)
     p, loss = _random_distribution(rng, n, sigma=1.0), rng.normal(size=n)
-    density, shift = draws.owed_density(np.full(n, size / n), p, size)
-    assert shift == 0.0
+    density, credit = draws.block_density(np.zeros(n), p, size)
+    assert credit == size / n
     visits = oracles.expected_visits(
         lambda order, offset: draws.systematic(density, size, order, offset), density
     )
@@ -81,16 +81,75 @@ def test_in_the_first_block_the_estimator_is_exactly_unbiased(n, size):
     np.testing.assert_allclose(estimate, loss.mean(), rtol=1e-10)
 
 
-def test_a_later_block_visits_each_example_as_often_as_its_owed_mass_says():
+@pytest.mark.parametrize("weight", [0.3, 1.0, 2.5, 10.0])
+def test_at_a_constant_p_every_block_expects_the_same_weight(weight):
+    """Follows the exact law of the owed mass: every visit is one branch of a tree."""
+    credit, law = 0.25, {0.0: 1.0}
+    for _ in range(60):
+        paid, after = 0.0, {}
+        for owed, chance in law.items():
+            visits, _ = draws.cycle_density(
+                np.array([owed]), np.array([weight]), credit
+            )
+            fewer = int(np.floor(visits[0] + 1e-12))
+            more = min(max(visits[0] - fewer, 0.0), 1.0)
+            for times, share in ((fewer, 1 - more), (fewer + 1, more)):
+                if share > 1e-12:
+                    paid += chance * share * times * weight
+                    left = round(owed + credit - times * weight, 9)
+                    after[left] = after.get(left, 0.0) + chance * share
+        law = after
+        np.testing.assert_allclose(paid, credit, rtol=1e-9)
+    assert min(law) >= -weight - 1e-9
+    assert max(law) <= weight + 1e-9
+
+
+def test_a_later_block_visits_each_example_as_often_as_its_density_says():
     rng, n, size = _rng(5), 5, 4
-    p, mass = _random_distribution(rng, n, sigma=1.0), rng.normal(1.0, 1.0, n)
-    density, shift = draws.owed_density(mass, p, size)
-    assert shift != 0.0
+    p, owed = _random_distribution(rng, n, sigma=1.0), rng.normal(0.0, 1.0, n)
+    density, credit = draws.block_density(owed, p, size)
+    assert credit != size / n
     visits = oracles.expected_visits(
         lambda order, offset: draws.systematic(density, size, order, offset), density
     )
-    paid = visits / (n * p)  # each visit weighs 1/(n p)
-    np.testing.assert_allclose(paid, np.maximum(mass + shift, 0.0), atol=1e-10)
+    np.testing.assert_allclose(visits, density, atol=1e-10)
+
+
+def _weights_over(blocks, n, move, rng):
+    """Returns each example's total weight, what it was credited, and every credit."""
+    size, owed, weight, credits = n // 8, np.zeros(n), np.zeros(n), []
+    p = _random_distribution(rng, n)
+    for _ in range(blocks):
+        index, owed, credit = draws.reshuffled(owed, p, size, rng)
+        weight += np.bincount(index, 1 / (n * p[index]), minlength=n)
+        credits.append(credit)
+        p = move(p, np.unique(index))
+    return weight, np.sum(credits) * size / n, np.array(credits)
+
+
+def test_frequent_and_rare_examples_get_the_same_weight_from_the_first_blocks_on():
+    n, blocks, rng = 4000, 8, _rng(20)
+    p = _random_distribution(rng, n)
+    owed, weight = np.zeros(n), np.zeros(n)
+    for _ in range(blocks):
+        index, owed, _ = draws.reshuffled(owed, p, n // 8, rng)
+        weight += np.bincount(index, 1 / (n * p[index]), minlength=n)
+    for group in np.array_split(np.argsort(p), 4):
+        # Visits of one example in an epoch: at most binomial.
+        variance = (1 / (n * p[group])).sum() / len(group) ** 2
+        assert abs(weight[group].mean() - 1) < 4 * np.sqrt(variance)
+
+
+def test_while_p_drifts_the_mean_weight_stays_near_1():
+    rng = _rng(21)
+
+    def drift(p, _):
+        p = p * np.exp(0.1 * rng.normal(size=p.size))
+        return 0.95 * p / p.sum() + 0.05 / p.size
+
+    _, _, credits = _weights_over(100, 2000, drift, rng)
+    assert abs(credits.mean() - 1) < 0.02
+    assert abs(credits - 1).max() < 0.25
 
 
 def test_a_block_as_a_whole_is_drawn_with_the_density_it_states():
@@ -105,44 +164,26 @@ def test_a_block_as_a_whole_is_drawn_with_the_density_it_states():
     assert abs(visits / trials - size * p).max() < 5 * 0.5 / np.sqrt(trials)
 
 
-def test_with_a_p_that_jumps_every_example_keeps_its_weight_over_400_blocks():
-    n, blocks, floor, rng = 2000, 400, 0.1, _rng(7)
-    size, owed, weight = n // 8, np.zeros(n), np.zeros(n)
-    for _ in range(blocks):
-        p = _random_distribution(rng, n, floor)
-        density, _ = draws.owed_density(owed + size / n, p, size)
-        np.testing.assert_allclose(density.sum(), size, rtol=1e-11)
-        index, owed, _ = draws.reshuffled(owed, p, size, rng)
-        assert len(index) == size
-        np.add.at(weight, index, 1 / (n * p[index]))
-    due = blocks * size / n
-    assert weight.min() > 0.95 * due
-    assert weight.max() < due + 1 / floor
-    np.testing.assert_allclose(owed, due - weight, atol=1e-6)
+def test_with_a_p_that_jumps_no_example_is_further_off_than_one_visit():
+    n, floor, rng = 2000, 0.1, _rng(7)
+    weight, credited, _ = _weights_over(
+        400, n, lambda *_: _random_distribution(rng, n, floor), rng
+    )
+    assert weight.min() > credited - 1 / floor
+    assert weight.max() < credited + 1 / floor
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_shift_is_the_root_that_bisection_finds(seed):
+def test_the_credit_is_the_root_that_bisection_finds(seed):
     rng = _rng(seed)
     n, size = int(rng.integers(1, 60)), int(rng.integers(1, 200))
-    p = _random_distribution(rng, n, floor=0.0)
-    if n > 3:
-        p[rng.integers(n)] = 0.0
-        p /= p.sum()
-    mass = rng.normal([-5.0, 0.0, 5.0][seed % 3], 1.0, n)
-    density, shift = draws.owed_density(mass, p, size)
-    np.testing.assert_allclose(
-        shift, oracles.owed_shift(mass, p, size), rtol=1e-9, atol=1e-9
-    )
-    np.testing.assert_allclose(density.sum(), size, rtol=1e-12)
-
-
-def test_the_shift_is_found_where_only_undrawable_examples_are_owed_mass():
-    density, shift = draws.owed_density(
-        np.array([3.0, -1.0, -2.0]), np.array([0.0, 0.5, 0.5]), 3
-    )
-    np.testing.assert_allclose(density, [0.0, 2.25, 0.75])
-    np.testing.assert_allclose(shift, 2.5)
+    p = _random_distribution(rng, n, floor=0.01)
+    owed = rng.normal([-5.0, 0.0, 5.0][seed % 3], 1.0, n)
+    if seed % 3 == 2:
+        owed = np.minimum(owed, 0.5 * size / n)  # else they are owed more than `size`
+    density, credit = draws.block_density(owed, p, size)
+    np.testing.assert_allclose(density.sum(), size, rtol=1e-11)
+    np.testing.assert_allclose(credit, oracles.block_credit(owed, p, size), rtol=1e-8)
 
 
 def test_visits_are_the_density_rounded_down_or_up():
@@ -182,10 +223,10 @@ def test_neighbours_in_the_file_meet_in_one_block_as_often_as_any_pair():
 
 
 def test_a_block_may_be_larger_than_the_training_set():
-    index, owed, shift = draws.reshuffled(np.zeros(4), np.full(4, 0.25), 12, _rng())
+    index, owed, credit = draws.reshuffled(np.zeros(4), np.full(4, 0.25), 12, _rng())
     np.testing.assert_array_equal(np.bincount(index), 3)
     np.testing.assert_allclose(owed, 0.0, atol=1e-15)
-    assert shift == 0.0
+    assert credit == 1.0
 
 
 def test_a_refund_of_all_visits_leaves_what_was_owed_before_the_draw():
@@ -195,7 +236,7 @@ def test_a_refund_of_all_visits_leaves_what_was_owed_before_the_draw():
     used, unused = drawn.index[:25], drawn.index[25:]
     assert len(np.unique(unused)) < len(unused)  # some came more than once
     after = draws.refund(drawn.owed, p, unused)
-    expected = owed + size / n
+    expected = owed + drawn.credit * size / n
     np.subtract.at(expected, used, 1 / (n * p[used]))
     np.testing.assert_allclose(after, expected, atol=1e-12)
 
@@ -259,3 +300,8 @@ def test_what_is_no_distribution_is_refused(p):
 def test_owed_masses_of_another_training_set_are_refused():
     with pytest.raises(ValueError, match="one entry per training example"):
         draws.reshuffled(np.zeros(3), np.full(4, 0.25), 2, _rng())
+
+
+def test_an_example_without_a_chance_is_refused_where_each_is_owed_visits():
+    with pytest.raises(ValueError, match="above 0 .* Received: 0.0 at index 1"):
+        draws.reshuffled(np.zeros(2), np.array([1.0, 0.0]), 2, _rng())
