@@ -2,187 +2,198 @@
 
 import json
 import pathlib
-import statistics
 
 import error_plot
-import numpy as np
-import scipy.optimize
-import scipy.stats
 from benchmark_records import Record, Records
+from benchmark_studies import TITLES
+from benchmark_summary import summarize
 
-TARGET_STEPS = 0.60
-TARGET_SECONDS = 0.67
-TARGET_OVERHEAD = {"mlp": 1.05, "cnn": 1.02}
-TARGET_SCALE = 2.0
-_RESAMPLES = 2000
-_TITLES = {"mlp": "MLP 784-256-10", "cnn": "CNN 8-16-64-10"}
-_OPTIMIZERS = {"sgd": "SGD, momentum 0.9", "adam": "Adam"}
+_METHODS = {"uniform": "uniform (plain Keras)", "rais": "RAIS"}
 
 
 def write(records: Records, folder: pathlib.Path) -> None:
     """Writes `benchmark.json`, `benchmark.md` and `benchmark.png` into `folder`."""
-    studies = _studies(records)
-    summary = {
-        "environments": _environments(records),
-        "studies": studies,
-        "overhead": _overhead(records),
-        "scale": _scale(records),
-    }
-    summary["targets"] = _targets(summary)
+    summary = summarize(records)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(summary, indent=1) + "\n")
-    text = _markdown(summary)
+    sections = [
+        *(_study(study) for study in summary["studies"]),
+        _overhead(summary["overhead"]),
+        _scale(summary["scale"]),
+        _targets(summary["targets"]),
+        _environments(summary["environments"]),
+    ]
+    text = "\n\n".join(section for section in sections if section) + "\n"
     (folder / "benchmark.md").write_text(text)
-    if studies:
-        error_plot.save(
-            folder / "benchmark.png",
-            {study["title"]: _curves(study) for study in studies},
-        )
+    rows = {
+        study["title"]: _curves(study)
+        for study in summary["studies"]
+        if study["optimizer"] == "sgd"
+    }
+    if rows:
+        error_plot.save(folder / "benchmark.png", rows)
     print(text)
 
 
-def equal_error_length(
-    lengths: np.ndarray, errors: np.ndarray, target: float
-) -> tuple[float, str]:
-    """Returns the length of uniform training that reaches `target`.
-
-    The errors are first made non-increasing in length (least squares), then joined
-    by straight lines.
-
-    Args:
-        lengths: `[k]`, increasing; epochs of uniform training.
-        errors: `[k]`; the mean test error at each length.
-        target: the error to reach.
-
-    Returns:
-        The shortest such length, and how to read it: `"="`; `">"` if not even the
-        longest training reaches `target`, `"<"` if the shortest does more than
-        that. The longest or the shortest length is returned then.
-    """
-    fitted = scipy.optimize.isotonic_regression(errors, increasing=False).x
-    if target < fitted[-1]:
-        return float(lengths[-1]), ">"
-    if target > fitted[0]:
-        return float(lengths[0]), "<"
-    reached = int(np.argmax(fitted <= target))
-    if reached == 0:
-        return float(lengths[0]), "="
-    high, low = fitted[reached - 1], fitted[reached]
-    share = (high - target) / (high - low)
-    before, after = lengths[reached - 1], lengths[reached]
-    return float(before + share * (after - before)), "="
-
-
-def _studies(records: Records) -> list[Record]:
-    names = dict.fromkeys(
-        (record["key"]["model"], record["key"]["optimizer"])
-        for record in records.select(part="error")
-    )
-    return [_study(records, *name) for name in names]
-
-
-def _study(records: Records, model: str, optimizer: str) -> Record:
-    """Returns the table of one network and what equal test error costs."""
-    runs = records.select(part="error", model=model, optimizer=optimizer)
-    groups: dict[tuple[str, int], dict[int, Record]] = {}
-    for run in runs:
-        key = run["key"]
-        groups.setdefault((key["method"], key["epochs"]), {})[key["seed"]] = run
-    seeds = sorted(set.intersection(*(set(group) for group in groups.values())))
+def _study(study: Record) -> str:
     rows = [
-        _row(method, epochs, [groups[method, epochs][seed] for seed in seeds])
-        for method, epochs in sorted(groups)
+        [
+            _METHODS[row["method"]],
+            str(row["epochs"]),
+            f"{row['rate']:g}",
+            _with_interval(row["test_error"], row["test_error_interval"]),
+            f"{row['validation_error']:.2f}",
+            f"{row['steps']:.0f}",
+            f"{row['epochs_processed']:.1f}",
+            f"{row['seconds']:.1f}",
+            f"{row['first_step_seconds']:.1f}",
+            f"{row['gain']:.2f}",
+        ]
+        for row in study["rows"]
     ]
-    study = {
-        "model": model,
-        "optimizer": optimizer,
-        "title": f"{_TITLES[model]}, {_OPTIMIZERS[optimizer]}",
-        "seeds": seeds,
-        "rows": rows,
-        "tuning": _tuning(records, model, optimizer),
+    columns = [
+        "method",
+        "T",
+        "rate",
+        "test error, %",
+        "validation error, %",
+        "steps",
+        "epochs processed",
+        "seconds",
+        "first step, s",
+        "gain",
+    ]
+    text = f"### {study['title']}: {len(study['seeds'])} seeds\n\n"
+    text += _table(columns, rows)
+    if "equal_error" in study:
+        text += "\n\n" + _equal_error(study["equal_error"])
+    return text
+
+
+def _equal_error(equal: Record) -> str:
+    length = f"{equal['uniform_epochs']:.1f} epochs"
+    reading = {
+        "=": f"Uniform training reaches RAIS's mean test error in {length}",
+        ">": f"Uniform training does not reach RAIS's mean test error in {length}",
+        "<": f"Uniform training is better than RAIS already after {length}",
     }
-    lengths = sorted(epochs for method, epochs in groups if method == "uniform")
-    rais = [group for (method, _), group in groups.items() if method == "rais"]
-    if rais and lengths and seeds:
-        uniform = [groups["uniform", length] for length in lengths]
-        study["equal_error"] = _equal_error(rais[0], uniform, lengths, seeds)
-    return study
-
-
-def _row(method: str, epochs: int, runs: list[Record]) -> Record:
-    errors = [run["test_error"] for run in runs]
-    histories = [run["history"] for run in runs]
-    per_step = runs[0]["epochs_processed"] / runs[0]["steps"]
-    return {
-        "method": method,
-        "epochs": epochs,
-        "rate": runs[0]["key"]["rate"],
-        "test_error": statistics.fmean(errors),
-        "test_error_interval": _t_interval(errors),
-        "validation_error": statistics.fmean(r["validation_error"] for r in runs),
-        "steps": statistics.fmean(run["steps"] for run in runs),
-        "epochs_processed": statistics.fmean(run["epochs_processed"] for run in runs),
-        "seconds": statistics.median(run["seconds"] for run in runs),
-        "first_step_seconds": statistics.median(r["first_step_seconds"] for r in runs),
-        "gain": statistics.fmean(run["gain"] for run in runs),
-        "load": statistics.median(run["environment"]["load"] or 0.0 for run in runs),
-        "curve": {
-            "epochs": [per_step * steps for steps in _mean(histories, "steps")],
-            "seconds": _mean(histories, "seconds"),
-            "test_error": _mean(histories, "test_error"),
-        },
-    }
-
-
-def _equal_error(
-    rais: dict[int, Record],
-    uniform: list[dict[int, Record]],
-    lengths: list[int],
-    seeds: list[int],
-) -> Record:
-    """Returns what RAIS costs relative to uniform training of equal test error.
-
-    The intervals are percentiles of a bootstrap that draws seeds, the same ones for
-    every method.
-    """
-
-    def table(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return (
-            np.array([rais[seed][name] for seed in seeds]),
-            np.array([[group[seed][name] for seed in seeds] for group in uniform]),
-        )
-
-    errors, steps, seconds = table("test_error"), table("steps"), table("seconds")
-
-    def ratios(chosen: np.ndarray) -> tuple[float, float, float, str]:
-        length, sign = equal_error_length(
-            np.array(lengths, float),
-            errors[1][:, chosen].mean(axis=1),
-            errors[0][chosen].mean(),
-        )
-        uniform_steps = np.interp(length, lengths, steps[1].mean(axis=1))
-        uniform_seconds = np.interp(
-            length, lengths, np.median(seconds[1][:, chosen], axis=1)
-        )
-        return (
-            length,
-            float(steps[0][chosen].mean() / uniform_steps),
-            float(np.median(seconds[0][chosen]) / uniform_seconds),
-            sign,
-        )
-
-    length, steps_ratio, seconds_ratio, sign = ratios(np.arange(len(seeds)))
-    rng = np.random.default_rng(0)
-    resampled = np.array(
-        [ratios(rng.integers(len(seeds), size=len(seeds)))[:3] for _ in range(_RESAMPLES)]
+    bound = {"=": "", ">": "at most ", "<": "at least "}[equal["uniform_epochs_sign"]]
+    return (
+        f"{reading[equal['uniform_epochs_sign']]} (95 % interval "
+        f"{_interval(equal['uniform_epochs_interval'], 1)}). Against that, RAIS takes "
+        f"{bound}**{equal['steps_ratio']:.2f}** of the steps "
+        f"({_interval(equal['steps_ratio_interval'])}) and "
+        f"{bound}**{equal['seconds_ratio']:.2f}** of the seconds "
+        f"({_interval(equal['seconds_ratio_interval'])}; "
+        f"{equal['seconds_ratio_with_first_step']:.2f} with the first step's tracing)."
     )
-    intervals = np.percentile(resampled, [2.5, 97.5], axis=0).T.tolist()
+
+
+def _overhead(rows: list[Record]) -> str:
+    if not rows:
+        return ""
+    table = [
+        [
+            TITLES[row["model"]],
+            str(row["repetitions"]),
+            f"{row['plain_milliseconds']:.3f}",
+            *(
+                f"{row[method]['ratio']:.3f} ({_interval(row[method]['quartiles'], 3)})"
+                for method in ("uniform", "rais")
+            ),
+        ]
+        for row in rows
+    ]
+    columns = [
+        "network",
+        "repetitions",
+        "plain Keras, ms a step",
+        'sampling="uniform"',
+        "RAIS, rate not adapted",
+    ]
+    return (
+        "### Time of a step relative to plain Keras, batch size 64: median "
+        "(quartiles)\n\n" + _table(columns, table)
+    )
+
+
+def _scale(rows: list[Record]) -> str:
+    if not rows:
+        return ""
+    table = [
+        [
+            f"{row['examples']:,}",
+            f"{row['steps_per_block']:,}",
+            f"{row['block_milliseconds']:.1f}",
+            f"{row['step_milliseconds']:.4f}",
+            f"{row['held_megabytes']:.0f}",
+            f"{row['peak_megabytes']:.0f}",
+        ]
+        for row in rows
+    ]
+    columns = [
+        "n",
+        "steps in a block",
+        "planning it, ms",
+        "ms a step",
+        "memory held, MB",
+        "memory at its peak, MB",
+    ]
+    return "### Planning a block, synthetic scores\n\n" + _table(columns, table)
+
+
+def _targets(targets: list[Record]) -> str:
+    if not targets:
+        return ""
+    table = [
+        [
+            target["name"],
+            f"{target['limit']:.2f}",
+            f"{target['measured']:.3f}",
+            "met"
+            if target["met"]
+            else f"**missed** by {target['measured'] - target['limit']:.3f}",
+        ]
+        for target in targets
+    ]
+    return "### Targets\n\n" + _table(["figure", "at most", "measured", ""], table)
+
+
+def _environments(environments: list[Record]) -> str:
+    return "\n".join(
+        "Measured with Python {python}, TensorFlow {tensorflow}, Keras {keras}, "
+        "{cpus} CPUs, {machine}{add_on}.".format(
+            **environment,
+            add_on=f", keras_osgd {environment['keras_osgd']}"
+            if environment["keras_osgd"]
+            else "",
+        )
+        for environment in environments
+    )
+
+
+def _curves(study: Record) -> dict[str, error_plot.Curve]:
+    rows = sorted(study["rows"], key=lambda row: row["method"] != "rais")
     return {
-        "uniform_epochs": length,
-        "uniform_epochs_sign": sign,
-        "uniform_epochs_interval": intervals[0],
-        "steps_ratio": steps_ratio,
-        "steps_ratio_interval": intervals[1],
-        "seconds_ratio": seconds_ratio,
-        "seconds_ratio_interval": intervals[2],
+        f"{row['method'].replace('rais', 'RAIS')}, T = {row['epochs']}": (
+            error_plot.Curve(
+                row["curve"]["epochs"],
+                row["curve"]["seconds"],
+                row["curve"]["test_error"],
+            )
+        )
+        for row in rows
     }
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _with_interval(value: float, interval: list[float] | None) -> str:
+    return f"{value:.2f}" + (f" ({_interval(interval)})" if interval else "")
+
+
+def _interval(interval: list[float], digits: int = 2) -> str:
+    return f"{interval[0]:.{digits}f}-{interval[1]:.{digits}f}"

@@ -32,7 +32,9 @@ def load() -> tuple[str, Splits]:
     found = _find_fashion_mnist(failures)
     if found is not None:
         place, splits = found
-        print(f"Data: Fashion-MNIST from {place}.")
+        named = str(pathlib.Path(os.environ.get("KERAS_OSGD_DATA", place)))
+        note = "" if named == place else f" (nothing usable in KERAS_OSGD_DATA={named})"
+        print(f"Data: Fashion-MNIST from {place}{note}.")
         return "fashion_mnist", splits
     try:
         splits = digits()
@@ -88,14 +90,14 @@ def _find_fashion_mnist(failures: list[str]) -> tuple[str, Splits] | None:
     """Returns (place, splits), or None with one line a place added to `failures`."""
     folders = []
     if "KERAS_OSGD_DATA" in os.environ:
-        folders.append(pathlib.Path(os.environ["KERAS_OSGD_DATA"]).expanduser())
+        folders.append(pathlib.Path(os.environ["KERAS_OSGD_DATA"]))
     else:
         failures.append("KERAS_OSGD_DATA: this environment variable is not set")
-    keras_home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    keras_home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras"))
     folders += [_DEBIAN_FOLDER, keras_home / "datasets" / "fashion-mnist"]
     for folder in folders:
         try:
-            return str(folder), _read_folder(folder)
+            return str(folder), _read_folder(folder.expanduser())
         except (OSError, EOFError, ValueError) as error:
             failures.append(f"{folder}: {error}")
     try:

@@ -13,7 +13,7 @@ _L2 = 1e-4
 
 def mlp(
     base: type[keras.Sequential],
-    mean_image: np.ndarray,
+    images: np.ndarray,
     seed: int,
     softmax: bool = False,
 ) -> keras.Sequential:
@@ -22,8 +22,9 @@ def mlp(
     Args:
         base: `keras.Sequential` or `keras_osgd.Sequential`. The same seed gives
             both the same initial weights.
-        mean_image: `[height, width, channels]`, what the first layer subtracts.
-            Without it the test error is about half a percentage point higher.
+        images: `[n, height, width, channels]`, all training images. The first layer
+            standardises by their mean image and overall standard deviation: without
+            it the test error is about half a percentage point higher.
         seed: of the initial weights.
         softmax: whether the last layer ends in a softmax, or returns logits.
     """
@@ -32,12 +33,12 @@ def mlp(
         _dense(256, seed, activation="relu"),
         _head(seed + 1, softmax),
     ]
-    return base([*_input(mean_image), *layers], name="mlp")
+    return base([*_input(images), *layers], name="mlp")
 
 
 def cnn(
     base: type[keras.Sequential],
-    mean_image: np.ndarray,
+    images: np.ndarray,
     seed: int,
     softmax: bool = False,
 ) -> keras.Sequential:
@@ -49,7 +50,7 @@ def cnn(
         _dense(64, seed + 2, activation="relu"),
         _head(seed + 3, softmax),
     ]
-    return base([*_input(mean_image), *layers], name="cnn")
+    return base([*_input(images), *layers], name="cnn")
 
 
 BUILDERS = {"mlp": mlp, "cnn": cnn}
@@ -87,11 +88,13 @@ def loss(softmax: bool = False) -> keras.losses.Loss:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
 
 
-def _input(mean_image: np.ndarray) -> list:
-    centring = keras.layers.Normalization(
-        axis=(1, 2, 3), mean=mean_image, variance=np.ones_like(mean_image)
+def _input(images: np.ndarray) -> list:
+    mean_image = images.mean(axis=0)
+    variance = np.full_like(mean_image, np.mean(np.square(images - mean_image)))
+    standardise = keras.layers.Normalization(
+        axis=(1, 2, 3), mean=mean_image, variance=variance
     )
-    return [keras.Input(mean_image.shape), centring]
+    return [keras.Input(mean_image.shape), standardise]
 
 
 def _dense(units: int, seed: int, activation: str | None = None) -> keras.layers.Dense:

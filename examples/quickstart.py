@@ -75,10 +75,13 @@ def _table(results: dict[str, dict]) -> str:
             f"{result['steps']:>8}{result['epochs_processed']:>8.1f}"
             f"{result['gain']:>7.2f}"
         )
+    first_steps = ", ".join(
+        f"{result['first_step_seconds']:.1f}" for result in results.values()
+    )
     lines.append(
         "Seconds are those of training, without evaluation and without the first step, "
         "in\nwhich TensorFlow traces the model "
-        f"({', '.join(f'{r["first_step_seconds"]:.1f}' for r in results.values())} s). "
+        f"({first_steps} s). "
         "Gain: epochs' worth of progress per epoch."
     )
     return "\n".join(lines)
@@ -93,7 +96,9 @@ def _verdict(uniform: dict, rais: dict, short: dict | None) -> str:
         f"{'more' if error_added > 0 else 'less'} test error"
     )
     if time_saved <= 0:
-        headline = "Nothing gained" if error_added > -_NOISE else "Error gained, no time"
+        headline = (
+            "Nothing gained" if error_added > -_NOISE else "Error gained, no time"
+        )
     elif error_added > _NOISE:
         headline = "Time gained, accuracy lost"
     else:
@@ -101,10 +106,10 @@ def _verdict(uniform: dict, rais: dict, short: dict | None) -> str:
     lines = [f"{headline}: RAIS took {time_text} for {error_text}."]
     if short is not None:
         lines.append(
-            f"Uniform training with the {short['epochs_processed']:.0f} epochs that "
-            f"RAIS needed, and a schedule of that length, took {short['seconds']:.1f} s "
-            f"and ended at {short['test_error']:.2f} % (RAIS: {rais['seconds']:.1f} s, "
-            f"{rais['test_error']:.2f} %)."
+            f"In the {short['epochs_processed']:.0f} epochs that RAIS needed, and with "
+            "a schedule of that length, uniform training took "
+            f"{short['seconds']:.1f} s and ended at {short['test_error']:.2f} % "
+            f"(RAIS: {rais['seconds']:.1f} s, {rais['test_error']:.2f} %)."
         )
     lines.append(
         f"This is one seed: differences below {_NOISE} points are noise. "

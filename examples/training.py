@@ -47,9 +47,7 @@ def build(run: Run, train: datasets.Split) -> keras.Sequential:
         base = keras_osgd.Sequential
         options = {"sampling": run.sampling}
     x, _ = train
-    model = models.BUILDERS[run.model](
-        base, x.mean(axis=0), 1000 * run.seed, run.softmax
-    )
+    model = models.BUILDERS[run.model](base, x, 1000 * run.seed, run.softmax)
     schedule = models.schedule(run.rate, run.epochs, len(x))
     model.compile(
         optimizer=models.optimizer(run.optimizer, schedule),

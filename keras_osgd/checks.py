@@ -38,7 +38,8 @@ def check_model(model: keras.Model) -> None:
         raise ValueError(
             "A model with a `train_step` of its own cannot be importance-sampled: the "
             f"weights would never reach its loss. Received: {type(model).__name__}."
-            'train_step. Override `compute_loss` instead, or compile with sampling="uniform".'
+            "train_step. Override `compute_loss` instead, or compile with "
+            'sampling="uniform".'
         )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
@@ -60,11 +61,8 @@ def prepare_state(
     features = sampling.features_for(data.n)
     state.start_clock()
     known = state.table
-    if (
-        known is not None
-        and state.fingerprint == fingerprint
-        and known.features == features
-    ):
+    other_data = state.fingerprint != fingerprint
+    if known is not None and not other_data and known.features == features:
         return None
     seed = sampling.seed
     if seed is None:
@@ -73,9 +71,14 @@ def prepare_state(
     state.allocate(table, fingerprint, int(seed))
     if known is None:
         return None
+    if other_data:
+        return (
+            f"The training data is not what the scores were made for ({known.size} "
+            f"examples then, {data.n} now, or other rows): they start afresh."
+        )
     return (
-        f"The training data is not what the scores were made for ({known.size} examples "
-        f"then, {data.n} now, or other rows): they start afresh."
+        f"The scores were kept with features {known.features} and are now asked for "
+        f"with {features}: they start afresh."
     )
 
 
@@ -104,22 +107,26 @@ def check_optimizer(model: keras.Model, sampling: RAIS) -> bool:
             model,
             "rule",
             f"{name}: the learning rate follows the gain ratio r by the square-root "
-            "rule (rate times sqrt(r), 1 - beta times r). The rule is derived for small "
-            "rates; `RAIS(adapt_learning_rate=False)` keeps your rate as it is.",
+            "rule (rate times sqrt(r), 1 - beta times r). The rule is derived for "
+            "small rates; `RAIS(adapt_learning_rate=False)` keeps your rate as it is.",
         )
     if rule == "none":
         warn_once(
             model,
             "rule",
-            f"{name}: no rule is known for how its learning rate follows the gain ratio, "
-            "so it stays as it is: expect next to no speed-up. SGD, Adam, AdamW, Nadam, "
-            "Adamax and RMSprop are supported.",
+            f"{name}: no rule is known for how its learning rate follows the gain "
+            "ratio, so it stays as it is: expect next to no speed-up. SGD, Adam, "
+            "AdamW, Nadam, Adamax and RMSprop are supported.",
         )
     return rule != "none"
 
 
 def check_size(model: keras.Model, sampling: RAIS, data: TrainingData) -> str | None:
-    """Warns of, or refuses, very few examples; returns a line of information or none."""
+    """Warns of, or refuses, very few examples.
+
+    Returns:
+        A line of information, or `None`.
+    """
     if data.n == 1:
         warn_once(
             model,
@@ -161,6 +168,6 @@ def warn_of_floor(model: keras.Model, sampling: RAIS, largest: float) -> None:
         warn_once(
             model,
             "floor",
-            "`floor` is 0: importance weights have no bound, and one rare draw can undo "
-            f"much training. The largest weight is now {largest:.3g}. Use 0.05.",
+            "`floor` is 0: importance weights have no bound, and one rare draw can "
+            f"undo much training. The largest weight is now {largest:.3g}. Use 0.05.",
         )

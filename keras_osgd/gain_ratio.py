@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 __all__ = ["MAX_GAIN", "GainRatio", "gradient_ess", "moments", "ratio"]
@@ -32,6 +33,11 @@ def moments(
 
     Returns:
         `[4]`: A_U, A, A' and ||g||^2.
+
+    Example:
+        >>> weights = tf.constant([0.5, 2.0])
+        >>> moments(weights, tf.ones(2), tf.constant([8.0, 1.0]), 1.5).numpy()
+        array([3. , 3. , 3. , 1.5], dtype=float32)
     """
     size = tf.cast(tf.size(weights), weights.dtype)
     uniform = weights * squared_norms
@@ -69,19 +75,29 @@ def ratio(averages: tf.Tensor, batch_size: tf.Tensor) -> tf.Tensor:
     return tf.where(second_candidate > 0, gain, tf.ones_like(gain))
 
 
-def gradient_ess(weights, norms):
+def gradient_ess(weights: np.ndarray, norms: np.ndarray) -> float:
     """Returns the gradient's effective sample size over m, (sum w v)^2/(m sum (w v)^2).
 
-    1 for exact O-SGD. The ESS of the weights alone is a bad alarm: it was 0.26 while
-    sampling clearly helped. Arrays or tensors, `[m]`, >= 0.
+    1 for exact O-SGD, and where no norm is above 0. The ESS of the weights alone is a
+    bad alarm: it was 0.26 while sampling clearly helped.
+
+    Args:
+        weights: `[m]`, > 0. Importance weights of the draws.
+        norms: `[m]`, >= 0, gradient-norm units.
+
+    Example:
+        >>> gradient_ess(np.array([0.5, 2.0]), np.array([4.0, 1.0]))
+        1.0
     """
     products = weights * norms
     squared = (products**2).sum()
-    return products.sum() ** 2 / (len(products) * squared) if squared > 0 else 1.0
+    return (
+        float(products.sum() ** 2 / (len(products) * squared)) if squared > 0 else 1.0
+    )
 
 
 class GainRatio:
-    """Moving averages of the moments; two `tf.Variable`s, updated inside the step.
+    """Moving averages of the moments; a `tf.Variable`, updated inside the step.
 
     Example:
         >>> gain = GainRatio()

@@ -120,10 +120,11 @@ def _bias_correction(optimizer, decays, gain, lead) -> tf.Tensor:
     beta'^(tau/r) with the effective iterations tau, exactly so while r stays.
     """
     steps = tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.float32)
-    effective = (steps + tf.cast(lead, tf.float32)) / gain + 1.0
+    lead = tf.cast(lead, tf.float32) / (optimizer.gradient_accumulation_steps or 1)
+    effective = (steps + lead) / gain + 1.0
     steps += 1.0
     correction = tf.ones_like(gain)
-    # Nadam multiplies the actual beta_1 up; Adamax and RMSprop correct no second moment.
+    # Nadam keeps the true product of its beta_1; Adamax corrects no second moment.
     if "beta_1" in decays and not isinstance(optimizer, keras.optimizers.Nadam):
         beta = decays["beta_1"]
         correction *= (1.0 - beta**steps) / (1.0 - beta**effective)

@@ -66,8 +66,8 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     for order, (path, loss) in enumerate(found):
         prediction = output_of(y_pred, path, order)
         target = _target_of(y, y_pred, path, order, getattr(model, "output_names", ()))
-        shape = _shape_of_values(loss, _leaf(y, target), prediction)
-        if shape[:1] != (len(prediction),):
+        shape, each = _shape_of_values(loss, _leaf(y, target), prediction)
+        if not each:
             refused.append((path, loss.name, shape))
             continue
         _check_reduction(loss)
@@ -81,16 +81,18 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     return described
 
 
-def _shape_of_values(loss, target, prediction: tf.Tensor) -> tuple:
-    """Returns the shape of a loss's values; `()` unless it follows the batch's size."""
-    shapes = []
-    for rows in (1, len(prediction)):
+def _shape_of_values(loss, target, prediction: tf.Tensor) -> tuple[tuple, bool]:
+    """Returns the shape of a loss's values, and whether there is one per example."""
+    sizes, shapes = (1, len(prediction)), []
+    for rows in sizes:
         values = loss.call(
             tf.cast(tf.convert_to_tensor(target[:rows]), loss.dtype),
             tf.cast(prediction[:rows], loss.dtype),
         )
         shapes.append(tuple(values.shape))
-    return shapes[1] if shapes[0][:1] == (1,) else ()
+    # Two sizes, since the shape for one of them may agree by chance.
+    each = all(s[:1] == (rows,) for s, rows in zip(shapes, sizes, strict=True))
+    return shapes[-1], each
 
 
 def _check_none_refused(refused: list[tuple]) -> None:
@@ -112,9 +114,9 @@ def _check_weights_heeded(model, x, y, y_pred, described, loss_value) -> None:
     half = keras_compat.compute_loss(model, x, y, y_pred, halves)
     if tf.reduce_all((half == loss_value) & (loss_value != 0)):
         raise ValueError(
-            "`compute_loss` must multiply each example's loss by `sample_weight`, which "
-            "carries the importance weights. Received: the same loss for weights 1 and "
-            "0.5. Pass it on to `super().compute_loss(...)`, or compile with "
+            "`compute_loss` must multiply each example's loss by `sample_weight`, "
+            "which carries the importance weights. Received: the same loss for weights "
+            "1 and 0.5. Pass it on to `super().compute_loss(...)`, or compile with "
             'sampling="uniform".'
         )
 

@@ -10,7 +10,8 @@ import tensorflow as tf
 from keras_osgd.effective_epochs import Clock
 from keras_osgd.losses import OutputLoss
 from keras_osgd.pipeline import PlanBuffers, Rows, batches
-from keras_osgd.planner import ObservationLog, Planner, lead_steps
+from keras_osgd.observations import ObservationLog
+from keras_osgd.planner import Planner, lead_steps
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData

@@ -53,29 +53,26 @@ class TrainingData(NamedTuple):
         y, *others = keras.tree.flatten(self.arrays[1])
         if others or y is None or y.dtype.kind not in "iubf":
             return None
+        binary = ((y == 0) | (y == 1)).all()
         if y.ndim == 2 and y.shape[1] > 1:
-            one_hot = ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all()
+            one_hot = binary and (y.sum(axis=1) == 1).all()
             return y.argmax(axis=1) if one_hot else None
-        if y.size != len(y):
+        if y.size != len(y) or (y.dtype.kind == "f" and not binary):
             return None
-        y = y.ravel()
-        if y.dtype.kind == "f" and not ((y == 0) | (y == 1)).all():
-            return None
-        low, high = int(y.min()), int(y.max())
-        few = high - low < min(_MOST_CLASSES, max(2, len(y)))
-        return y.astype(np.int64) - low if few else None
+        low = int(y.min())
+        few = int(y.max()) - low < min(_MOST_CLASSES, max(2, len(y)))
+        return y.ravel().astype(np.int64) - low if few else None
 
     def fingerprint(self) -> str:
         """Returns a hash of n, shapes, dtypes and 64 fixed rows."""
         digest = hashlib.sha256(str(self.n).encode())
         probes = np.linspace(0, self.n - 1, _PROBES).astype(np.int64)
-        for leaf in keras.tree.flatten(self.arrays):
-            if leaf is not None:
-                digest.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
-                rows = leaf[probes]
-                # The bytes of an object are its address, which differs in each process.
-                objects = leaf.dtype.kind == "O"
-                digest.update(repr(rows.tolist()).encode() if objects else rows.tobytes())
+        for leaf in _leaves(self.arrays):
+            digest.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
+            rows = leaf[probes]
+            # The bytes of an object, such as a string, are but its address.
+            objects = repr(rows.tolist()).encode() if rows.dtype.hasobject else b""
+            digest.update(objects or rows.tobytes())
         return digest.hexdigest()
 
 
@@ -110,13 +107,15 @@ def prepare(
         )
     _check_weights(arrays[2], arrays[1])
     if class_weight is not None:
-        arrays = (*arrays[:2], _with_class_weight(arrays, class_weight))
+        arrays = (*arrays[:2], _with_class_weight(*arrays[1:], class_weight))
     if not batch_size:
         batch_size = math.ceil(n / steps_per_epoch) if steps_per_epoch else 32
     return TrainingData(arrays, n, int(batch_size))
 
 
-def split(x: Any, y: Any, sample_weight: Any, validation_split: float):
+def split(
+    x: Any, y: Any, sample_weight: Any, validation_split: float
+) -> tuple[tuple[Any, Any, Any], tuple]:
     """Splits off the last examples for validation, at the row where Keras does.
 
     Returns:
@@ -127,14 +126,11 @@ def split(x: Any, y: Any, sample_weight: Any, validation_split: float):
     if at in (0, n):
         raise ValueError(
             "`validation_split` must leave examples on both sides. Received: "
-            f"validation_split={validation_split} with {n} examples. Provide more data "
-            "or another value."
+            f"validation_split={validation_split} with {n} examples. Change either."
         )
 
-    def rows(part: slice):
-        return keras.tree.map_structure(
-            lambda a: None if a is None else a[part], arrays
-        )
+    def rows(part: slice) -> Any:
+        return keras.tree.map_structure(lambda a: a if a is None else a[part], arrays)
 
     validation = rows(slice(at, None))
     return rows(slice(at)), validation[: 3 if sample_weight is not None else 2]
@@ -145,21 +141,27 @@ def _arrays(x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], i
     parts = {"x": x, "y": y, "sample_weight": sample_weight}
     for name, part in parts.items():
         _check_source(name, part)
-    arrays = tuple(_to_numpy(part) for part in parts.values())
-    return arrays, _check_lengths(arrays)
+    arrays = {name: _to_numpy(part) for name, part in parts.items()}
+    return tuple(arrays.values()), _check_lengths(arrays)
+
+
+def _leaves(structure: Any) -> list[Any]:
+    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
 
 
 def _check_source(name: str, part: Any) -> None:
     if isinstance(part, tf.data.Dataset):
         kind = {-1: "infinite", -2: "of unknown length"}.get(int(part.cardinality()))
         raise ValueError(
-            f"The dataset is {kind or 'a tf.data pipeline, perhaps of batches'}. "
-            f"{_SOURCES} `x, y = next(iter(dataset.batch(n)))` reads n examples into "
-            "tensors; if the dataset is of batches, put `.unbatch()` before `.batch(n)`."
+            f"The dataset is {kind or 'a tf.data pipeline'}. {_SOURCES} For tensors of "
+            "its first n examples write `x, y = next(iter(dataset.batch(n)))`, with "
+            "`.unbatch()` before `.batch(n)` if it consists of batches."
         )
-    leaves = keras.tree.flatten(part)
-    arrays = all(leaf is None or hasattr(leaf, "__array__") for leaf in leaves)
-    if not arrays or (name == "x" and all(leaf is None for leaf in leaves)):
+    leaves = _leaves(part)
+    if not all(hasattr(leaf, "__array__") for leaf in leaves) or (name, leaves) == (
+        "x",
+        [],
+    ):
         raise ValueError(
             f"`{name}` must be arrays. Received: {type(part).__name__}. {_SOURCES}"
         )
@@ -180,26 +182,23 @@ def _to_numpy(part: Any) -> Any:
     return keras.tree.lists_to_tuples(keras.tree.map_structure(convert, part))
 
 
-def _check_lengths(arrays: tuple[Any, Any, Any]) -> int:
-    names = ("x", "y", "sample_weight")
-    lengths = {
+def _check_lengths(arrays: dict[str, Any]) -> int:
+    lengths = [
         (name, len(leaf) if leaf.ndim else 0)
-        for name, part in zip(names, arrays, strict=True)
-        for leaf in keras.tree.flatten(part)
-        if leaf is not None
-    }
-    if len({length for _, length in lengths}) > 1:
-        (first, a), *others = sorted(lengths, key=lambda item: names.index(item[0]))
-        other, b = next(item for item in others if item[1] != a)
-        raise ValueError(
-            f"{first} has {a} examples but {other} has {b}. All arrays must have the "
-            "same length: check how they were cut or joined."
-        )
-    n = next(iter(lengths))[1]
+        for name, part in arrays.items()
+        for leaf in _leaves(part)
+    ]
+    first, n = lengths[0]
+    for other, length in lengths:
+        if length != n:
+            raise ValueError(
+                f"{first} has {n} examples but {other} has {length}. All arrays must "
+                "have the same length: check how they were cut or joined."
+            )
     if n == 0:
         raise ValueError(
-            "The training data has 0 examples. Check the filter or path that produced "
-            "it."
+            "The training data has 0 examples. Check the filter or path that "
+            "produced it."
         )
     return n
 
@@ -210,13 +209,11 @@ def _check_weights(sample_weight: Any, y: Any) -> None:
             keras.tree.assert_same_structure(y, sample_weight)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                "`sample_weight` must be one array, or have the structure of y. "
-                f"Received: {_kinds(sample_weight)} where y is {_kinds(y)}. Pass one "
-                "array for each target, `None` for weight 1."
+                "`sample_weight` must be one array, or nested as y is. Received: "
+                f"{type(sample_weight).__name__} of {len(sample_weight)} where y is "
+                f"{type(y).__name__} of {len(y)}. Pass one array for each target."
             ) from error
-    for leaf in keras.tree.flatten(sample_weight):
-        if leaf is None:
-            continue
+    for leaf in _leaves(sample_weight):
         bad = ~(leaf >= 0) | ~np.isfinite(leaf)
         if bad.any():
             index = int(np.argwhere(bad)[0][0])
@@ -227,20 +224,15 @@ def _check_weights(sample_weight: Any, y: Any) -> None:
             )
 
 
-def _kinds(structure: Any) -> Any:
-    return keras.tree.map_structure(lambda leaf: type(leaf).__name__, structure)
-
-
-def _with_class_weight(arrays, class_weight: Mapping[int, float]) -> np.ndarray:
-    _, y, sample_weight = arrays
+def _with_class_weight(y, sample_weight, class_weight) -> np.ndarray:
     if not isinstance(y, np.ndarray):
         raise ValueError(
             "`class_weight` must go with a single output. Received: y of type "
-            f"{type(y).__name__}. Pass `sample_weight` for each output instead."
+            f"{type(y).__name__}. Pass `sample_weight` for each output."
         )
-    labels = y
-    if y.ndim > 1:
-        labels = y.argmax(axis=-1) if y.shape[-1] != 1 else y[..., 0]
+    labels = y if y.ndim == 1 else y[..., 0]
+    if y.ndim > 1 and y.shape[-1] != 1:
+        labels = y.argmax(axis=-1)
     classes, positions = np.unique(np.round(labels), return_inverse=True)
     missing = [int(label) for label in classes if int(label) not in class_weight]
     if missing:
@@ -254,5 +246,5 @@ def _with_class_weight(arrays, class_weight: Mapping[int, float]) -> np.ndarray:
     _check_weights(weights, y)
     if sample_weight is None:
         return weights
-    extra = sample_weight.ndim - weights.ndim
-    return sample_weight * weights.reshape(weights.shape + (1,) * max(extra, 0))
+    fewer, more = sorted((weights, sample_weight), key=np.ndim)
+    return more * fewer.reshape(fewer.shape + (1,) * (more.ndim - fewer.ndim))

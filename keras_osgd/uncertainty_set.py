@@ -12,8 +12,7 @@ from scipy import optimize
 # The constant feature keeps this share of d, so that <d, s> > 0 for every example.
 # It costs the objective at most this much of its value.
 _MINIMUM_SHARE = 1e-6
-# A root mean square error of 1e-6 mean norms no longer moves p.
-_PERFECT = 1e-12
+_PERFECT = 1e-12  # a root mean square error of 1e-6 mean norms cannot move p
 
 
 class UncertaintySet(NamedTuple):
@@ -82,8 +81,8 @@ def fit(
         Coefficients, 0 for features that are 0; they follow the inputs' units.
 
     Raises:
-        ValueError: if shapes disagree, the window is empty, an entry is negative
-            or not finite, or the constant feature is 0.
+        ValueError: if shapes disagree, the window is empty, or an entry is negative
+            or not finite, or 0 in the constant feature.
 
     Example:
         >>> constant, ones = np.ones((2, 1)), np.ones(2)
@@ -116,8 +115,8 @@ def _minimise(
         largest = point.pull.max()
         bound = largest + _MINIMUM_SHARE * (point.pull[0] - largest)
         proven = bool(bound <= 1.0 + tolerance or point.objective <= _PERFECT)
-        done = proven or iteration >= max_iterations
-        following = None if done else _step(window, point)
+        stop = proven or iteration >= max_iterations
+        following = None if stop else _step(window, point)
         if following is None:
             return point, iteration, proven
         point, iteration = following, iteration + 1
@@ -129,9 +128,10 @@ def _step(window: _Window, point: _Point) -> _Point | None:
     Newton's, shortened where it overshoots. Failing that, d_j sqrt(pull_j), which
     minimises a separable upper bound on h and so cannot fail.
     """
-    here, newton = point.share, _newton_share(window, point)
-    shares = [here + length * (newton - here) for length in (1.0, 0.25, 0.0625)]
-    for share in (*shares, here * np.sqrt(point.pull)):
+    here = point.share
+    move = _newton_share(window, point) - here
+    cautious = here * np.sqrt(point.pull)
+    for share in (here + move, here + move / 4, here + move / 16, cautious):
         proposal = _evaluate(window, _with_minimum_share(share))
         # A smaller decrease than this is rounding and would not end.
         if proposal.objective < (1.0 - 1e-14) * point.objective:
@@ -169,10 +169,8 @@ def _evaluate(window: _Window, share: np.ndarray) -> _Point:
     weighted = features * weights
     mean = _nonnegative_minimum(weighted @ features.T, weighted @ norms)
     error = mean @ features - norms
-    loss = weights * error * error
-    # A sum, not a dot product: OpenBLAS splits those of more than 10,000 terms
-    # among threads, which wait milliseconds for a core that is training.
-    objective = loss.sum()
+    loss = weights * error**2
+    objective = loss.sum()  # not a dot product, which BLAS splits among busy cores
     pull = features @ (loss / variance) / (objective or 1.0)
     return _Point(share, mean, variance, error, objective, pull)
 
@@ -205,8 +203,7 @@ def _nonnegative_minimum(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 def _with_minimum_share(share: np.ndarray) -> np.ndarray:
     share = share / share.sum()
     if share[0] < _MINIMUM_SHARE:
-        share[0] = 0.0
-        share *= (1.0 - _MINIMUM_SHARE) / share.sum()
+        share *= (1.0 - _MINIMUM_SHARE) / share[1:].sum()
         share[0] = _MINIMUM_SHARE
     return share
 
@@ -254,17 +251,14 @@ def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
             f"[F], with k and F at least 1. Received: shapes {shapes}. "
             "Fit only once the window holds observations."
         )
-    if not all(a.min() >= 0.0 and a.max() < np.inf for a in arrays):  # nor NaN
+    constant = min(means[0], features[:, 0].min())
+    finite = all(a.min() >= 0.0 and a.max() < np.inf for a in arrays)
+    if not (constant > 0.0 and finite):  # in this form NaN fails too
         raise ValueError(
             "`features`, `weights`, `norms` and `mean_features` must be finite and "
-            f">= 0. Received: smallest {[float(a.min()) for a in arrays]}, "
+            ">= 0, and the constant feature 0 be > 0. Received: smallest of it "
+            f"{constant}, smallest of each {[float(a.min()) for a in arrays]}, "
             f"largest {[float(a.max()) for a in arrays]}. "
             "Look for a loss that overflowed, or a learning rate too high."
-        )
-    if not (means[0] > 0.0 and features[:, 0].min() > 0.0):
-        raise ValueError(
-            "`features[:, 0]`, the constant feature, must be > 0 everywhere. "
-            f"Received: smallest {features[:, 0].min()}, mean {means[0]}. "
-            "Put a column of ones first."
         )
     return arrays

@@ -13,23 +13,30 @@ from keras_osgd import keras_compat
 
 __all__ = ["Head", "Heads", "recording", "squared_gradient", "squared_norms"]
 
-_WITH_KERNEL = (
-    keras.layers.Dense,
-    keras.layers.EinsumDense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
-_ELEMENTWISE = (
-    keras.layers.Activation,
-    keras.layers.ELU,
-    keras.layers.LeakyReLU,
-    keras.layers.ReLU,
-    keras.layers.Softmax,
-)
+# A subclass with a `call` of its own may do anything: it is not looked into.
+_WITH_KERNEL = {
+    layer.call
+    for layer in (
+        keras.layers.Dense,
+        keras.layers.EinsumDense,
+        keras.layers.Conv1D,
+        keras.layers.Conv2D,
+        keras.layers.Conv3D,
+        keras.layers.Conv1DTranspose,
+        keras.layers.Conv2DTranspose,
+        keras.layers.Conv3DTranspose,
+    )
+}
+_ACTIVATIONS = {
+    layer.call
+    for layer in (
+        keras.layers.Activation,
+        keras.layers.ELU,
+        keras.layers.LeakyReLU,
+        keras.layers.ReLU,
+        keras.layers.Softmax,
+    )
+}
 
 
 class Head(NamedTuple):
@@ -65,22 +72,41 @@ class Heads:
         self._records.append(_Record(layer, inputs, pre_activation, output))
 
     def of(self, y_pred: tf.Tensor) -> Head:
-        """Returns the head of one output: z is `y_pred` itself where none is found."""
-        tensor = keras_compat.logits(y_pred)
+        """Returns the head of one output: z is `y_pred` itself where none is found.
+
+        A softmax or sigmoid outside any layer is seen through as losses do it: made by
+        `keras.ops` always, made by `tf.nn` in graphs only.
+        """
+        tensor = _logits(y_pred)
         for record in reversed(self._records):
-            if record.output is not tensor and record.pre_activation is not tensor:
+            if not (_is(tensor, record.output) or _is(tensor, record.pre_activation)):
                 continue
-            layer = record.layer
-            if isinstance(layer, _ELEMENTWISE):
-                tensor = keras_compat.logits(record.inputs)
+            call = type(record.layer).call
+            if call in _ACTIVATIONS:
+                tensor = _logits(record.inputs)
                 continue
-            dense = type(layer).call is keras.layers.Dense.call
-            return Head(
-                record.pre_activation,
-                record.inputs if dense else None,
-                dense and layer.use_bias,
-            )
+            dense = call is keras.layers.Dense.call
+            inputs = record.inputs if dense else None
+            return Head(record.pre_activation, inputs, dense and record.layer.use_bias)
         return Head(tensor, None, False)
+
+
+def _logits(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns what a softmax or sigmoid was taken of, or the tensor itself."""
+    logits = keras_compat.logits(tensor)
+    if logits is not tensor or tf.executing_eagerly():
+        return logits
+    return tensor.op.inputs[0] if tensor.op.type in ("Softmax", "Sigmoid") else tensor
+
+
+def _is(tensor: tf.Tensor, output: tf.Tensor) -> bool:
+    """Returns whether `tensor` is `output`, or its cast by a layer of another dtype."""
+    if tensor is output:
+        return True
+    if not tf.executing_eagerly():
+        return tensor.op.type == "Cast" and tensor.op.inputs[0] is output
+    alike = tensor.dtype != output.dtype and tensor.shape == output.shape
+    return alike and bool(tf.reduce_all(tf.cast(output, tensor.dtype) == tensor))
 
 
 @contextlib.contextmanager
@@ -88,37 +114,43 @@ def recording(model: keras.Model) -> Iterator[Heads]:
     """Records the calls of layers that may be a model's last, for one forward pass.
 
     An activation inside a Dense, EinsumDense or convolution is taken off for the length
-    of the call and applied after it, which is the same arithmetic, so that z exists as a
-    tensor of its own.
+    of the call and applied after it: the same arithmetic, but z is a tensor then.
 
     Args:
         model: any Keras model; its outputs stay bit for bit what they were.
+
+    Example:
+        >>> dense = keras.layers.Dense(2, activation="softmax")
+        >>> model = keras.Sequential([keras.Input((3,)), dense])
+        >>> with recording(model) as heads:
+        ...     y_pred = model(tf.ones([5, 3]))
+        >>> heads.of(y_pred).inputs.shape
+        TensorShape([5, 3])
     """
     heads = Heads()
-    layers = [
-        layer
-        for layer in keras_compat.layers_of(model)
-        if isinstance(layer, _WITH_KERNEL + _ELEMENTWISE)
-    ]
-    for layer in layers:
-        vars(layer)["call"] = _recorded_call(layer, heads)
+    calls = _WITH_KERNEL | _ACTIVATIONS
+    layers = [x for x in keras_compat.layers_of(model) if type(x).call in calls]
+    own = [vars(layer).get("call") for layer in layers]
     try:
+        for layer in layers:
+            vars(layer)["call"] = _recorded_call(layer, heads)
         yield heads
     finally:
-        for layer in layers:
+        for layer, call in zip(layers, own, strict=True):
             vars(layer).pop("call", None)
+            if call is not None:
+                vars(layer)["call"] = call
 
 
 def _recorded_call(layer: keras.Layer, heads: Heads):
     original = layer.call
 
     def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(layer, _ELEMENTWISE):
+        if type(layer).call in _ACTIVATIONS:
             output = original(inputs, *args, **kwargs)
             heads.record(layer, inputs, output, output)
             return output
-        activation = vars(layer).get("activation")
-        vars(layer)["activation"] = None
+        activation, vars(layer)["activation"] = vars(layer).get("activation"), None
         try:
             pre_activation = original(inputs, *args, **kwargs)
         finally:
@@ -134,8 +166,9 @@ def squared_norms(head: Head, delta: tf.Tensor) -> tf.Tensor:
     """Returns each example's squared gradient norm with respect to the last layer.
 
     (||a||^2 + 1) ||delta||^2 for a Dense layer with bias on `[m, k]` inputs (Goodfellow
-    2015); its Gram form ||sum_t a_t delta_t'||^2 + ||sum_t delta_t||^2 on sequences;
-    ||delta||^2, the gradient of one bias for each output value, for other heads.
+    2015); ||sum_t a_t delta_t'||^2 + ||sum_t delta_t||^2 on sequences, by its Gram form
+    where that is smaller; ||delta||^2, the gradient of one bias for each output value,
+    for other heads.
 
     Args:
         head: what `Heads.of` returned.
@@ -143,17 +176,37 @@ def squared_norms(head: Head, delta: tf.Tensor) -> tf.Tensor:
 
     Returns:
         `[m]`, >= 0, float32; in the units of `delta` squared.
+
+    Raises:
+        ValueError: if `delta` is `None`: the loss does not depend on the output.
+
+    Example:
+        >>> head = Head(tf.zeros([1, 1]), tf.constant([[3.0, 4.0]]), bias=True)
+        >>> squared_norms(head, tf.constant([[2.0]])).numpy()  # (9 + 16 + 1) * 4
+        array([104.], dtype=float32)
     """
-    delta = _by_position(tf.cast(delta, tf.float32), head)
+    if delta is None:
+        raise ValueError(
+            "The loss must depend on the model's output: an example's importance is "
+            "taken from that gradient. Received: an output without a gradient. Let "
+            '`compute_loss` use `y_pred`, or compile with sampling="uniform".'
+        )
+    delta = _by_position(delta, head)
     if head.inputs is None:
         return tf.reduce_sum(tf.square(delta), axis=(1, 2))
-    inputs = _by_position(tf.cast(head.inputs, tf.float32), head)
-    if delta.shape[1] == 1:
-        factor = tf.reduce_sum(tf.square(inputs), axis=(1, 2))
-        factor += 1.0 if head.bias else 0.0
+    inputs = _by_position(head.inputs, head)
+    bias = 1.0 if head.bias else 0.0
+    positions = delta.shape[1]
+    if positions == 1:
+        factor = tf.reduce_sum(tf.square(inputs), axis=(1, 2)) + bias
         return factor * tf.reduce_sum(tf.square(delta), axis=(1, 2))
-    gram = tf.matmul(inputs, inputs, transpose_b=True)
-    gram += 1.0 if head.bias else 0.0
+    if positions is not None and positions**2 > inputs.shape[-1] * delta.shape[-1]:
+        kernel = tf.matmul(inputs, delta, transpose_a=True)
+        squared = tf.reduce_sum(tf.square(kernel), axis=(1, 2))
+        return squared + bias * tf.reduce_sum(
+            tf.square(tf.reduce_sum(delta, axis=1)), axis=1
+        )
+    gram = tf.matmul(inputs, inputs, transpose_b=True) + bias
     gram *= tf.matmul(delta, delta, transpose_b=True)
     return tf.maximum(tf.reduce_sum(gram, axis=(1, 2)), 0.0)
 
@@ -168,15 +221,19 @@ def squared_gradient(head: Head, delta: tf.Tensor) -> tf.Tensor:
 
     Returns:
         `[]`, in the units of `squared_norms`.
+
+    Example:
+        >>> head = Head(tf.zeros([2, 1]), tf.constant([[3.0], [4.0]]), bias=False)
+        >>> squared_gradient(head, tf.constant([[1.0], [-1.0]])).numpy()  # (3 - 4)^2
+        1.0
     """
-    delta = _by_position(tf.cast(delta, tf.float32), head)
+    delta = _by_position(delta, head)
     if head.inputs is None:
         return tf.reduce_sum(tf.square(tf.reduce_sum(delta, axis=0)))
     rows = tf.reshape(delta, [-1, delta.shape[-1]])
-    inputs = tf.cast(head.inputs, tf.float32)
+    inputs = _by_position(head.inputs, head)
     columns = tf.reshape(inputs, [-1, inputs.shape[-1]])
-    kernel = tf.matmul(columns, rows, transpose_a=True)
-    squared = tf.reduce_sum(tf.square(kernel))
+    squared = tf.reduce_sum(tf.square(tf.matmul(columns, rows, transpose_a=True)))
     if head.bias:
         squared += tf.reduce_sum(tf.square(tf.reduce_sum(rows, axis=0)))
     return squared
@@ -184,13 +241,10 @@ def squared_gradient(head: Head, delta: tf.Tensor) -> tf.Tensor:
 
 def _by_position(tensor: tf.Tensor, head: Head) -> tf.Tensor:
     """Returns `tensor` as `[m, positions, values]`; one position without a kernel."""
+    tensor = tf.cast(tf.convert_to_tensor(tensor), tf.float32)
     size = tf.shape(tensor)[0]
-    if head.inputs is None or tensor.shape.rank == 2:
-        values = tensor.shape[1:].num_elements()
-        if tensor.shape.rank == 1:
-            values = 1
-        shape = [size, 1, -1 if values is None else values]
-    else:
-        positions = tensor.shape[1:-1].num_elements()
-        shape = [size, -1 if positions is None else positions, tensor.shape[-1]]
-    return tf.reshape(tensor, shape)
+    if head.inputs is None:
+        return tf.reshape(tensor, [size, 1, -1])
+    positions = tensor.shape[1:-1].num_elements()
+    positions = -1 if positions is None else positions
+    return tf.reshape(tensor, [size, positions, tensor.shape[-1]])
