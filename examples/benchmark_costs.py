@@ -18,6 +18,7 @@ SCALES = (60_000, 1_000_000, 10_000_000)
 _WARMUP_EPOCHS = 3
 _EPOCHS = 2
 _LEARNING_RATE = 0.01
+_SCHEDULE_EPOCHS = 100  # more than are trained: the rate must not reach 0
 _PLANNING_REPETITIONS = 7
 
 
@@ -115,10 +116,8 @@ def _overhead_model(
         import keras_osgd
 
         sampling = keras_osgd.sampling.RAIS(adapt_learning_rate=False)
-    run = training.Run(network, sampling, epochs=1, rate=_LEARNING_RATE, seed=0)
-    model = training.build(run, train)
-    model.optimizer.learning_rate = _LEARNING_RATE
-    return model
+    run = training.Run(network, sampling, _SCHEDULE_EPOCHS, _LEARNING_RATE, seed=0)
+    return training.build(run, train)
 
 
 def _step_milliseconds(

@@ -35,7 +35,7 @@ def load() -> tuple[str, Splits]:
         named = str(pathlib.Path(os.environ.get("KERAS_OSGD_DATA", place)))
         note = "" if named == place else f" (nothing usable in KERAS_OSGD_DATA={named})"
         print(f"Data: Fashion-MNIST from {place}{note}.")
-        return "fashion_mnist", splits
+        return "Fashion-MNIST", splits
     try:
         splits = digits()
     except ImportError as error:

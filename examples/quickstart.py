@@ -46,7 +46,7 @@ def main() -> None:
 
     print(f"\n{_table(results)}\n\n{_verdict(uniform, rais, short)}\n")
     plot = options.output / "test_error.png"
-    error_plot.save(plot, {f"{name}, {options.model}": _curves(results)})
+    error_plot.save(plot, {f"{name}, {options.model.upper()}": _curves(results)})
     print(f"Plot: {plot}")
     saved_model = options.output / "saved_model"
     difference = _export(model, saved_model, splits[2][0][:256])
@@ -95,20 +95,24 @@ def _verdict(uniform: dict, rais: dict, short: dict | None) -> str:
         f"{abs(error_added):.2f} points "
         f"{'more' if error_added > 0 else 'less'} test error"
     )
-    if time_saved <= 0:
+    if abs(error_added) <= _NOISE:
+        headline = "Time gained" if time_saved > 0 else "Nothing gained"
+    elif error_added > 0:
         headline = (
-            "Nothing gained" if error_added > -_NOISE else "Error gained, no time"
+            "Time gained, accuracy lost" if time_saved > 0 else "Time and accuracy lost"
         )
-    elif error_added > _NOISE:
-        headline = "Time gained, accuracy lost"
     else:
-        headline = "Time gained"
+        headline = (
+            "Time and accuracy gained"
+            if time_saved > 0
+            else "Accuracy gained, time lost"
+        )
     lines = [f"{headline}: RAIS took {time_text} for {error_text}."]
     if short is not None:
         lines.append(
-            f"In the {short['epochs_processed']:.0f} epochs that RAIS needed, and with "
-            "a schedule of that length, uniform training took "
-            f"{short['seconds']:.1f} s and ended at {short['test_error']:.2f} % "
+            f"Uniform training for {short['epochs_processed']:.0f} epochs (RAIS "
+            f"needed {rais['epochs_processed']:.1f}), with a schedule of that length, "
+            f"took {short['seconds']:.1f} s and ended at {short['test_error']:.2f} % "
             f"(RAIS: {rais['seconds']:.1f} s, {rais['test_error']:.2f} %)."
         )
     lines.append(
@@ -134,7 +138,9 @@ def _curves(results: dict[str, dict]) -> dict[str, error_plot.Curve]:
 def _export(model: keras.Sequential, path: pathlib.Path, x: np.ndarray) -> float:
     """Exports, reloads, and returns the largest difference between the outputs."""
     model.export(path, verbose=False)
-    served = tf.saved_model.load(str(path)).serve(x).numpy()
+    # The loaded object must outlive the call: it owns the variables.
+    loaded = tf.saved_model.load(str(path))
+    served = loaded.serve(x).numpy()
     expected = model.predict_on_batch(x)
     difference = float(np.abs(served - expected).max())
     if difference > 1e-5:

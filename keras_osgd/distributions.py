@@ -39,7 +39,8 @@ def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     Args:
         mean: `[n]`, >= 0, in gradient-norm units. Predicted norms <c, s_i>.
         variance: `[n]`, >= 0, in squared gradient-norm units. Radii <d, s_i>.
-            Signs are not checked here; `ScoreTable` guarantees them.
+            Signs are not checked here; `ScoreTable` guarantees them. In float64
+            both may be as large as 1e300, and as small as 1e-300.
 
     Returns:
         `[n]`, >= 0, sums to 1; unchanged if all gradients are rescaled.
@@ -54,39 +55,26 @@ def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     Reference: Johnson & Guestrin, NeurIPS 2018 (minimax sampling distribution).
     """
     _check_same_shape(mean, variance)
+    # Not 0 but the smallest normal number: TensorFlow flushes what is smaller to 0
+    # in its own threads, and a division by it gives NaN.
+    tiny = np.finfo(mean.dtype.as_numpy_dtype).tiny
     n = tf.cast(tf.size(mean), mean.dtype)
-    worst_norms = _worst_norms(mean, variance, n)
+    worst_norms = mean + _times_k(variance, n, tiny)
     total = tf.reduce_sum(worst_norms)
-    nothing_known = tf.cast(tf.equal(total, 0), mean.dtype)  # 1 or 0
+    nothing_known = tf.cast(total < tiny, mean.dtype)  # 1 or 0
     return (worst_norms + nothing_known) / (total + n * nothing_known)
 
 
-def _worst_norms(mean: tf.Tensor, variance: tf.Tensor, n: tf.Tensor) -> tf.Tensor:
-    """Returns mean + k variance in a unit in which no sum can overflow.
+def _times_k(variance: tf.Tensor, n: tf.Tensor, tiny: float) -> tf.Tensor:
+    """Returns k variance, k = sqrt(n / sum_i variance_i), where the sum overflows too.
 
-    With M the largest variance, k variance_i = sqrt(M) u_i sqrt(n / sum_j u_j)
-    where u = variance / M lies in [0, 1]; the unit is the larger of the largest
-    mean and sqrt(M). The sum of a thousand variances of 1e307 would be infinite,
-    and that of their u is not.
-
-    Args:
-        mean: `[n]`, >= 0, in gradient-norm units.
-        variance: `[n]`, >= 0, in squared gradient-norm units.
-        n: scalar of the same dtype.
-
-    Returns:
-        `[n]`, >= 0, without unit, the largest between 1 and 1 + sqrt(n), or
-        smaller if all inputs are next to 0, and 0 if they all are 0.
+    With M the largest variance, that is sqrt(M) u_i sqrt(n / sum_j u_j), in which
+    u = variance / M lies in [0, 1].
     """
-    # A floor of the smallest normal number, not of 0: TensorFlow flushes
-    # subnormals to 0 in its own threads, and a division by them gives NaN.
-    tiny = np.finfo(mean.dtype.as_numpy_dtype).tiny
     largest = tf.maximum(tf.reduce_max(variance), tiny)
     share = variance / largest
-    root = tf.sqrt(largest)
-    unit = tf.maximum(tf.reduce_max(mean), root)
     ratio = tf.math.divide_no_nan(n, tf.reduce_sum(share))
-    return mean / unit + (root / unit * tf.sqrt(ratio)) * share
+    return (tf.sqrt(largest) * tf.sqrt(ratio)) * share
 
 
 def with_floor(probability: tf.Tensor, floor: float) -> tf.Tensor:

@@ -40,7 +40,7 @@ def reshuffled(
 
     Credits every example with the same mass, about size/n, draws by systematic
     sampling along a fresh random order of all examples with the density of
-    `cycle_density`, shuffles, and subtracts the importance weight 1/(n p_i) for each
+    `cycle_density`, puts them in a random order (`spread`), and subtracts the importance weight 1/(n p_i) for each
     visit. With uniform p and blocks that divide n, it visits every example once an
     epoch.
 
@@ -72,7 +72,7 @@ def reshuffled(
     # rounding of the cumulative sum decides between two neighbours.
     offset = (rng.integers(2**32) + 0.5) / 2**32
     index = systematic(density, size, permutation, offset)
-    rng.shuffle(index)
+    index = spread(index, rng.random(size))
     owed = owed + credit - _visit_mass(probability, index)
     return Reshuffled(index, owed, credit * density.size / size)
 
@@ -210,6 +210,30 @@ def systematic(
     """
     position = (np.arange(size) + offset) / size
     return permutation[_search(density[permutation], position)]
+
+
+def spread(index: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Returns a block's draws in random order, repeated visits evenly spaced.
+
+    Visit j of the k that an example has comes at a random place in the j-th of k equal
+    parts of the block, so that a block which is longer than an epoch is a sequence of
+    reshuffled epochs.
+
+    Args:
+        index: `[size]`, as `systematic` returns it: visits of one example together.
+        place: `[size]`, uniform in [0, 1), at random.
+
+    Returns:
+        `[size]`, int64, the same draws.
+
+    Example:
+        >>> spread(np.array([4, 4, 7, 7]), np.array([0.1, 0.9, 0.3, 0.2]))
+        array([4, 7, 7, 4])
+    """
+    first = np.flatnonzero(np.diff(index, prepend=-1))
+    visits = np.diff(first, append=index.size)
+    number = np.arange(index.size) - np.repeat(first, visits)
+    return index[np.argsort((number + place) / np.repeat(visits, visits))]
 
 
 def _search(density: np.ndarray, position: np.ndarray) -> np.ndarray:

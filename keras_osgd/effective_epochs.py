@@ -37,7 +37,7 @@ class Clock:
         self._ahead = max(_AHEAD, 4 * steps_per_execution)
         self._steps_per_execution = steps_per_execution
         # Of the step: how many effective iterations it is, and what the epoch lacks.
-        self._gain = tf.Variable(1.0, dtype=tf.float64, trainable=False)
+        self.gain = tf.Variable(1.0, dtype=tf.float64, trainable=False)
         self._remaining = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.step = 0
@@ -58,7 +58,7 @@ class Clock:
             counted = tf.cast(applied, tf.float64)
             progress, lead = gain * counted, lead * counted
         self.lead.assign_add(lead)
-        self._gain.assign(gain)
+        self.gain.assign(gain)
         remaining = self._remaining.assign_sub(progress, read_value=True)
         steps = self._steps.assign_add(1, read_value=True)
         # The lower bound keeps the end out of what the pipeline may have read already.
@@ -73,7 +73,7 @@ class Clock:
         self._lead_before = float(self.lead)
         self._steps.assign(0)
         self._remaining.assign(0.0)
-        self._gain.assign(1.0)
+        self.gain.assign(1.0)
         self._end.assign(_FAR)
 
     def effective_iterations(self) -> float:
@@ -83,7 +83,7 @@ class Clock:
     def begin_epoch(self, effective_iterations: int) -> None:
         """Begins an epoch; what the last one did too much counts for this one."""
         remaining = float(self._remaining.assign_add(effective_iterations))
-        gain = float(self._gain)
+        gain = float(self.gain)
         left = max(1, -int(-remaining // gain))
         self._known_end = self.step + left if left <= self._ahead else None
         self._end.assign(_FAR if self._known_end is None else self._known_end)

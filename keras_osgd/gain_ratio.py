@@ -62,8 +62,8 @@ def ratio(averages: tf.Tensor, batch_size: tf.Tensor) -> tf.Tensor:
         nothing has been observed.
 
     Example:
-        >>> ratio(tf.constant([4.0, 2.0, 2.0, 3.0]), 2.0).numpy()  # 1 + (4 - 2)/(2 * 3)
-        1.3333334
+        >>> float(ratio(tf.constant([4.0, 2.0, 2.0, 4.0]), 2.0))  # 1 + (4 - 2)/(2 * 4)
+        1.25
     """
     second_uniform, second, second_candidate, squared_gradient = tf.unstack(averages)
     uniform = squared_gradient + (second_uniform - second) / batch_size
@@ -101,7 +101,7 @@ class GainRatio:
 
     Example:
         >>> gain = GainRatio()
-        >>> gain.current(64.0).numpy()
+        >>> float(gain.current(64.0))
         1.0
     """
 

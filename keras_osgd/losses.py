@@ -1,4 +1,4 @@
-"""What the compiled losses return, found out on two examples before training."""
+"""What the compiled losses return, found out on a few examples before training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from keras_osgd.training_data import TrainingData
 
 __all__ = ["OutputLoss", "describe", "output_of", "weights_for"]
 
+# More than most models have outputs: Keras takes a single y of as many rows as there
+# are outputs for one target each.
+_PROBED = 5
 _BATCH_MEANS = ("sum_over_batch_size", "mean")
 
 
@@ -50,7 +53,7 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
             the sum of the weights, the loss takes no notice of weights, a label lies
             outside the model's classes, or weights do not fit the loss.
     """
-    x, y, _ = data.rows(2)
+    x, y, _ = data.rows(_PROBED)
     y_pred = keras_compat.call_model(model, x, training=False)
     found = []
     if model.loss is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd import learning_rate
 from keras_osgd.effective_epochs import Clock
 from keras_osgd.losses import OutputLoss
 from keras_osgd.pipeline import PlanBuffers, Rows, batches
@@ -54,6 +56,7 @@ class Run:
         self.clock = Clock(state.lead, self.buffers.end, steps_per_execution)
         self.gain = state.gain
         self.losses: list[OutputLoss] = []
+        self.optimizer: keras.optimizers.Optimizer | None = None
         self.planner: Planner | None = None
         self.verbose = True
         self.active = False
@@ -99,7 +102,13 @@ class Run:
             * self.batch_size
             / self.n,
             "sampling_share": self.planner.sampling_share(),
+            "learning_rate_applied": self._applied_rate(),
         }
+
+    def _applied_rate(self) -> float:
+        gain = tf.cast(self.clock.gain, tf.float32)
+        with learning_rate.adapted(self.optimizer, gain, self.clock.lead):
+            return float(learning_rate.inner_optimizer(self.optimizer).learning_rate)
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, p by the scores as last planned, or `None`."""

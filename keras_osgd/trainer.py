@@ -180,7 +180,7 @@ class ImportanceSampled:
             self.train_function = None
         if not held.wrapped:
             self.train_function = None
-        held.run.verbose = verbose != 0
+        held.run.optimizer, held.run.verbose = self.optimizer, verbose != 0
         held.run.warn = functools.partial(checks.warn_once, self)
         for line in filter(None, lines):
             held.run.say(line)

@@ -37,7 +37,7 @@ def sampled_step(
     with tf.GradientTape() as tape, last_layer.recording(model) as heads:
         y_pred = keras_compat.call_model(model, x, training=True)
         loss = keras_compat.compute_loss(model, x, y, y_pred, combined)
-        keras_compat.track_loss(model, loss, size)
+        _track_loss(model, loss, weights, size)
         scaled = model.optimizer.scale_loss(loss)
     variables = model.trainable_weights
     found = [
@@ -64,6 +64,14 @@ def sampled_step(
     finally:
         held.importance_weights = None
     return logs, tf.sqrt(squared), gain
+
+
+def _track_loss(model, loss, weights, size) -> None:
+    """Shows a self-normalised mean: weights that do not sum to m cancel."""
+    regularization = tf.add_n([tf.zeros([]), *map(tf.reduce_sum, model.losses)])
+    total = tf.reduce_sum(weights)
+    mean = (loss - regularization) * size / total + regularization
+    keras_compat.track_loss(model, mean, total)
 
 
 def _squared(model, run, found, deltas, size) -> tuple[tf.Tensor, tf.Tensor]:

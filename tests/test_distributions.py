@@ -112,6 +112,16 @@ def test_zero_scores_give_the_uniform_distribution(n):
     np.testing.assert_allclose(p, distributions.uniform(n).numpy(), rtol=1e-15)
 
 
+@pytest.mark.parametrize("unit", [5e-324, 1e-310, 1e-308])
+def test_subnormal_scores_give_a_distribution_whichever_thread_meets_them(unit):
+    n = 100_000  # enough for TensorFlow to use its own threads, which see zeros
+    scores = unit * np.random.default_rng(5).uniform(1.0, 2.0, n)
+    for mean, variance in ((scores, 0 * scores), (0 * scores, scores), (scores,) * 2):
+        p = _robust(mean, variance)
+        assert p.min() >= 0.0
+        np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-12)
+
+
 def test_robust_refuses_one_table_for_the_means_and_another_for_the_variances():
     with pytest.raises(ValueError, match="one entry per training example"):
         distributions.robust(tf.zeros([3]), tf.zeros([4]))

@@ -204,11 +204,22 @@ def test_examples_of_density_zero_are_never_drawn_not_even_at_the_ends(offset):
     np.testing.assert_array_equal(np.unique(index), [1, 3])
 
 
-def test_a_block_is_shuffled():
-    size = 1000  # unshuffled, all visits of one example would follow each other
-    index = draws.reshuffled(np.zeros(2), np.full(2, 0.5), size, _rng(9)).index
-    changes = (np.diff(index) != 0).sum()
-    assert abs(changes - size / 2) < 5 * np.sqrt(size) / 2
+def test_the_order_within_a_block_is_uniform():
+    n, trials, rng = 4, 24_000, _rng(9)
+    orders = {}
+    for _ in range(trials):
+        index = tuple(draws.reshuffled(np.zeros(n), np.full(n, 1 / n), n, rng).index)
+        orders[index] = orders.get(index, 0) + 1
+    assert len(orders) == 24
+    assert stats.chisquare(list(orders.values())).pvalue > 1e-4
+
+
+def test_a_block_longer_than_an_epoch_is_a_sequence_of_reshuffled_epochs():
+    n, epochs = 40, 10
+    index = draws.reshuffled(np.zeros(n), np.full(n, 1 / n), n * epochs, _rng(9)).index
+    rows = index.reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(rows, axis=1), np.tile(np.arange(n), (10, 1)))
+    assert (rows[1:] != rows[:-1]).any(axis=1).all()
 
 
 def test_neighbours_in_the_file_meet_in_one_block_as_often_as_any_pair():

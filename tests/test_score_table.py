@@ -160,7 +160,7 @@ def test_a_table_holds_only_states_of_its_own_size_classes_and_features():
 
 
 def test_the_table_does_not_change_the_classes_it_was_given():
-    classes = np.arange(4)
+    classes = np.arange(4, dtype=np.int32)
     table = ScoreTable(4, classes)
     state = ScoreTable(4, [3, 2, 1, 0]).state()
     table.load(state)

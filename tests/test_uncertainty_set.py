@@ -6,6 +6,9 @@ from keras_osgd import uncertainty_set
 from keras_osgd.uncertainty_set import UncertaintySet
 from tests import oracles
 
+# 0/0 gives NaN, which every comparison takes for no improvement: say so.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 
 def _window(k=400, seed=0, noise=0.4):
     """Returns features {constant, last, EMA, class mean}, weights, norms and means.
@@ -126,6 +129,28 @@ def test_a_start_that_gives_a_feature_nothing_finds_back_to_the_smallest_set(fea
     np.testing.assert_allclose(warm.objective, cold.objective, rtol=1e-8)
 
 
+def test_a_start_without_any_spread_is_as_good_as_none():
+    window = _window()
+    start = UncertaintySet(np.zeros(4), np.zeros(4), 0.0, 0, True)
+    cold, warm = (uncertainty_set.fit(*window, start=s) for s in (None, start))
+    assert warm.objective == cold.objective
+
+
+@pytest.mark.parametrize("k", [400, 6400])
+@pytest.mark.parametrize("noise", [0.05, 0.4, 1.0])
+def test_a_cold_fit_of_a_usual_window_takes_a_dozen_steps_at_most(k, noise):
+    for seed in range(5):
+        assert uncertainty_set.fit(*_window(k, seed, noise)).iterations <= 12
+
+
+def test_the_constant_feature_counts_however_small_its_mean():
+    features, weights, norms, mean_features = _window()
+    mean_features[0] = 1e-13
+    fitted = uncertainty_set.fit(features, weights, norms, mean_features)
+    assert fitted.spread[0] > 0
+    _assert_feasible(fitted, mean_features)
+
+
 @pytest.mark.parametrize("norm_unit", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("feature_unit", [1e-30, 1.0, 1e30])
 def test_rescaled_norms_and_features_rescale_the_coefficients_and_nothing_else(
@@ -173,6 +198,9 @@ def test_duplicated_features_do_no_harm():
     assert fitted.converged
     _assert_feasible(fitted, twice[1])
     np.testing.assert_allclose(fitted.objective, plain.objective, rtol=1e-8)
+    # Of all c that predict the same, the even one and not rounding times 1e14.
+    np.testing.assert_allclose(fitted.mean[:4], fitted.mean[4:], atol=1e-7)
+    np.testing.assert_allclose(fitted.mean[:4], plain.mean / 2, atol=1e-5)
 
 
 def test_every_example_keeps_a_positive_variance():

@@ -224,7 +224,7 @@ def squared_gradient(head: Head, delta: tf.Tensor) -> tf.Tensor:
 
     Example:
         >>> head = Head(tf.zeros([2, 1]), tf.constant([[3.0], [4.0]]), bias=False)
-        >>> squared_gradient(head, tf.constant([[1.0], [-1.0]])).numpy()  # (3 - 4)^2
+        >>> float(squared_gradient(head, tf.constant([[1.0], [-1.0]])))  # (3 - 4)^2
         1.0
     """
     delta = _by_position(delta, head)

@@ -1,0 +1,27 @@
+import doctest
+import importlib
+import pkgutil
+
+import numpy as np
+import pytest
+
+import keras_osgd
+
+_MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(keras_osgd.__path__, "keras_osgd.")
+    if not module.name.endswith("__main__")
+)
+
+
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="other repr")
+@pytest.mark.parametrize("name", ["keras_osgd", *_MODULES])
+def test_every_example_in_a_docstring_runs_and_prints_what_it_says(name):
+    module = importlib.import_module(name)
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert found.failed == 0, f"{name}: {found.failed} of {found.attempted} failed"
+
+
+def test_the_examples_are_found():
+    module = importlib.import_module("keras_osgd.distributions")
+    assert doctest.testmod(module).attempted >= 4
