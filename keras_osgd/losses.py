@@ -57,7 +57,11 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     y_pred = keras_compat.call_model(model, x, training=False)
     found = []
     if model.loss is not None:
-        loss_value = keras_compat.compute_loss(model, x, y, y_pred, None)
+        # Zeros, since a label may be outside the classes, which is found out below.
+        zeros = keras.tree.map_structure(
+            lambda a: a if a is None else tf.zeros_like(a), y
+        )
+        keras_compat.compute_loss(model, x, zeros, y_pred, None)
         found = keras_compat.compiled_losses(model)
     if not found:
         raise ValueError(
@@ -69,7 +73,7 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     for order, (path, loss) in enumerate(found):
         prediction = output_of(y_pred, path, order)
         target = _target_of(y, y_pred, path, order, getattr(model, "output_names", ()))
-        shape, each = _shape_of_values(loss, _leaf(y, target), prediction)
+        shape, each = _shape_of_values(loss, _leaf(zeros, target), prediction)
         if not each:
             refused.append((path, loss.name, shape))
             continue
@@ -80,7 +84,7 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
         described.append(OutputLoss(path, len(shape), size, mean, target))
     _check_none_refused(refused)
     if type(model).compute_loss is not keras.Model.compute_loss:
-        _check_weights_heeded(model, x, y, y_pred, described, loss_value)
+        _check_weights_heeded(model, x, y, y_pred, described)
     return described
 
 
@@ -111,11 +115,13 @@ def _check_none_refused(refused: list[tuple]) -> None:
         )
 
 
-def _check_weights_heeded(model, x, y, y_pred, described, loss_value) -> None:
+def _check_weights_heeded(model, x, y, y_pred, described) -> None:
     halves = tf.fill([len(output_of(y_pred, described[0].path, 0))], 0.5)
-    halves = weights_for(described, halves, None)
-    half = keras_compat.compute_loss(model, x, y, y_pred, halves)
-    if tf.reduce_all((half == loss_value) & (loss_value != 0)):
+    whole, half = (
+        keras_compat.compute_loss(model, x, y, y_pred, weights)
+        for weights in (None, weights_for(described, halves, None))
+    )
+    if tf.reduce_all((half == whole) & (whole != 0)):
         raise ValueError(
             "`compute_loss` must multiply each example's loss by `sample_weight`, "
             "which carries the importance weights. Received: the same loss for weights "

@@ -251,7 +251,7 @@ def test_a_keras_application_joins_without_being_rewritten():
     model.compile("sgd", "sparse_categorical_crossentropy")
     keras_osgd.accelerate(model)
     images = RNG.uniform(size=(40, 32, 32, 3)).astype("float32")
-    model.fit(images, Y[:40], batch_size=8, epochs=1, verbose=0)
+    model.fit(images, Y[:40], batch_size=8, epochs=3, verbose=0)
     assert np.isfinite(model.sampling_state.table.last_norms()).all()
 
 
