@@ -10,8 +10,17 @@ from collections.abc import Callable, Sequence
 import datasets
 import keras
 import models
+import numpy as np
+import tensorflow as tf
 import training
 from benchmark_records import Records
+
+from keras_osgd.observations import ObservationLog
+from keras_osgd.pipeline import PlanBuffers
+from keras_osgd.planner import Planner
+from keras_osgd.sampling import RAIS
+from keras_osgd.score_table import ScoreTable
+from keras_osgd.state import SamplingState
 
 METHODS = ("plain", "uniform", "rais")
 SCALES = (60_000, 1_000_000, 10_000_000)
@@ -100,12 +109,33 @@ def block_planner(
         A function that plans the next block (features, probabilities, draws, all
         that is done once a block) and the number of steps in a block.
     """
-    # ---------------------------------------------------------------- TO FILL IN
-    raise NotImplementedError(
-        "`block_planner` does not plan yet: fill the score table with synthetic "
-        "scores and return a function that plans one block."
+    sampling = RAIS(seed=seed, retreat_below=0.0)
+    rng = np.random.default_rng(seed)
+    table = ScoreTable(
+        examples, rng.integers(0, 10, examples), sampling.features_for(examples)
     )
-    # --------------------------------------------------------------------------
+    state = SamplingState()
+    state.allocate(table, "synthetic", seed)
+    buffers = PlanBuffers(sampling.block_steps(examples, batch_size), batch_size)
+    log = ObservationLog(buffers)
+    norms = rng.lognormal(size=examples).astype(np.float32)
+    planner = Planner(sampling, state, buffers, log, steps_per_execution=1)
+    planner.start()
+    state.drawn += sampling.uniform_draws(examples)  # from here on by importance
+
+    def plan_block() -> None:
+        plan = planner.last_plan
+        step = plan.start + buffers.block_steps
+        positions = np.arange(len(plan.index)) + plan.start % buffers.rows * batch_size
+        for first in range(0, len(positions), 1_000_000):
+            part = slice(first, first + 1_000_000)
+            gains = tf.constant(2.0)
+            log.write(
+                tf.constant(positions[part]), tf.constant(norms[plan.index[part]]), gains
+            )
+        planner.plan(step, step)
+
+    return plan_block, buffers.block_steps
 
 
 def _overhead_model(
@@ -113,9 +143,7 @@ def _overhead_model(
 ) -> keras.Sequential:
     sampling: object = method
     if method == "rais":
-        import keras_osgd
-
-        sampling = keras_osgd.sampling.RAIS(adapt_learning_rate=False)
+        sampling = RAIS(adapt_learning_rate=False)
     run = training.Run(network, sampling, _SCHEDULE_EPOCHS, _LEARNING_RATE, seed=0)
     return training.build(run, train)
 

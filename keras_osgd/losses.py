@@ -55,22 +55,10 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     """
     x, y, _ = data.rows(_PROBED)
     y_pred = keras_compat.call_model(model, x, training=False)
-    found = []
-    if model.loss is not None:
-        # Zeros, since a label may be outside the classes, which is found out below.
-        zeros = keras.tree.map_structure(
-            lambda a: a if a is None else tf.zeros_like(a), y
-        )
-        keras_compat.compute_loss(model, x, zeros, y_pred, None)
-        found = keras_compat.compiled_losses(model)
-    if not found:
-        raise ValueError(
-            "`compile` must be given a `loss`, and a `compute_loss` of yours must call "
-            "it: an example's importance is the gradient of its own loss. Received: "
-            f'loss={model.loss!r}. Pass one, or compile with sampling="uniform".'
-        )
+    # Zeros, since a label may be outside the classes, which is found out below.
+    zeros = keras.tree.map_structure(lambda a: a if a is None else tf.zeros_like(a), y)
     described, refused = [], []
-    for order, (path, loss) in enumerate(found):
+    for order, (path, loss) in enumerate(_built(model, x, zeros, y_pred)):
         prediction = output_of(y_pred, path, order)
         target = _target_of(y, y_pred, path, order, getattr(model, "output_names", ()))
         shape, each = _shape_of_values(loss, _leaf(zeros, target), prediction)
@@ -86,6 +74,21 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     if type(model).compute_loss is not keras.Model.compute_loss:
         _check_weights_heeded(model, x, y, y_pred, described)
     return described
+
+
+def _built(model, x, y, y_pred) -> list[tuple[tuple, keras.losses.Loss]]:
+    """Returns (path, loss) of each loss; Keras builds them when they are called."""
+    found = []
+    if model.loss is not None:
+        keras_compat.compute_loss(model, x, y, y_pred, None)
+        found = keras_compat.compiled_losses(model)
+    if not found:
+        raise ValueError(
+            "`compile` must be given a `loss`, and a `compute_loss` of yours must call "
+            "it: an example's importance is the gradient of its own loss. Received: "
+            f'loss={model.loss!r}. Pass one, or compile with sampling="uniform".'
+        )
+    return found
 
 
 def _shape_of_values(loss, target, prediction: tf.Tensor) -> tuple[tuple, bool]:

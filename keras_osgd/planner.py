@@ -68,7 +68,7 @@ class Planner:
 
     def start(self) -> None:
         """Plans the first block; training cannot begin before."""
-        self._thread.submit(self._plan, 0, 0).result()
+        self._thread.submit(self.plan, 0, 0).result()
         self._next_event = self._buffers.block_steps - self._lead_steps
 
     def advance(self, step: int) -> None:
@@ -79,7 +79,7 @@ class Planner:
         block_end = self._plans[-1].start + self._buffers.block_steps
         if self._pending is None:
             observed_until = block_end - self._lead_steps
-            self._pending = self._thread.submit(self._plan, block_end, observed_until)
+            self._pending = self._thread.submit(self.plan, block_end, observed_until)
             self._next_event = block_end - self._join_steps
         if step >= self._next_event:
             self._pending.result()
@@ -107,7 +107,12 @@ class Planner:
                 probability[unused] = plan.probability[used:] / plan.credit
                 self._state.owed = draws.refund(self._state.owed, probability, unused)
 
-    def _plan(self, start: int, observed_until: int) -> None:
+    @property
+    def last_plan(self) -> Plan:
+        """The plan made last."""
+        return self._plans[-1]
+
+    def plan(self, start: int, observed_until: int) -> None:
         """Makes the plan of the block at `start`; runs in the planning thread."""
         begun = time.perf_counter()
         self._ingest(observed_until)

@@ -62,7 +62,7 @@ class _Drawn(keras.callbacks.Callback):
         self.plans = []
 
     def on_train_batch_end(self, batch, logs=None):
-        plan = self.model.sampling_run.planner._plans[-1]
+        plan = self.model.sampling_run.planner.last_plan
         if not self.plans or self.plans[-1] is not plan:
             self.plans.append(plan)
 
@@ -80,7 +80,7 @@ def test_one_seed_gives_the_same_weights_to_the_bit_and_another_does_not():
         _fit(model)
     assert _same_weights(first, again)
     assert not _same_weights(first, other)
-    assert first.sampling_run.planner._plans[-1].importance
+    assert first.sampling_run.planner.last_plan.importance
 
 
 def test_the_sampling_seed_alone_decides_the_draws():
@@ -183,7 +183,7 @@ def test_metrics_and_loss_shown_estimate_the_whole_training_set(draws):
     _fit(model, epochs=2)  # the momentum runs out
     shown = _fit(model, epochs=6).history
     loss, accuracy = model.evaluate(X, Y, verbose=0)
-    assert model.sampling_run.planner._plans[-1].importance
+    assert model.sampling_run.planner.last_plan.importance
     # 30 times N draws at a standard deviation of about 0.5 a draw; 4 of the mean's.
     bound = 4 * 0.5 / np.sqrt(6 * N / 2)
     assert abs(np.mean(shown["accuracy"]) - accuracy) < bound
@@ -284,7 +284,7 @@ def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
     model.fit(X, Y, batch_size=M, epochs=8, verbose=2)
     out = capsys.readouterr().out
     assert out.count("Training goes on with uniform, reshuffled draws") == 1
-    plan = model.sampling_run.planner._plans[-1]
+    plan = model.sampling_run.planner.last_plan
     assert not plan.importance
     np.testing.assert_allclose(plan.probability, plan.credit / N)
     assert model.sampling_run.figures()["candidate_gain_ratio"] > 1.1
@@ -297,7 +297,7 @@ def test_draws_follow_the_scores_again_once_the_gain_rises():
     model.sampling_state.armed = False  # as after a retreat
     _fit(model, epochs=4)
     assert model.sampling_state.armed
-    assert model.sampling_run.planner._plans[-1].importance
+    assert model.sampling_run.planner.last_plan.importance
 
 
 def test_never_retreats_below_0():

@@ -96,8 +96,7 @@ ONE = [  # loss, outputs, y, expected rank, expected number of values
 def test_a_loss_is_described_by_what_it_returns(loss, outputs, y, rank, values):
     _, (found,) = described(loss, outputs, y)
     mean = getattr(loss, "reduction", "mean") not in ("sum", "none")
-    path = (0,) if outputs == "[one]" else ()
-    assert found == losses.OutputLoss(path, rank, values, mean, target=0)
+    assert found == losses.OutputLoss((), rank, values, mean, target=0)
     coefficient = float(found.coefficient(tf.constant(8)))
     assert coefficient == (1 / 8 if mean else values)
 
@@ -135,8 +134,6 @@ def test_the_weighted_loss_is_the_sum_over_examples_of_weight_times_loss(
         found = losses.describe(model, data)
         weights = losses.weights_for(found, WEIGHTS, data.arrays[2])
         weighted = batch_loss(model, X, y, weights)
-        if outputs == "[one]":
-            shaped = [shaped]
         expected = (WEIGHTS.numpy() * loss_of_each(model, y, shaped)).sum()
         expected /= N if found[0].batch_mean else 1
         np.testing.assert_allclose(weighted, expected, rtol=1e-5)
