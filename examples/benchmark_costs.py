@@ -130,9 +130,8 @@ def block_planner(
         for first in range(0, len(positions), 1_000_000):
             part = slice(first, first + 1_000_000)
             gains = tf.constant(2.0)
-            log.write(
-                tf.constant(positions[part]), tf.constant(norms[plan.index[part]]), gains
-            )
+            observed = tf.constant(norms[plan.index[part]])
+            log.write(tf.constant(positions[part]), observed, gains)
         planner.plan(step, step)
 
     return plan_block, buffers.block_steps

@@ -1,13 +1,14 @@
 """A block's draws: which training examples the next few steps will see.
 
-NumPy in float64 throughout: float32 cumulative sums starve examples (16 % of a
-million were never drawn). The functions are pure; the only state, the mass each
-example is owed, is passed in and returned.
+The functions are pure; the only state, the mass each example is owed, is passed in
+and returned.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from keras_osgd.systematic import search, spread, systematic
 
 # Owed masses this close to 0 are rounding, not mass: their unit is one visit of
 # weight 1, of which a block credits 1e-5 or more, and the rounding errors of a
@@ -40,9 +41,9 @@ def reshuffled(
 
     Credits every example with the same mass, about size/n, draws by systematic
     sampling along a fresh random order of all examples with the density of
-    `cycle_density`, puts them in a random order (`spread`), and subtracts the importance weight 1/(n p_i) for each
-    visit. With uniform p and blocks that divide n, it visits every example once an
-    epoch.
+    `cycle_density`, puts the draws in random order (`spread`), and subtracts the
+    importance weight 1/(n p_i) for each visit. With uniform p and blocks that divide
+    n, it visits every example once an epoch.
 
     Args:
         owed: `[n]`, in visits of weight 1: zeros at first, then what the last
@@ -120,7 +121,7 @@ def independent(
 
     Reference: Johnson & Guestrin, NeurIPS 2018.
     """
-    return _search(_checked(probability, size), rng.random(size))
+    return search(_checked(probability, size), rng.random(size))
 
 
 def cycle_density(
@@ -184,69 +185,6 @@ def block_density(
         outside = 2 * credit if np.isinf(high) else (low + high) / 2
         credit = step if low < step < high else outside
     return density, credit
-
-
-def systematic(
-    density: np.ndarray, size: int, permutation: np.ndarray, offset: float
-) -> np.ndarray:
-    """Returns the examples at offset, offset + 1, ... along a line of intervals.
-
-    The intervals lie in the order of `permutation` and are as long as the density
-    of their examples. With an offset uniform in [0, 1), example i gets density_i
-    visits on average, and always that number rounded down or up.
-
-    Args:
-        density: `[n]`, >= 0, in visits; sums to `size` to rounding.
-        size: number of draws, >= 1.
-        permutation: `[n]`, each of 0..n-1 once.
-        offset: in [0, 1).
-
-    Returns:
-        `[size]`, int64, in 0..n-1, in the order of `permutation`.
-
-    Example:
-        >>> systematic(np.array([0.5, 1.5]), 2, np.array([0, 1]), 0.25)
-        array([0, 1])
-    """
-    position = (np.arange(size) + offset) / size
-    return permutation[_search(density[permutation], position)]
-
-
-def spread(index: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Returns a block's draws in random order, repeated visits evenly spaced.
-
-    Visit j of the k that an example has comes at a random place in the j-th of k equal
-    parts of the block, so that a block which is longer than an epoch is a sequence of
-    reshuffled epochs.
-
-    Args:
-        index: `[size]`, as `systematic` returns it: visits of one example together.
-        place: `[size]`, uniform in [0, 1), at random.
-
-    Returns:
-        `[size]`, int64, the same draws.
-
-    Example:
-        >>> spread(np.array([4, 4, 7, 7]), np.array([0.1, 0.9, 0.3, 0.2]))
-        array([4, 7, 7, 4])
-    """
-    first = np.flatnonzero(np.diff(index, prepend=-1))
-    visits = np.diff(first, append=index.size)
-    number = np.arange(index.size) - np.repeat(first, visits)
-    return index[np.argsort((number + place) / np.repeat(visits, visits))]
-
-
-def _search(density: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Returns the interval, of lengths `density`, of each position in [0, 1).
-
-    side="right" passes over intervals of length 0, which must never be drawn. A
-    position rounded up to 1 is taken for the last number below, so that it falls
-    into the last interval that has a length, and never beyond n-1.
-    """
-    cumulative = np.cumsum(density, dtype=np.float64)
-    cumulative /= cumulative[-1]
-    position = np.minimum(position, np.nextafter(1.0, 0.0))
-    return np.searchsorted(cumulative, position, side="right")
 
 
 def _visit_mass(probability: np.ndarray, index: np.ndarray) -> np.ndarray:

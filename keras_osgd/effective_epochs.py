@@ -17,14 +17,14 @@ _POLL = 8  # steps between two looks at the decision
 class Clock:
     """Counts steps and effective iterations and decides where an epoch ends.
 
-    The decision is made inside the training step, a fixed number of steps ahead, so that
-    neither prefetching nor `steps_per_execution` changes it.
+    The decision is made inside the training step, a fixed number of steps ahead, so
+    that neither prefetching nor `steps_per_execution` changes it.
 
     Args:
-        lead: `tf.Variable` float64, effective iterations minus the optimizer's own; kept
-            across fits.
-        end: `tf.Variable` int64, the first step that no longer belongs to the epoch; the
-            pipeline stops there.
+        lead: `tf.Variable` float64, effective iterations minus the optimizer's own;
+            kept across fits.
+        end: `tf.Variable` int64, the first step that no longer belongs to the epoch;
+            the pipeline stops there.
         steps_per_execution: of the model.
     """
 

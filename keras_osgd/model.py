@@ -73,8 +73,8 @@ def _rebase(cls: type) -> None:
 def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
     """Lets an existing model, compiled or loaded or neither, train with sampling.
 
-    The model itself is changed and returned; weights, optimizer and its state stay. Files
-    saved meanwhile load where keras_osgd is missing.
+    The model itself is changed and returned; weights, optimizer and its state stay.
+    Files saved meanwhile load where keras_osgd is missing.
 
     Args:
         model: any Keras model.

@@ -162,9 +162,10 @@ class Rows:
 def batches(buffers: PlanBuffers, rows: Rows) -> tf.data.Dataset:
     """Returns the dataset of one epoch's batches (x, y, `Sample`).
 
-    It begins at step `buffers.start` and ends before step `buffers.end`, both read while
-    it runs; every batch is full. It reads READ_AHEAD batches ahead and no more: TensorFlow's
-    hidden prefetch and autotuning are off, since reading ahead is part of the algorithm.
+    It begins at step `buffers.start` and ends before step `buffers.end`, both read
+    while it runs; every batch is full. It reads READ_AHEAD batches ahead and no more:
+    TensorFlow's hidden prefetch and autotuning are off, since reading ahead is part of
+    the algorithm.
 
     Args:
         buffers: plans by step.

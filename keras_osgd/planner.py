@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_osgd import distributions, draws, uncertainty_set
+from keras_osgd import distributions, draws
 from keras_osgd.gain_ratio import gradient_ess
-from keras_osgd.observations import ObservationLog
+from keras_osgd.observations import ObservationLog, Window
 from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
@@ -20,7 +20,6 @@ __all__ = ["Planner", "lead_steps"]
 _REARM_MARGIN = 0.02  # above `retreat_below`, so that the two do not alternate
 _LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
 _LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
-_MEMORY = 0.8
 _GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
 
 
@@ -56,7 +55,7 @@ class Planner:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_planner")
         self._pending: concurrent.futures.Future | None = None
         self._plans: list[Plan] = []
-        self._window: list[np.ndarray] = []
+        self._window = Window(sampling.window)
         self._ingested = 0
         self._next_event = 0
         self._begun = time.perf_counter()
@@ -175,7 +174,8 @@ class Planner:
         self._ingested = until
         self._state.observed += len(index)
         self._state.table.observe(index, weights, norms, self._state.blocks)
-        self._fit(np.column_stack([features[finite], weights, norms]))
+        self._window.add(features[finite], weights, norms)
+        self._fit()
         self._decide(gains[-max(_GAIN_STEPS, len(gains) // 2) :], importance)
         self.figures = {
             "gain_ratio": float(gains.mean()) if importance else 1.0,
@@ -200,34 +200,15 @@ class Planner:
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return (*columns, importance)
 
-    def _fit(self, observations: np.ndarray) -> None:
-        """Fits equation (7) to the window; the last good fit stays if this one fails."""
-        self._window.append(observations)
-        window = np.concatenate(self._window)[-self._sampling.window :]
-        self._window = [window]
-        features, weights, norms = window[:, :-2], window[:, -2], window[:, -1]
-        # A first block's features are all zero: nothing had been observed before it.
-        known = features[:, 0] > 0
-        if not known.any():
-            features = self._state.table.features_of(np.zeros(len(norms), np.int64))
-            features[:, 1:] = features[:, :1]
-            known = np.ones(len(norms), bool)
-        mean_features = self._state.table.mean_features()
+    def _fit(self) -> None:
+        """Fits equation (7) to the window; the last good fit stays if this fails."""
+        state = self._state
         try:
-            fitted = uncertainty_set.fit(
-                features[known],
-                weights[known],
-                norms[known],
-                mean_features,
-                self._state.uncertainty_set,
+            state.uncertainty_set = self._window.fit(
+                state.uncertainty_set, state.table.mean_features()
             )
         except (ValueError, ArithmeticError, np.linalg.LinAlgError):
-            self._state.fit_failures += 1
-            return
-        if np.isfinite(fitted.objective) and np.isfinite(fitted.mean).all():
-            self._state.uncertainty_set = averaged(
-                self._state.uncertainty_set, fitted, mean_features
-            )
+            state.fit_failures += 1
 
     def _decide(self, gains: np.ndarray, importance: bool) -> None:
         """Retreats to uniform draws where they no longer pay, and comes back."""
@@ -241,8 +222,8 @@ class Planner:
                 else "importance sampling no longer pays"
             )
             self.notices.append(
-                f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Training goes on "
-                "with uniform, reshuffled draws until the gain rises again."
+                f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Training goes "
+                "on with uniform, reshuffled draws until the gain rises again."
             )
         elif not state.armed and gain > threshold + _REARM_MARGIN:
             state.armed = True
@@ -260,31 +241,3 @@ def lead_steps(block_steps: int, steps_per_execution: int) -> int:
     """
     needed = 2 * steps_per_execution + READ_AHEAD + 1
     return max(_LEAD_STEPS, needed, block_steps // 4)
-
-
-def averaged(
-    old: uncertainty_set.UncertaintySet | None,
-    new: uncertainty_set.UncertaintySet,
-    mean_features: np.ndarray,
-) -> uncertainty_set.UncertaintySet:
-    """Returns a running average of the sets fitted to one window after another.
-
-    What is averaged are the coefficients of the worst-case norm of equation (6), c and
-    sqrt(h) d. One surprise in a window moves p of all easy examples by a factor of 2, and
-    back: the standard deviation of a block's mean weight was 0.08 to 0.19 without the
-    average and is 0.03 with it, and the test error 0.1 points lower.
-
-    Args:
-        old: the average so far, or `None`.
-        new: the newest fit.
-        mean_features: `[F]`, of all examples, which the spread is normalised by.
-    """
-    if old is None:
-        return new
-    mean = _MEMORY * old.mean + (1 - _MEMORY) * new.mean
-    spread = _MEMORY * np.sqrt(old.objective) * old.spread
-    spread = spread + (1 - _MEMORY) * np.sqrt(new.objective) * new.spread
-    root = float(spread @ mean_features)
-    if root > 0:
-        return new._replace(mean=mean, spread=spread / root, objective=root**2)
-    return new._replace(mean=mean, objective=0.0)

@@ -11,8 +11,8 @@ import tensorflow as tf
 from keras_osgd import learning_rate
 from keras_osgd.effective_epochs import Clock
 from keras_osgd.losses import OutputLoss
-from keras_osgd.pipeline import PlanBuffers, Rows, batches
 from keras_osgd.observations import ObservationLog
+from keras_osgd.pipeline import PlanBuffers, Rows, batches
 from keras_osgd.planner import Planner, lead_steps
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
@@ -24,7 +24,8 @@ __all__ = ["Run"]
 class Run:
     """The variables that a training step needs, and the planner that feeds it.
 
-    Kept from one `fit` to the next while the sizes stay, so that nothing is traced anew.
+    Kept from one `fit` to the next while the sizes stay, so that nothing is traced
+    anew.
 
     Args:
         sampling: configuration.

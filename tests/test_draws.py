@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from keras_osgd import draws
+from keras_osgd.systematic import systematic
 from tests import oracles
 
 
@@ -74,7 +75,8 @@ def test_in_the_first_block_the_estimator_is_exactly_unbiased(n, size):
     density, credit = draws.block_density(np.zeros(n), p, size)
     assert credit == size / n
     visits = oracles.expected_visits(
-        lambda order, offset: draws.systematic(density, size, order, offset), density
+        lambda order, offset: systematic(density, size, order, offset),
+        density,
     )
     np.testing.assert_allclose(visits, size * p, rtol=1e-10)
     estimate = (visits * loss / (n * p)).sum() / size
@@ -110,7 +112,8 @@ def test_a_later_block_visits_each_example_as_often_as_its_density_says():
     density, credit = draws.block_density(owed, p, size)
     assert credit != size / n
     visits = oracles.expected_visits(
-        lambda order, offset: draws.systematic(density, size, order, offset), density
+        lambda order, offset: systematic(density, size, order, offset),
+        density,
     )
     np.testing.assert_allclose(visits, density, atol=1e-10)
 
@@ -191,7 +194,7 @@ def test_visits_are_the_density_rounded_down_or_up():
     density = size * _random_distribution(rng, n)
     assert density.max() > 2
     for offset in rng.random(50):
-        index = draws.systematic(density, size, rng.permutation(n), offset)
+        index = systematic(density, size, rng.permutation(n), offset)
         visits = np.bincount(index, minlength=n)
         assert (np.abs(visits - density) < 1 + 1e-9).all()
 
@@ -200,7 +203,7 @@ def test_visits_are_the_density_rounded_down_or_up():
 def test_examples_of_density_zero_are_never_drawn_not_even_at_the_ends(offset):
     size = 1_000_000  # where size - 1 + offset is rounded up to size
     density = np.array([0.0, 0.5, 0.0, 0.5, 0.0]) * size
-    index = draws.systematic(density, size, np.arange(5), offset)
+    index = systematic(density, size, np.arange(5), offset)
     np.testing.assert_array_equal(np.unique(index), [1, 3])
 
 

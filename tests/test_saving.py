@@ -92,9 +92,7 @@ def test_a_keras_file_brings_everything_back_and_trains_on(kind, tmp_path, capsy
     assert type(loaded) is type(model)
     assert repr(loaded.sampling) == repr(model.sampling)
     _assert_same_state(model, loaded)
-    for a, b in zip(
-        model.optimizer.variables, loaded.optimizer.variables, strict=True
-    ):
+    for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     for each in (model, loaded):
         each.fit(X, Y, batch_size=16, epochs=3, verbose=2)
@@ -205,7 +203,9 @@ def test_deepcopy_and_pickle_work(kind):
 def test_accelerate_and_release_keep_weights_and_optimizer():
     keras.utils.set_random_seed(0)
     model = _sequential(keras.Sequential)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy"
+    )
     model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
     before = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
     own_class = type(model)

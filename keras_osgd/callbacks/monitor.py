@@ -17,11 +17,11 @@ class SamplingMonitor(keras.callbacks.Callback):
     |---|---|
     | gain_ratio | r, 1 while draws are uniform |
     | effective_epochs | progress so far, in epochs of uniform training |
-    | gradient_ess | (sum w v)^2 / (k sum (w v)^2) of the last block's draws, in (0, 1] |
+    | gradient_ess | (sum w v)^2 / (k sum (w v)^2) of the last k draws, in (0, 1] |
     | largest_weight | largest importance weight that could be drawn |
     | share_unseen | share of the examples whose norm was never observed |
     | sampling_share | seconds of planning (beside the steps) and waiting, over all |
-    | learning_rate_applied | the rate of the user times what the gain ratio makes of it |
+    | learning_rate_applied | the user's rate times what the gain ratio makes of it |
 
     Example:
         >>> monitor = SamplingMonitor()
