@@ -19,6 +19,7 @@ __all__ = ["Planner", "lead_steps"]
 
 _REARM_MARGIN = 0.02  # above `retreat_below`, so that the two do not alternate
 _LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
+_LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
 _LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
 _GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
 
@@ -62,7 +63,7 @@ class Planner:
         self._planning_seconds = self._waiting_seconds = 0.0
         self.candidate: np.ndarray | None = None
         self.notices: list[str] = []
-        self.warnings: list[tuple[str, str]] = []
+        self._told_of_zeros = False
         self.figures: dict[str, float] = {}
 
     def start(self) -> None:
@@ -158,7 +159,11 @@ class Planner:
         mean = state.table.combine(fitted.mean)
         variance = fitted.objective * state.table.combine(fitted.spread)
         robust = distributions.robust(mean, variance)
-        candidate = distributions.with_floor(robust, self._sampling.floor).numpy()
+        if not (fitted.objective > 0 or fitted.mean.any()) and not self._told_of_zeros:
+            self._told_of_zeros = True
+            self.notices.append("All gradient norms are 0: draws are uniform.")
+        floor = max(self._sampling.floor, _LEAST_FLOOR)
+        candidate = distributions.with_floor(robust, floor).numpy()
         return candidate, state.armed
 
     def _ingest(self, until: int) -> None:

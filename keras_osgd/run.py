@@ -61,7 +61,7 @@ class Run:
         self.planner: Planner | None = None
         self.verbose = True
         self.active = False
-        self.warn: Callable[[str, str], None] = lambda key, message: None
+        self.warn_of_floor: Callable[[float], None] = lambda largest: None
 
     def start(self, data: TrainingData) -> tf.data.Dataset:
         """Plans the first block and returns the dataset of an epoch."""
@@ -86,8 +86,9 @@ class Run:
     def _tell(self) -> None:
         while self.planner.notices:
             self.say(self.planner.notices.pop(0))
-        while self.planner.warnings:
-            self.warn(*self.planner.warnings.pop(0))
+        plan = self.planner.last_plan
+        if plan.importance and self.sampling.floor == 0:
+            self.warn_of_floor(plan.largest_weight)
 
     def finish(self) -> None:
         """Ends a `fit`, however it ended; nothing learned is lost."""

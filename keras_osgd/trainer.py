@@ -145,9 +145,8 @@ class ImportanceSampled:
             x, y, sample_weight, class_weight, batch_size, steps_per_epoch
         )
         if not shuffle:
-            checks.warn_once(
-                self, "shuffle", "`shuffle=False` has no effect: draws are random."
-            )
+            message = "`shuffle=False` has no effect: draws are random."
+            checks.warn_once(self, "shuffle", message)
         steps = steps_per_epoch or math.ceil(data.n / data.batch_size)
         run = self._enter_run(data, verbose)
         try:
@@ -181,7 +180,7 @@ class ImportanceSampled:
         if not held.wrapped:
             self.train_function = None
         held.run.optimizer, held.run.verbose = self.optimizer, verbose != 0
-        held.run.warn = functools.partial(checks.warn_once, self)
+        held.run.warn_of_floor = functools.partial(checks.warn_of_floor, self, method)
         for line in filter(None, lines):
             held.run.say(line)
         return held.run

@@ -7,7 +7,8 @@ example from its features s as <c, s>, and d, which says how far off that may be
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
+
+from keras_osgd.nonnegative import nonnegative_minimum
 
 # The constant feature keeps this share of d, so that <d, s> > 0 for every example.
 # It costs the objective at most this much of its value.
@@ -156,7 +157,7 @@ def _newton_share(window: _Window, point: _Point) -> np.ndarray:
     by_mean = features @ (weights * point.error)
     gradient = np.concatenate([by_mean, 1.0 - point.pull])
     here = np.concatenate([point.mean, scale * point.share])
-    best = _nonnegative_minimum(hessian, hessian @ here - gradient)
+    best = nonnegative_minimum(hessian, hessian @ here - gradient)
     spread = best[point.share.size :]
     return spread / spread.sum() if spread.any() else point.share
 
@@ -167,37 +168,12 @@ def _evaluate(window: _Window, share: np.ndarray) -> _Point:
     variance = share @ features
     weights = weights / variance
     weighted = features * weights
-    mean = _nonnegative_minimum(weighted @ features.T, weighted @ norms)
+    mean = nonnegative_minimum(weighted @ features.T, weighted @ norms)
     error = mean @ features - norms
     loss = weights * error**2
     objective = loss.sum()  # not a dot product, which BLAS splits among busy cores
     pull = features @ (loss / variance) / (objective or 1.0)
     return _Point(share, mean, variance, error, objective, pull)
-
-
-def _nonnegative_minimum(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """Returns the x >= 0 that minimises x^T G x / 2 - b^T x: a tiny NNLS.
-
-    With G = V L V^T that is |L^(1/2) V^T x - L^(-1/2) V^T b|^2. Eigenvalues of 0,
-    as for the difference of duplicated features, count as next to 0.
-    """
-    eigenvalues, vectors = np.linalg.eigh(matrix)
-    smallest = 1e-14 * eigenvalues[-1]
-    if not smallest > 0.0:
-        return np.zeros(vector.size)
-    target = vectors.T @ vector
-    # Rounding, which a division by a next to zero eigenvalue would blow up.
-    target[np.abs(target) < 1e-13 * np.abs(target).max()] = 0.0
-    eigenvalues = np.maximum(eigenvalues, smallest)
-    unbounded = vectors @ (target / eigenvalues)
-    if unbounded.min() >= 0.0:
-        return unbounded
-    roots = np.sqrt(eigenvalues)
-    rows, target = roots[:, None] * vectors.T, target / roots
-    try:
-        return optimize.nnls(rows, target, maxiter=100 * vector.size)[0]
-    except RuntimeError:  # rounding can make its active set cycle
-        return optimize.lsq_linear(rows, target, (0.0, np.inf)).x
 
 
 def _with_minimum_share(share: np.ndarray) -> np.ndarray:

@@ -76,6 +76,26 @@ class NumpyAdam:
         return self.weight
 
 
+class NumpyNadam(NumpyAdam):
+    """Nadam likewise, with its schedule of momenta."""
+
+    steps, product = 0, 1.0
+
+    def step(self, gradient: np.ndarray, gain: float) -> np.ndarray:
+        before = self.weight.copy()
+        super().step(gradient, gain)
+        self.steps += 1
+        beta_1 = max(1 - gain * (1 - self.beta_1), 0.0)
+        now = beta_1 * (1 - 0.5 * 0.96**self.steps)
+        ahead = beta_1 * (1 - 0.5 * 0.96 ** (self.steps + 1))
+        self.product *= now
+        mean = ahead * self.mean / (1 - self.product * ahead)
+        mean += (1 - now) * gradient / (1 - self.product)
+        square = self.square / (1 - self.start_2)
+        self.weight = before - self.rate * np.sqrt(gain) * mean / np.sqrt(square)
+        return self.weight
+
+
 class SlowTable:
     """The score table in plain Python, one example after the other."""
 
