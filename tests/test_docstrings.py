@@ -2,7 +2,6 @@ import doctest
 import importlib
 import pkgutil
 
-import numpy as np
 import pytest
 
 import keras_osgd
@@ -14,7 +13,6 @@ _MODULES = sorted(
 )
 
 
-@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="other repr")
 @pytest.mark.parametrize("name", ["keras_osgd", *_MODULES])
 def test_every_example_in_a_docstring_runs_and_prints_what_it_says(name):
     module = importlib.import_module(name)
