@@ -172,11 +172,13 @@ def batches(buffers: PlanBuffers, rows: Rows) -> tf.data.Dataset:
         rows: of (x, y, sample_weight).
     """
 
+    @tf.autograph.experimental.do_not_convert
     def batch(step: tf.Tensor):
         sample = buffers.read(step)
         x, y, sample_weight = rows(sample.index)
         return x, y, sample._replace(sample_weight=sample_weight)
 
+    @tf.autograph.experimental.do_not_convert
     def steps(_):
         return tf.data.Dataset.range(buffers.start, _NEVER)
 
