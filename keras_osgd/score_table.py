@@ -1,7 +1,8 @@
-"""Features of every training example, kept in host memory."""
+"""Features of every training example, kept in `tf.Variable`s on the CPU."""
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -89,30 +90,33 @@ class ScoreTable:
         # Sums of w v and of w, decayed: the last row is over all classes.
         self.sums = np.zeros((n_classes + 1, 2))
         self.block = 0
-        # NumPy, not tf.Variables: half the time, and indifferent to a strategy's scope.
-        unseen = np.full(self.size, _UNSEEN, np.float32)
-        self._arrays: dict[str, np.ndarray] = {"last": unseen}
-        for decay in self._decays:
-            self._arrays[f"{_AVERAGE}{decay}"] = unseen.copy()
+        # In a fresh thread: a variable made inside a MirroredStrategy's scope silently
+        # loses the writes of every replica but the first.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            self._variables = thread.submit(self._allocate).result()
+
+    def _allocate(self) -> dict[str, tf.Variable]:
+        """Returns what is stored by name; nothing is observed yet."""
+        names = {"last": tf.float32}
+        names |= {f"{_AVERAGE}{decay}": tf.float32 for decay in self._decays}
         if "age" in self.features:
-            self._arrays["seen_at"] = np.full(self.size, _UNSEEN, np.int32)
+            names["seen_at"] = tf.int32
+        with tf.device("CPU:0"):
+            return {
+                name: tf.Variable(tf.fill([self.size], tf.cast(_UNSEEN, dtype)))
+                for name, dtype in names.items()
+            }
 
     @property
     def bytes_per_example(self) -> float:
-        """Bytes of the arrays that hold the table, over n."""
-        held = [*self._arrays.values()]
-        held += [] if self._classes is None else [self._classes]
-        return sum(array.nbytes for array in held) / self.size
+        """Bytes of what holds the table, over n."""
+        classes = 0 if self._classes is None else self._classes.itemsize
+        return classes + sum(v.dtype.size for v in self._variables.values())
 
     @property
     def share_unseen(self) -> float:
         """Share of the examples whose norm was never observed."""
-        return np.count_nonzero(self._arrays["last"] < 0) / self.size
-
-    @property
-    def observed(self) -> bool:
-        """Whether any norm has been observed."""
-        return bool(self.sums[-1, 1] > 0)
+        return np.count_nonzero(self._read("last") < 0) / self.size
 
     def observe(self, index, weights, norms, block: int) -> None:
         """Adds norms in the order in which they were observed.
@@ -128,17 +132,25 @@ class ScoreTable:
         """
         index, norms = np.asarray(index, np.int64), np.asarray(norms, np.float64)
         self._update_means(index, np.asarray(weights, np.float64), norms)
-        norms = norms.astype(np.float32)
-        unseen = self._arrays["last"][index] < 0
-        # Of the values assigned to one row, NumPy leaves the last.
+        # Of several values for one row, a scatter would leave any.
+        latest = len(index) - 1 - np.unique(index[::-1], return_index=True)[1]
+        index, norms = index[latest], norms[latest].astype(np.float32)
+        unseen = self._read("last", index) < 0
         for decay in self._decays:
-            average = self._arrays[f"{_AVERAGE}{decay}"]
-            old = np.where(unseen, norms, average[index])
-            average[index] = decay * old + (1 - decay) * norms
-        self._arrays["last"][index] = norms
-        if "seen_at" in self._arrays:
-            self._arrays["seen_at"][index] = block
+            name = f"{_AVERAGE}{decay}"
+            old = np.where(unseen, norms, self._read(name, index))
+            self._write(name, index, decay * old + (1 - decay) * norms)
+        self._write("last", index, norms)
+        if "seen_at" in self._variables:
+            self._write("seen_at", index, np.full(len(index), block, np.int32))
         self.block = block
+
+    def _read(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
+        variable = self._variables[name]
+        return (variable if index is None else tf.gather(variable, index)).numpy()
+
+    def _write(self, name: str, index: np.ndarray, values: np.ndarray) -> None:
+        self._variables[name].scatter_update(tf.IndexedSlices(values, index))
 
     def _update_means(self, index, weights, norms) -> None:
         new = np.zeros_like(self.sums)
@@ -157,15 +169,16 @@ class ScoreTable:
         classes = np.where(known, sums[:-1] / np.where(known, weights[:-1], 1), mean)
         return np.float32(mean), classes.astype(np.float32)
 
-    def _columns(self, names: Sequence[str], rows=slice(None)) -> Iterator[np.ndarray]:
+    def _columns(self, names: Sequence[str], rows=None) -> Iterator[np.ndarray]:
         """Yields the named features of all examples, or of `rows`; float32."""
         mean, by_class = self._means()
-        last = self._arrays["last"][rows]
+        last = self._read("last", rows)
         unseen = last < 0
         constant = np.broadcast_to(mean, last.shape)
         class_mean = constant
         if self._classes is not None:
-            class_mean = by_class[self._classes[rows]]
+            classes = self._classes if rows is None else self._classes[rows]
+            class_mean = by_class[classes]
         for name in names:
             if name == "constant":
                 yield constant
@@ -174,10 +187,11 @@ class ScoreTable:
             elif name == "unseen":
                 yield mean * unseen
             elif name == "age":
-                blocks = self.block - self._arrays["seen_at"][rows]
+                blocks = self.block - self._read("seen_at", rows)
                 yield mean / 8 * blocks.astype(np.float32)
             else:
-                yield np.where(unseen, class_mean, self._arrays[name][rows])
+                values = last if name == "last" else self._read(name, rows)
+                yield np.where(unseen, class_mean, values)
 
     def features_of(self, index) -> np.ndarray:
         """Returns `[k, F]`, >= 0: the features of rows `index` as they are now."""
@@ -207,12 +221,12 @@ class ScoreTable:
 
     def last_norms(self) -> np.ndarray:
         """Returns `[n]` float32: the norms last observed; NaN where there is none."""
-        last = self._arrays["last"]
+        last = self._read("last")
         return np.where(last < 0, np.float32(np.nan), last)
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns all that `load` needs, as arrays of its own."""
-        arrays = {name: array.copy() for name, array in self._arrays.items()}
+        arrays = {name: self._read(name) for name in self._variables}
         if self._classes is not None:
             arrays["classes"] = self._classes.copy()
         return arrays | {"sums": self.sums.copy(), "block": np.int64(self.block)}
@@ -227,8 +241,8 @@ class ScoreTable:
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Takes over what `state` returned for a table that `holds` the same."""
-        for name, array in self._arrays.items():
-            array[:] = arrays[name]
+        for name, variable in self._variables.items():
+            variable.assign(arrays[name])
         if self._classes is not None:
             self._classes[:] = arrays["classes"]
         self.sums = np.array(arrays["sums"], np.float64)
