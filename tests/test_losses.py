@@ -140,7 +140,7 @@ def test_the_weighted_loss_is_the_sum_over_examples_of_weight_times_loss(
 
 
 LISTS = [CE(from_logits=True), MSE()][::-1]
-DICTS = {"kind": CE(from_logits=True), "size": MSE()}
+DICTS = {"size": MSE(), "kind": CE(from_logits=True)}  # leaves are sorted by name
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ DICTS = {"kind": CE(from_logits=True), "size": MSE()}
     [
         (LISTS, "list", (REALS, LABELS), [0, 1]),
         (DICTS, "list", (REALS, LABELS), [0, 1]),
-        (DICTS, "list", BOTH, [1, 0]),  # leaves of a dict are sorted by name
-        (DICTS, "dict", BOTH, [0, 1]),
-        (DICTS, "dict", [LABELS, REALS], [0, 1]),  # Keras sorts outputs by name too
+        (DICTS, "list", BOTH, [1, 0]),
+        (DICTS, "dict", BOTH, [1, 0]),
+        (DICTS, "dict", [LABELS, REALS], [1, 0]),  # Keras sorts outputs by name too
         ({"kind": None, "size": MSE()}, "dict", BOTH, [1]),
         ([None, CE(from_logits=True)], "list", (REALS, LABELS), [1]),
         ([None, CE(from_logits=True)], "list", LABELS, [0]),

@@ -255,6 +255,22 @@ def test_a_keras_application_joins_without_being_rewritten():
     assert np.isfinite(model.sampling_state.table.last_norms()).all()
 
 
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_a_train_step_of_the_users_own_is_refused(accelerated):
+    base = keras.Sequential if accelerated else keras_osgd.Sequential
+
+    class Own(base):
+        def train_step(self, data):
+            return {"loss": 0.0}
+
+    model = Own([keras.Input((8,)), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    if accelerated:
+        keras_osgd.accelerate(model)
+    with pytest.raises(ValueError, match="Own.train_step. Override `compute_loss`"):
+        model.fit(X, Y, verbose=0)
+
+
 def test_what_cannot_be_accelerated_or_released_is_refused():
     with pytest.raises(ValueError, match="takes a Keras model. Received: int"):
         keras_osgd.accelerate(3)

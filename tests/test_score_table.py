@@ -87,7 +87,6 @@ def test_features_are_finite_and_not_negative_even_before_any_observation(classe
         table = _filled(blocks=blocks, features=_ALL, classes=classes)
         features = table.features_of(range(40))
         assert np.isfinite(features).all() and (features >= 0).all()
-        assert table.observed == (blocks > 0)
     table = ScoreTable(4, None, _ALL)
     table.observe([0, 1], [1.0, 1.0], [0.0, 0.0], 0)
     np.testing.assert_array_equal(table.features_of(range(4)), 0.0)

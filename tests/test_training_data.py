@@ -50,7 +50,7 @@ def by_keras(x, y, **options):
 # Splitting
 
 
-@pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.33, 0.7, 0.95])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.27, 0.33, 0.7, 0.95])
 @pytest.mark.parametrize("weights", [None, np.arange(20.0)])
 def test_the_split_is_at_the_row_of_keras(share, weights):
     mine = split(X, Y, weights, share)

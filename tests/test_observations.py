@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_osgd import distributions
+from keras_osgd.observations import ObservationLog, Window, averaged
+from keras_osgd.pipeline import PlanBuffers
+from keras_osgd.uncertainty_set import UncertaintySet
+
+MEANS = np.array([2.0, 1.0, 4.0])
+
+
+def _set(seed):
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(size=3)
+    spread /= spread @ MEANS
+    return UncertaintySet(rng.uniform(size=3), spread, rng.uniform(1, 5), 3, True)
+
+
+def _worst_norms(fitted, features):
+    p = distributions.robust(
+        tf.constant(features @ fitted.mean),
+        tf.constant(fitted.objective * (features @ fitted.spread)),
+    ).numpy()
+    root = np.sqrt(fitted.objective)
+    norms = features @ fitted.mean + root * (features @ fitted.spread)
+    np.testing.assert_allclose(p, norms / norms.sum(), rtol=1e-9)
+    return norms
+
+
+def test_the_average_is_one_of_worst_case_norms():
+    features = np.random.default_rng(0).uniform(size=(50, 3))
+    features *= MEANS / features.mean(axis=0)
+    old, new = _set(1), _set(2)
+    both = averaged(old, new, MEANS)
+    expected = 0.8 * _worst_norms(old, features) + 0.2 * _worst_norms(new, features)
+    np.testing.assert_allclose(_worst_norms(both, features), expected, rtol=1e-12)
+    np.testing.assert_allclose(both.spread @ MEANS, 1.0)
+
+
+def test_the_average_begins_with_the_first_fit_and_stands_where_there_is_no_spread():
+    new = _set(3)
+    assert averaged(None, new, MEANS) is new
+    zero = new._replace(objective=0.0)
+    both = averaged(zero, zero, MEANS)
+    assert both.objective == 0.0
+    np.testing.assert_allclose(both.mean, new.mean)
+
+
+def test_the_window_keeps_the_last_observations():
+    rng = np.random.default_rng(4)
+    features = rng.uniform(1, 2, size=(30, 2))
+    norms = features @ [1.0, 0.5] + 0.1 * rng.normal(size=30)
+    whole, last = Window(12), Window(12)
+    for part in np.split(np.arange(30), [7, 20]):
+        whole.add(features[part], np.ones(len(part)), norms[part])
+    last.add(features[-12:], np.ones(12), norms[-12:])
+    means = features.mean(axis=0)
+    np.testing.assert_allclose(
+        whole.fit(None, means).mean, last.fit(None, means).mean, rtol=1e-12
+    )
+
+
+def test_before_anything_was_known_the_features_are_the_mean_norm():
+    window = Window(100)
+    window.add(np.zeros((4, 2)), np.ones(4), np.array([1.0, 2.0, 3.0, 6.0]))
+    fitted = window.fit(None, np.array([3.0, 3.0]))
+    assert fitted.mean @ [3.0, 3.0] == pytest.approx(3.0)  # predicts the mean
+    assert fitted.objective == pytest.approx(np.var([1.0, 2.0, 3.0, 6.0]), rel=1e-6)
+
+
+def test_a_failed_fit_is_an_error_and_not_a_result():
+    window = Window(100)
+    window.add(np.ones((3, 1)), np.ones(3), np.array([1.0, np.nan, 1.0]))
+    with pytest.raises(ValueError, match="must be finite"):
+        window.fit(None, np.ones(1))
+
+
+def test_the_log_gives_back_what_steps_left_across_its_end():
+    buffers = PlanBuffers(block_steps=3, batch_size=2)
+    log = ObservationLog(buffers)
+    for step in range(9):
+        row = step % buffers.rows
+        position = tf.constant([2 * row, 2 * row + 1], tf.int64)
+        log.write(position, tf.constant([step, step + 0.5]), tf.constant(10.0 + step))
+    norms, gains = log.read(4, 9)
+    np.testing.assert_array_equal(gains, 10 + np.arange(4, 9))
+    expected = np.stack([np.arange(4, 9), np.arange(4, 9) + 0.5], axis=1).ravel()
+    np.testing.assert_array_equal(norms, expected)
