@@ -86,25 +86,31 @@ def prepare_state(
 
 
 def check_optimizer(model: keras.Model, sampling: RAIS) -> bool:
-    """Returns whether the rate can follow the gain ratio; warns of what to know."""
-    optimizer = inner_optimizer(model.optimizer)
-    name = type(optimizer).__name__
-    rule = rule_for(optimizer)
-    clips = {
-        key: getattr(optimizer, key, None)
-        for key in ("clipnorm", "clipvalue", "global_clipnorm")
-    }
-    clips = {key: value for key, value in clips.items() if value is not None}
-    if clips:
-        warn_once(
-            model,
-            "clip",
-            f"Gradient clipping ({clips}) acts on the weighted gradient: rare examples "
-            "with large weights are cut more, which biases the gradient. Clip less, or "
-            "raise `floor`.",
+    """Returns whether the rate can follow the gain ratio; warns of what to know.
+
+    Raises:
+        ValueError: if the model, which must have been built, has nothing to train.
+    """
+    if not model.trainable_weights:
+        raise ValueError(
+            "The model must have trainable weights: an example's importance is the "
+            "gradient with respect to them. Received: none. Set `trainable` of a layer "
+            'to True, or compile with sampling="uniform".'
         )
+    optimizer = inner_optimizer(model.optimizer)
+    _warn_of_clipping(model, optimizer)
     if not sampling.adapt_learning_rate:
         return False
+    name = type(optimizer).__name__
+    if getattr(optimizer, "gradient_accumulation_steps", None):
+        warn_once(
+            model,
+            "rule",
+            f"{name} accumulates gradients: the gain ratio is that of one batch, so "
+            "the learning rate does not follow it. Use a larger batch instead.",
+        )
+        return False
+    rule = rule_for(optimizer)
     if rule == "square_root":
         warn_once(
             model,
@@ -122,6 +128,22 @@ def check_optimizer(model: keras.Model, sampling: RAIS) -> bool:
             "AdamW, Nadam, Adamax and RMSprop are supported.",
         )
     return rule != "none"
+
+
+def _warn_of_clipping(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer
+) -> None:
+    names = ("clipnorm", "clipvalue", "global_clipnorm")
+    clips = {name: getattr(optimizer, name, None) for name in names}
+    clips = {name: value for name, value in clips.items() if value is not None}
+    if clips:
+        warn_once(
+            model,
+            "clip",
+            f"Gradient clipping ({clips}) acts on the weighted gradient: rare examples "
+            "with large weights are cut more, which biases the gradient. Clip less, or "
+            "raise `floor`.",
+        )
 
 
 def check_size(model: keras.Model, sampling: RAIS, data: TrainingData) -> str | None:

@@ -158,10 +158,8 @@ def _check_source(name: str, part: Any) -> None:
             "`.unbatch()` before `.batch(n)` if it consists of batches."
         )
     leaves = _leaves(part)
-    if not all(hasattr(leaf, "__array__") for leaf in leaves) or (name, leaves) == (
-        "x",
-        [],
-    ):
+    missing = name == "x" and not leaves
+    if missing or not all(hasattr(leaf, "__array__") for leaf in leaves):
         raise ValueError(
             f"`{name}` must be arrays. Received: {type(part).__name__}. {_SOURCES}"
         )

@@ -89,6 +89,21 @@ def test_a_rate_that_is_not_to_be_adapted_needs_no_rule():
     assert model.sampling_state.lead.numpy() == 0.0
 
 
+def test_accumulated_gradients_keep_their_rate_and_say_so():
+    accumulating = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    model = small.model(optimizer=accumulating)
+    messages = small.warned(small.fit, model, epochs=EPOCHS)
+    assert len(messages) == 1 and "SGD accumulates gradients" in messages[0]
+    assert model.sampling_state.lead.numpy() == 0.0
+
+
+def test_a_model_without_trainable_weights_is_refused():
+    model = small.model()
+    model.trainable = False
+    with pytest.raises(ValueError, match="must have trainable weights.*none. Set `tra"):
+        small.fit(model)
+
+
 # Row 27
 
 
