@@ -41,7 +41,7 @@ class Clock:
         self._remaining = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.step = 0
-        self._lead_before = 0.0
+        self._granted = 0  # effective iterations of all epochs begun
         self._known_end: int | None = None
         self._poll_at = 0
 
@@ -70,7 +70,7 @@ class Clock:
     def restart(self) -> None:
         """Starts counting the steps of a new `fit`."""
         self.step, self._known_end = 0, None
-        self._lead_before = float(self.lead)
+        self._granted = 0
         self._steps.assign(0)
         self._remaining.assign(0.0)
         self.gain.assign(1.0)
@@ -78,10 +78,11 @@ class Clock:
 
     def effective_iterations(self) -> float:
         """Returns the effective iterations since `fit` began."""
-        return self.step + float(self.lead) - self._lead_before
+        return self._granted - float(self._remaining)
 
     def begin_epoch(self, effective_iterations: int) -> None:
         """Begins an epoch; what the last one did too much counts for this one."""
+        self._granted += effective_iterations
         remaining = float(self._remaining.assign_add(effective_iterations))
         gain = float(self.gain)
         left = max(1, -int(-remaining // gain))

@@ -6,10 +6,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd import uncertainty_set
+from keras_osgd.gain_ratio import gradient_ess
 from keras_osgd.pipeline import PlanBuffers
 from keras_osgd.uncertainty_set import UncertaintySet
 
-__all__ = ["ObservationLog", "Window", "averaged"]
+__all__ = ["NOTHING_OBSERVED", "ObservationLog", "Window", "averaged", "figures"]
+
+NOTHING_OBSERVED = {
+    "gain_ratio": 1.0,
+    "candidate_gain_ratio": 1.0,
+    "gradient_ess": float("nan"),
+    "largest_weight": 1.0,
+    "share_unseen": 1.0,
+}
 
 _MEMORY = 0.8  # of the fits to one window after another
 
@@ -119,3 +128,22 @@ def averaged(
     if root > 0:
         return new._replace(mean=mean, spread=spread / root, objective=root**2)
     return new._replace(mean=mean, objective=0.0)
+
+
+def figures(
+    gains: np.ndarray, weights: np.ndarray, norms: np.ndarray, importance: bool
+) -> dict[str, float]:
+    """Returns what some steps say of the sampling, for `SamplingMonitor`.
+
+    Args:
+        gains: `[k]`, gain ratio of each step.
+        weights: `[k * m]`, importance weights.
+        norms: `[k * m]`, norms, gradient-norm units.
+        importance: whether the draws followed the scores.
+    """
+    gain = float(gains.mean())
+    return {
+        "gain_ratio": gain if importance else 1.0,
+        "candidate_gain_ratio": gain,
+        "gradient_ess": float(gradient_ess(weights, norms.astype(np.float64))),
+    }

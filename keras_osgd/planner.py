@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_osgd import distributions, draws
-from keras_osgd.gain_ratio import gradient_ess
-from keras_osgd.observations import ObservationLog, Window
+from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window, figures
 from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
@@ -64,7 +63,9 @@ class Planner:
         self.candidate: np.ndarray | None = None
         self.notices: list[str] = []
         self._told_of_zeros = False
-        self.figures: dict[str, float] = {}
+        self._newest = dict(NOTHING_OBSERVED)
+        # Taken over where a plan is waited for, so at a step that no timing moves.
+        self.figures = dict(NOTHING_OBSERVED)
 
     def start(self) -> None:
         """Plans the first block; training cannot begin before."""
@@ -83,7 +84,7 @@ class Planner:
             self._next_event = block_end - self._join_steps
         if step >= self._next_event:
             self._pending.result()
-            self._pending = None
+            self._pending, self.figures = None, dict(self._newest)
             end = self._plans[-1].start + self._buffers.block_steps
             self._next_event = end - self._lead_steps
         self._waiting_seconds += time.perf_counter() - entered
@@ -94,6 +95,7 @@ class Planner:
             self._pending.exception()
         self._thread.submit(self._finish, step).result()
         self._thread.shutdown()
+        self.figures = dict(self._newest)
 
     def _finish(self, step: int) -> None:
         self._ingest(step)
@@ -182,10 +184,7 @@ class Planner:
         self._window.add(features[finite], weights, norms)
         self._fit()
         self._decide(gains[-max(_GAIN_STEPS, len(gains) // 2) :], importance)
-        self.figures = {
-            "gain_ratio": float(gains.mean()) if importance else 1.0,
-            "candidate_gain_ratio": float(gains.mean()),
-            "gradient_ess": float(gradient_ess(weights, norms.astype(np.float64))),
+        self._newest = figures(gains, weights, norms, importance) | {
             "largest_weight": self._plans[-1].largest_weight,
             "share_unseen": self._state.table.share_unseen,
         }
