@@ -121,7 +121,7 @@ def test_gradient_clipping_is_warned_of_once(name):
 
 
 def test_a_rate_set_by_a_callback_is_read_back_and_logged_beside_the_gain():
-    model = small.model()
+    model = small.model(sampling=RAIS(seed=0, retreat_below=0.0))
     halved = keras.callbacks.LearningRateScheduler(lambda epoch: 0.9 ** (epoch + 20))
     callbacks = [halved, SamplingMonitor()]
     logs = small.fit(model, epochs=2 * EPOCHS, callbacks=callbacks).history
