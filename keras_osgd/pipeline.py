@@ -47,6 +47,7 @@ class Plan(NamedTuple):
         importance: whether the draws follow the scores.
         largest_weight: largest importance weight over all examples.
         credit: see `draws.Reshuffled`; makes the mean weight 1.
+        mass: what the block credited each example with, in visits of weight 1.
     """
 
     start: int
@@ -57,6 +58,7 @@ class Plan(NamedTuple):
     importance: bool
     largest_weight: float
     credit: float
+    mass: float
 
 
 class PlanBuffers:

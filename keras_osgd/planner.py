@@ -90,7 +90,7 @@ class Planner:
         self._waiting_seconds += time.perf_counter() - entered
 
     def finish(self, step: int) -> None:
-        """Takes in the last observations and gives back the mass of unused draws."""
+        """Takes in the last observations; undoes the credit and debit of no draws."""
         if self._pending is not None:
             self._pending.exception()
         self._thread.submit(self._finish, step).result()
@@ -108,6 +108,7 @@ class Planner:
                 probability = np.ones(self._n)
                 probability[unused] = plan.probability[used:] / plan.credit
                 self._state.owed = draws.refund(self._state.owed, probability, unused)
+                self._state.owed -= plan.mass * len(unused) / len(plan.index)
 
     @property
     def last_plan(self) -> Plan:
@@ -122,7 +123,8 @@ class Planner:
         candidate, importance = self._candidate(uniform)
         probability = candidate if importance else uniform
         size = self._buffers.block_steps * self._buffers.batch_size
-        index, credit = self._draw(probability, size)
+        index, drawn_credit = self._draw(probability, size)
+        credit = max(drawn_credit, _LEAST_CREDIT)
         plan = Plan(
             start,
             index,
@@ -132,6 +134,7 @@ class Planner:
             importance,
             float(1.0 / (self._n * credit * probability.min())),
             credit,
+            drawn_credit * size / self._n,
         )
         self._buffers.write(plan)
         self.candidate = candidate
@@ -142,14 +145,14 @@ class Planner:
         self._planning_seconds += time.perf_counter() - begun
 
     def _draw(self, probability: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-        """Returns the block's examples, and by what their weights are to be divided."""
+        """Returns the block's examples, and its credit over size/n."""
         state = self._state
         rng = np.random.default_rng([state.seed, state.blocks])
         if self._sampling.draws == "independent":
             return draws.independent(probability, size, rng), 1.0
         drawn = draws.reshuffled(state.owed, probability, size, rng)
         state.owed = drawn.owed
-        return drawn.index, max(drawn.credit, _LEAST_CREDIT)
+        return drawn.index, drawn.credit
 
     def _candidate(self, uniform: np.ndarray) -> tuple[np.ndarray, bool]:
         """Returns p by the scores (equation 6 and the floor) and whether to use it."""
