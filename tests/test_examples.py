@@ -1,0 +1,28 @@
+"""The examples run, from their own folder's scripts, on a few real examples."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_the_quickstart_trains_plots_exports_and_checks_the_export(tmp_path):
+    command = [sys.executable, ROOT / "examples" / "quickstart.py", "--smoke"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    finished = subprocess.run(
+        [*command, "--output", tmp_path],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "outputs agree with the model's" in finished.stdout
+    rows = [line.split() for line in finished.stdout.splitlines()]
+    errors = {row[0].strip(","): float(row[-6]) for row in rows if row[-5:-4] == ["%"]}
+    assert set(errors) == {"uniform", "RAIS"}
+    assert all(0 < error < 60 for error in errors.values())  # chance is 90
+    assert (tmp_path / "test_error.png").stat().st_size > 10_000
+    assert (tmp_path / "saved_model" / "saved_model.pb").exists()
