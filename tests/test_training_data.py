@@ -191,7 +191,7 @@ TABLE = {0: 0.5, 1: 4.0, 2: 3.0}
         np.eye(3, dtype=bool)[Y],
         np.eye(3)[Y] * 0.8 + 0.1,  # smoothed
         Y == 1,
-        Y + 0.3,  # rounded by Keras
+        np.where(Y > 1, Y, Y + 0.7),  # rounded by Keras
     ],
 )
 def test_class_weights_are_those_of_keras(y):
@@ -273,6 +273,7 @@ def test_zeros_and_ones_of_any_type_are_two_classes(dtype):
         np.linspace(0, 1, 20),  # regression
         Y.astype("float32"),
         np.eye(3)[Y] * 0.8,  # no one-hot rows
+        np.eye(3)[Y] * 0.25 + 0.25,  # smoothed
         np.ones((20, 3)),  # several labels
         np.stack([Y, Y], axis=1),  # sequences
         (np.arange(20) * 100),  # far more classes than examples
