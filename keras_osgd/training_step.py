@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_osgd import distributions, keras_compat, learning_rate, losses
 from keras_osgd import gain_ratio as gain_ratios
-from keras_osgd.gradient_norms import last_layer
+from keras_osgd.norms import last_layer
 from keras_osgd.run import Run
 
 __all__ = ["make_core"]

@@ -23,7 +23,7 @@ ORDER = [
     "systematic",
     "draws",
     "keras_compat",
-    "gradient_norms",
+    "norms",
     "gain_ratio",
     "learning_rate",
     "effective_epochs",

@@ -8,7 +8,7 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd import losses, training_data, training_step
 from keras_osgd.gain_ratio import GainRatio
-from keras_osgd.gradient_norms import last_layer
+from keras_osgd.norms import last_layer
 from keras_osgd.pipeline import Sample
 from tests import oracles_norms
 
