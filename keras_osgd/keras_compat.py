@@ -18,10 +18,12 @@ __all__ = [
     "call_model",
     "compiled_losses",
     "compute_loss",
+    "draws_random_numbers",
     "layers_of",
     "logits",
     "loss_options",
     "reading_rate",
+    "tensor_of",
     "track_loss",
     "update_compiled_metrics",
 ]
@@ -49,6 +51,16 @@ def track_loss(model: keras.Model, loss: tf.Tensor, batch_size: tf.Tensor) -> No
 def layers_of(model: keras.Model) -> list[keras.Layer]:
     """Returns all layers of the model, nested ones included."""
     return list(model._flatten_layers(include_self=False))
+
+
+def tensor_of(variable: keras.Variable) -> tf.Variable:
+    """Returns TensorFlow's variable, which tapes watch, inside any scope of Keras."""
+    return variable._value
+
+
+def draws_random_numbers(layer: keras.Layer) -> bool:
+    """Returns whether the layer, or one inside it, has a random generator."""
+    return any(x._seed_generators for x in layer._flatten_layers())
 
 
 def logits(tensor: tf.Tensor) -> tf.Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from keras_osgd import keras_compat
+from keras_osgd.norms.calls import replaced_calls, without_activation
 
 __all__ = ["Head", "Heads", "recording", "squared_gradient", "squared_norms"]
 
@@ -130,36 +131,23 @@ def recording(model: keras.Model) -> Iterator[Heads]:
     heads = Heads()
     calls = _WITH_KERNEL | _ACTIVATIONS
     layers = [x for x in keras_compat.layers_of(model) if type(x).call in calls]
-    own = [vars(layer).get("call") for layer in layers]
-    try:
-        for layer in layers:
-            vars(layer)["call"] = _recorded_call(layer, heads)
-        yield heads
-    finally:
-        for layer, call in zip(layers, own, strict=True):
-            vars(layer).pop("call", None)
-            if call is not None:
-                vars(layer)["call"] = call
 
-
-def _recorded_call(layer: keras.Layer, heads: Heads):
-    original = layer.call
-
-    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(layer).call in _ACTIVATIONS:
-            output = original(inputs, *args, **kwargs)
-            heads.record(layer, inputs, output, output)
+    def wrap(layer: keras.Layer, original: Callable) -> Callable:
+        def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if type(layer).call in _ACTIVATIONS:
+                output = original(inputs, *args, **kwargs)
+                heads.record(layer, inputs, output, output)
+                return output
+            with without_activation(layer) as activation:
+                z = original(inputs, *args, **kwargs)
+            output = z if activation is None else activation(z)
+            heads.record(layer, inputs, z, output)
             return output
-        activation, vars(layer)["activation"] = vars(layer).get("activation"), None
-        try:
-            pre_activation = original(inputs, *args, **kwargs)
-        finally:
-            vars(layer)["activation"] = activation
-        output = pre_activation if activation is None else activation(pre_activation)
-        heads.record(layer, inputs, pre_activation, output)
-        return output
 
-    return call
+        return call
+
+    with replaced_calls(layers, wrap):
+        yield heads
 
 
 def squared_norms(head: Head, delta: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,130 @@
+"""Records every layer's call in a forward pass, and which weights each one read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd import keras_compat
+from keras_osgd.norms import rules
+
+__all__ = ["Frame", "recording", "replaced_calls", "without_activation"]
+
+
+class Frame(rules.Call):
+    """A call, the weights it read itself and the calls that it made.
+
+    Attributes:
+        args, kwargs: as the call got them.
+        rule: that the layer has, or `None`.
+        read: variables that the call read, those read by `inner` calls left out.
+        inner: `Frame`s of the calls made inside this one.
+    """
+
+    def __init__(self, layer: keras.Layer, args: tuple, kwargs: dict) -> None:
+        """Starts with nothing read."""
+        super().__init__(layer, rules.bound(type(layer).call, layer, args, kwargs))
+        self.args, self.kwargs = args, kwargs
+        self.rule = rules.rule_of(layer)
+        self.read: list[tf.Variable] = []
+        self.inner: list[Frame] = []
+
+    def everything(self) -> Iterator[Frame]:
+        """Yields this frame and all that it contains."""
+        yield self
+        for frame in self.inner:
+            yield from frame.everything()
+
+    @property
+    def read_anywhere(self) -> dict[Any, tf.Variable]:
+        """All variables read by this call and those inside it, by reference."""
+        return {v.ref(): v for frame in self.everything() for v in frame.read}
+
+
+@contextlib.contextmanager
+def recording(model: keras.Model) -> Iterator[list[Frame]]:
+    """Records the calls of all layers during the block.
+
+    Each call runs under a tape of its own, whose list of watched variables tells what
+    it read; while an inner call runs, the outer one's tape pauses.
+
+    Args:
+        model: any Keras model; its outputs stay bit for bit what they were.
+
+    Returns:
+        The outermost calls, complete when the block ends.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> with recording(model) as frames:
+        ...     y_pred = model(tf.ones([5, 3]))
+        >>> [frame.layer.name == "dense" for frame in frames[0].everything()][-1]
+        True
+    """
+    roots: list[Frame] = []
+    stack: list[tuple[Frame, tf.GradientTape]] = []
+
+    def wrap(layer: keras.Layer, original: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if stack and stack[-1][0].rule is not None and stack[-1][0].rule.whole:
+                return original(*args, **kwargs)
+            frame = Frame(layer, args, kwargs)
+            (stack[-1][0].inner if stack else roots).append(frame)
+            with contextlib.ExitStack() as scopes:
+                if stack:
+                    scopes.enter_context(stack[-1][1].stop_recording())
+                tape = scopes.enter_context(tf.GradientTape())
+                stack.append((frame, tape))
+                scopes.callback(stack.pop)
+                output = _called(frame, original, args, kwargs)
+                frame.read = list(tape.watched_variables())
+            return output
+
+        return call
+
+    layers = {id(x): x for x in [model, *keras_compat.layers_of(model)]}
+    with replaced_calls(layers.values(), wrap):
+        yield roots
+
+
+def _called(frame: Frame, original: Callable, args: tuple, kwargs: dict) -> Any:
+    """Returns what the call returns, and keeps what its rule needs."""
+    rule, layer = frame.rule, frame.layer
+    if rule is None or not rule.pre_activation:
+        frame.output = original(*args, **kwargs)
+        return frame.output
+    with without_activation(layer) as activation:
+        frame.output = original(*args, **kwargs)
+    return frame.output if activation is None else activation(frame.output)
+
+
+@contextlib.contextmanager
+def without_activation(layer: keras.Layer) -> Iterator[Any]:
+    """Takes a layer's activation off during the block, and returns it."""
+    activation, vars(layer)["activation"] = vars(layer).get("activation"), None
+    try:
+        yield activation
+    finally:
+        vars(layer)["activation"] = activation
+
+
+@contextlib.contextmanager
+def replaced_calls(
+    layers: Any, wrap: Callable[[keras.Layer, Callable], Callable]
+) -> Iterator[None]:
+    """Lets each layer's `call` be `wrap(layer, call)` during the block."""
+    layers = list(layers)
+    own = [vars(layer).get("call") for layer in layers]
+    try:
+        for layer in layers:
+            vars(layer)["call"] = wrap(layer, layer.call)
+        yield
+    finally:
+        for layer, call in zip(layers, own, strict=True):
+            vars(layer).pop("call", None)
+            if call is not None:
+                vars(layer)["call"] = call

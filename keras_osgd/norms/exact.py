@@ -1,0 +1,232 @@
+"""Exact per-example gradient norms of a whole model, from one backward pass."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_osgd import keras_compat
+from keras_osgd.norms import forms, one_by_one, rules
+from keras_osgd.norms.calls import Frame, recording
+
+__all__ = ["Measured", "Uses", "multiples"]
+
+
+class Measured(NamedTuple):
+    """What the uses of all weights say together.
+
+    Attributes:
+        squared_norms: `[m]`, squared gradient-norm units, float32 or float64.
+        gradients: variable reference -> the batch's gradient, for weights where it
+            came free.
+        worked_out: names of layers whose gradients were taken one by one.
+    """
+
+    squared_norms: tf.Tensor
+    gradients: dict[Any, tf.Tensor]
+    worked_out: list[str]
+
+
+class Uses:
+    """Which recorded calls the gradient of each weight comes from.
+
+    A call whose layer has a rule speaks for the weights that it read; any other is
+    worked out one example at a time with respect to those it read itself. Calls without
+    a batch axis, and those inside loops, are left to the call that made them.
+
+    Args:
+        frames: outermost calls, from `recording`.
+        variables: trainable weights of the model.
+        size: m, number of examples.
+        multiples: what `multiples` returned.
+        training: whether the forward pass was in training mode.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        variables: Sequence[keras.Variable],
+        size: int,
+        multiples: dict[tuple[int, int], bool],
+        training: bool,
+    ) -> None:
+        """Finds the uses; raises nothing."""
+        self._variables = {keras_compat.tensor_of(v).ref(): v for v in variables}
+        self._size, self._training = size, training
+        self._with_batch = {
+            id(frame): multiples.get(key, True) for key, frame in _numbered(frames)
+        }
+        self.frames: list[tuple[Frame, dict[Any, keras.Variable]]] = []
+        for frame in frames:
+            self._resolve(frame)
+
+    def _trainable(self, references: Iterable[Any]) -> dict[Any, keras.Variable]:
+        return {r: self._variables[r] for r in references if r in self._variables}
+
+    def _resolve(self, frame: Frame) -> None:
+        own = self._trainable(v.ref() for v in frame.read)
+        reachable = [inner for inner in frame.inner if self._is_open(inner)]
+        for inner in frame.inner:
+            if inner not in reachable:
+                own |= self._trainable(inner.read_anywhere)
+        if frame.rule is None and own:
+            entangled = any(own.keys() & inner.read_anywhere for inner in reachable)
+            if entangled:
+                own |= self._trainable(frame.read_anywhere)
+                reachable = []
+        for inner in reachable:
+            self._resolve(inner)
+        if own:
+            self.frames.append((frame, own))
+
+    def _is_open(self, frame: Frame) -> bool:
+        """Returns whether the output is a tensor of this graph with a batch axis."""
+        tensors = [x for x in keras.tree.flatten(frame.output) if tf.is_tensor(x)]
+        if tf.executing_eagerly():
+            here = all(hasattr(x, "numpy") for x in tensors)
+        else:
+            graph = tf.compat.v1.get_default_graph()
+            here = all(getattr(x, "graph", None) is graph for x in tensors)
+        return here and self._with_batch[id(frame)]
+
+    @property
+    def outputs(self) -> list[list[tf.Tensor]]:
+        """What the loss's gradient is needed with respect to."""
+        return [_floats(frame.output) for frame, _ in self.frames]
+
+    def measure(
+        self, deltas: Sequence[Sequence[Any]], gradients: dict[Any, Any]
+    ) -> Measured:
+        """Returns the norms.
+
+        Args:
+            deltas: the loss's gradient with respect to `outputs`.
+            gradients: variable reference -> gradient or `None`; tells weights that
+                the loss does not depend on from those lost from sight.
+
+        Raises:
+            ValueError: listing every layer that has no per-example gradients.
+        """
+        found, worked_out, obstacles = collections.defaultdict(list), [], []
+        for (frame, own), own_deltas in zip(self.frames, deltas, strict=True):
+            if all(delta is None for delta in own_deltas):
+                continue
+            frame.delta = _with_deltas(frame.output, own_deltas)
+            try:
+                for reference, form in self._forms(frame, own, worked_out):
+                    found[reference].append(form.folded(self._size))
+            except rules.Obstacle as obstacle:
+                obstacles.append(str(obstacle))
+        for reference, variable in self._variables.items():
+            if gradients.get(reference) is not None and reference not in found:
+                if not obstacles:
+                    obstacles.append(_lost(variable))
+        if obstacles:
+            raise ValueError(_refusal(obstacles))
+        return self._measured(found, worked_out)
+
+    def _forms(
+        self, frame: Frame, own: dict[Any, keras.Variable], worked_out: list[str]
+    ) -> Iterator[tuple[Any, rules.Form]]:
+        by_rule = [] if frame.rule is None else frame.rule.forms(frame)
+        known = [(keras_compat.tensor_of(v).ref(), form) for v, form in by_rule]
+        if own.keys() <= {reference for reference, _ in known}:
+            yield from (
+                (reference, form) for reference, form in known if reference in own
+            )
+            return
+        worked_out.append(frame.layer.name)
+        yield from one_by_one.forms(frame, own, self._size, self._training).items()
+
+    def _measured(self, found: dict, worked_out: list[str]) -> Measured:
+        squared, totals = [tf.zeros([self._size])], {}
+        for reference, uses in found.items():
+            shape = self._variables[reference].shape
+            norms, total = forms.combined(uses, shape).measured(shape)
+            squared.append(norms)
+            if total is not None:
+                totals[reference] = total
+        wide = tf.float64 if any(s.dtype == tf.float64 for s in squared) else tf.float32
+        norms = tf.add_n([tf.cast(s, wide) for s in squared])
+        return Measured(norms, totals, worked_out)
+
+
+def multiples(model: keras.Model, x: Any) -> dict[tuple[int, int], bool]:
+    """Returns which calls of which layer have a batch axis, by two trial runs.
+
+    An embedding of positions, added to every example alike, has none, though its length
+    may happen to be the batch's.
+
+    Args:
+        model: built.
+        x: at least 3 examples.
+
+    Returns:
+        (`id` of the layer, how many calls of it came before) -> whether the length of
+        its outputs' first axis is a multiple of the number of examples.
+    """
+    lengths = []
+    for size in (2, 3):
+        with recording(model) as frames:
+            rows = keras.tree.map_structure(lambda leaf, m=size: leaf[:m], x)
+            keras_compat.call_model(model, rows, training=False)
+        lengths.append({key: _length(frame, size) for key, frame in _numbered(frames)})
+    two, three = lengths
+    return {key: two[key] is not None and two[key] == three.get(key) for key in two}
+
+
+def _length(frame: Frame, size: int) -> int | None:
+    """Returns how many rows of the outputs belong to an example; `None` if unclear."""
+    shapes = [x.shape for x in keras.tree.flatten(frame.output) if tf.is_tensor(x)]
+    rows = {shape[0] if shape.rank else 0 for shape in shapes}
+    only = rows.pop() if len(rows) == 1 else 0
+    return only // size if only and only % size == 0 else None
+
+
+def _numbered(frames: Sequence[Frame]) -> Iterator[tuple[tuple[int, int], Frame]]:
+    """Yields each call with its layer's `id` and number."""
+    calls: collections.Counter = collections.Counter()
+    for root in frames:
+        for frame in root.everything():
+            number = id(frame.layer)
+            yield (number, calls[number]), frame
+            calls[number] += 1
+
+
+def _floats(output: Any) -> list[tf.Tensor]:
+    return [x for x in keras.tree.flatten(output) if rules.is_float(x)]
+
+
+def _with_deltas(output: Any, deltas: Sequence[Any]) -> Any:
+    """Returns the gradients in the nesting of the output, zeros where there is none."""
+    given = iter(deltas)
+
+    def delta(leaf: Any) -> Any:
+        if not rules.is_float(leaf):
+            return None
+        own = next(given)
+        return tf.zeros_like(leaf) if own is None else tf.convert_to_tensor(own)
+
+    return keras.tree.map_structure(delta, output)
+
+
+def _lost(variable: keras.Variable) -> str:
+    return (
+        f"the gradient of {variable.path} does not pass through the output of a layer "
+        "that was called: it is used under `tf.custom_gradient` (or "
+        "`tf.recompute_grad`), or by the loss itself"
+    )
+
+
+def _refusal(obstacles: Sequence[str]) -> str:
+    listed = "".join(f"\n- {obstacle}" for obstacle in dict.fromkeys(obstacles))
+    return (
+        "Exact gradient norms need every trainable weight's gradient to be a sum over "
+        f"examples, in the open. Received a model where it is not:{listed}\nUse the "
+        'last layer\'s norms, `sampling.RAIS(norm="last_layer")`, freeze the layers, '
+        "or take the norms with `training=False`."
+    )

@@ -1,0 +1,74 @@
+"""Per-example gradients of normalization layers: scale * normalized + offset."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from keras_osgd.norms.dense import bias_form
+from keras_osgd.norms.forms import widened
+from keras_osgd.norms.rules import Call, Obstacle, Uses, register
+
+__all__: list[str] = []
+
+_LAYERS = keras.layers
+
+
+@register(_LAYERS.LayerNormalization)
+def layer_normalization(call: Call) -> Uses:
+    """LayerNormalization: weights along its axes."""
+    layer = call.layer
+    axes = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
+    return _scale_and_offset(call, layer.gamma, layer.beta, axes)
+
+
+@register(_LAYERS.GroupNormalization)
+def group_normalization(call: Call) -> Uses:
+    """GroupNormalization: a weight for each channel."""
+    layer = call.layer
+    scale = layer.gamma if layer.scale else None
+    offset = layer.beta if layer.center else None
+    return _scale_and_offset(call, scale, offset, (layer.axis,))
+
+
+@register(_LAYERS.RMSNormalization)
+def rms_normalization(call: Call) -> Uses:
+    """RMSNormalization: a scale along its axis."""
+    axis = call.layer.axis
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    return _scale_and_offset(call, call.layer.scale, None, axes)
+
+
+@register(_LAYERS.BatchNormalization)
+def batch_normalization(call: Call) -> Uses:
+    """BatchNormalization with its moving statistics; else there is no such gradient."""
+    layer = call.layer
+    if call.arguments["training"] and layer.trainable:
+        raise Obstacle(
+            f"{layer.name} (BatchNormalization) in training mode: it normalizes by the "
+            "batch's statistics, so that no example has a gradient of its own. "
+            "`training=False` holds its statistics at their moving averages"
+        )
+    scale = layer.gamma if layer.scale else None
+    offset = layer.beta if layer.center else None
+    return _scale_and_offset(call, scale, offset, (layer.axis,))
+
+
+def _scale_and_offset(
+    call: Call,
+    scale: keras.Variable | None,
+    offset: keras.Variable | None,
+    axes: tuple[int, ...],
+) -> Uses:
+    found: Uses = []
+    if offset is not None:
+        found.append((offset, bias_form(call.delta, axes)))
+    if scale is not None:
+        values = [(scale, tf.ones(scale.shape, scale.dtype))]
+        if offset is not None:
+            values.append((offset, tf.zeros(offset.shape, offset.dtype)))
+        with keras.StatelessScope(values):
+            normalized = call.layer(call.inputs)
+        gradient = widened(call.delta) * widened(normalized)
+        found.append((scale, bias_form(gradient, axes)))
+    return found

@@ -1,0 +1,95 @@
+"""Per-example gradients of layers that no rule is known for: one example at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd import keras_compat
+from keras_osgd.norms import rules
+from keras_osgd.norms.calls import Frame, without_activation
+from keras_osgd.norms.forms import PerExample
+
+__all__ = ["forms"]
+
+
+def forms(
+    frame: Frame, variables: dict[Any, keras.Variable], size: int, training: bool
+) -> dict[Any, PerExample]:
+    """Calls a layer again on every example alone, vectorized, and differentiates that.
+
+    Args:
+        frame: the call; what of its arguments has `size` rows, or a multiple, is taken
+            to be one for each example.
+        variables: by reference, those to differentiate with respect to.
+        size: m.
+        training: whether the call was in training mode.
+
+    Raises:
+        Obstacle: if the layer draws random numbers, which a second call would draw
+            anew, or cannot be called on one example.
+    """
+    if training and keras_compat.draws_random_numbers(frame.layer):
+        raise rules.Obstacle(
+            f"{frame.layer.name} ({type(frame.layer).__name__}) draws random numbers "
+            "in training and no rule is registered for it: a second call would draw "
+            "others. Move its own weights into a layer of their own, or register one "
+            "with `keras_osgd.norms.register`"
+        )
+    leaves = keras.tree.flatten((frame.args, frame.kwargs))
+    batched = [i for i, leaf in enumerate(leaves) if _has_rows(leaf, size)]
+    rows = [_split(leaves[i], size) for i in batched]
+    deltas = keras.tree.flatten(frame.delta)
+    kept = [i for i, delta in enumerate(deltas) if delta is not None]
+    rows += [_split(deltas[i], size) for i in kept]
+
+    def gradients(own: list[tf.Tensor]) -> list[tf.Tensor]:
+        given = list(leaves)
+        for i, row in zip(batched, own, strict=False):
+            given[i] = row
+        args, kwargs = keras.tree.pack_sequence_as((frame.args, frame.kwargs), given)
+        with tf.GradientTape() as tape, keras.StatelessScope():
+            output = keras.tree.flatten(_called_again(frame)(*args, **kwargs))
+        found = tape.gradient(
+            [output[i] for i in kept],
+            [keras_compat.tensor_of(v) for v in variables.values()],
+            output_gradients=own[len(batched) :],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return [tf.convert_to_tensor(gradient) for gradient in found]
+
+    try:
+        found = tf.vectorized_map(gradients, rows)
+    except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
+        raise rules.Obstacle(
+            f"{frame.layer.name} ({type(frame.layer).__name__}) has no rule and cannot "
+            f"be called on one example at a time ({str(error).splitlines()[0]}). "
+            "Register a rule with `keras_osgd.norms.register`"
+        ) from error
+    return dict(zip(variables, map(PerExample, found), strict=True))
+
+
+def _called_again(frame: Frame) -> Callable:
+    layer = frame.layer
+    if frame.rule is None or not frame.rule.pre_activation:
+        return layer
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with without_activation(layer):
+            return layer(*args, **kwargs)
+
+    return call
+
+
+def _has_rows(leaf: Any, size: int) -> bool:
+    if not tf.is_tensor(leaf) or not leaf.shape.rank:
+        return False
+    return leaf.shape[0] is None or leaf.shape[0] % size == 0
+
+
+def _split(tensor: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns `[m, rows of an example, ...]`."""
+    return tf.reshape(tensor, tf.concat([[size, -1], tf.shape(tensor)[1:]], axis=0))
