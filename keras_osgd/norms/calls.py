@@ -62,8 +62,8 @@ def recording(model: keras.Model) -> Iterator[list[Frame]]:
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         >>> with recording(model) as frames:
         ...     y_pred = model(tf.ones([5, 3]))
-        >>> [frame.layer.name == "dense" for frame in frames[0].everything()][-1]
-        True
+        >>> [type(frame.layer).__name__ for frame in frames[0].everything()][-1]
+        'Dense'
     """
     roots: list[Frame] = []
     stack: list[tuple[Frame, tf.GradientTape]] = []

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_osgd import keras_compat
 from keras_osgd.norms import forms, one_by_one, rules
 from keras_osgd.norms.calls import Frame, recording
+from keras_osgd.norms.normalization import coupling
 
 __all__ = ["Measured", "Uses", "multiples"]
 
@@ -23,11 +24,13 @@ class Measured(NamedTuple):
         squared_norms: `[m]`, squared gradient-norm units, float32 or float64.
         gradients: variable reference -> the batch's gradient, for weights where it
             came free.
+        by_weight: variable reference -> its part of `squared_norms`.
         worked_out: names of layers whose gradients were taken one by one.
     """
 
     squared_norms: tf.Tensor
     gradients: dict[Any, tf.Tensor]
+    by_weight: dict[Any, tf.Tensor]
     worked_out: list[str]
 
 
@@ -60,6 +63,10 @@ class Uses:
         self._with_batch = {
             id(frame): multiples.get(key, True) for key, frame in _numbered(frames)
         }
+        self._obstacles = [
+            text for root in frames for f in root.everything() if (text := coupling(f))
+        ]
+        self._refused: set[Any] = set()
         self.frames: list[tuple[Frame, dict[Any, keras.Variable]]] = []
         for frame in frames:
             self._resolve(frame)
@@ -111,7 +118,8 @@ class Uses:
         Raises:
             ValueError: listing every layer that has no per-example gradients.
         """
-        found, worked_out, obstacles = collections.defaultdict(list), [], []
+        found, worked_out = collections.defaultdict(list), []
+        obstacles = list(self._obstacles)
         for (frame, own), own_deltas in zip(self.frames, deltas, strict=True):
             if all(delta is None for delta in own_deltas):
                 continue
@@ -121,10 +129,11 @@ class Uses:
                     found[reference].append(form.folded(self._size))
             except rules.Obstacle as obstacle:
                 obstacles.append(str(obstacle))
+                self._refused |= own.keys()
         for reference, variable in self._variables.items():
-            if gradients.get(reference) is not None and reference not in found:
-                if not obstacles:
-                    obstacles.append(_lost(variable))
+            lost = gradients.get(reference) is not None and reference not in found
+            if lost and reference not in self._refused:
+                obstacles.append(_lost(variable))
         if obstacles:
             raise ValueError(_refusal(obstacles))
         return self._measured(found, worked_out)
@@ -143,16 +152,16 @@ class Uses:
         yield from one_by_one.forms(frame, own, self._size, self._training).items()
 
     def _measured(self, found: dict, worked_out: list[str]) -> Measured:
-        squared, totals = [tf.zeros([self._size])], {}
+        by_weight, totals = {}, {}
         for reference, uses in found.items():
             shape = self._variables[reference].shape
-            norms, total = forms.combined(uses, shape).measured(shape)
-            squared.append(norms)
+            by_weight[reference], total = forms.combined(uses, shape).measured(shape)
             if total is not None:
                 totals[reference] = total
-        wide = tf.float64 if any(s.dtype == tf.float64 for s in squared) else tf.float32
-        norms = tf.add_n([tf.cast(s, wide) for s in squared])
-        return Measured(norms, totals, worked_out)
+        parts = [*by_weight.values(), tf.zeros([self._size])]
+        wide = tf.float64 if any(s.dtype == tf.float64 for s in parts) else tf.float32
+        norms = tf.add_n([tf.cast(s, wide) for s in parts])
+        return Measured(norms, totals, by_weight, worked_out)
 
 
 def multiples(model: keras.Model, x: Any) -> dict[tuple[int, int], bool]:

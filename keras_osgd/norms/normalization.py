@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from keras_osgd.norms.dense import bias_form
 from keras_osgd.norms.forms import widened
-from keras_osgd.norms.rules import Call, Obstacle, Uses, register
+from keras_osgd.norms.rules import Call, Uses, register
 
-__all__: list[str] = []
+__all__ = ["coupling"]
 
 _LAYERS = keras.layers
 
@@ -41,14 +41,8 @@ def rms_normalization(call: Call) -> Uses:
 
 @register(_LAYERS.BatchNormalization)
 def batch_normalization(call: Call) -> Uses:
-    """BatchNormalization with its moving statistics; else there is no such gradient."""
+    """BatchNormalization with its statistics held; see `coupling`."""
     layer = call.layer
-    if call.arguments["training"] and layer.trainable:
-        raise Obstacle(
-            f"{layer.name} (BatchNormalization) in training mode: it normalizes by the "
-            "batch's statistics, so that no example has a gradient of its own. "
-            "`training=False` holds its statistics at their moving averages"
-        )
     scale = layer.gamma if layer.scale else None
     offset = layer.beta if layer.center else None
     return _scale_and_offset(call, scale, offset, (layer.axis,))
@@ -72,3 +66,20 @@ def _scale_and_offset(
         gradient = widened(call.delta) * widened(normalized)
         found.append((scale, bias_form(gradient, axes)))
     return found
+
+
+def coupling(call: Call) -> str | None:
+    """Returns why no example has a gradient of its own after this call, or `None`.
+
+    BatchNormalization in training mode normalizes by the batch's statistics: every
+    example's loss then depends on all examples.
+    """
+    layer = call.layer
+    batch = type(layer).call is _LAYERS.BatchNormalization.call
+    if not (batch and call.arguments["training"] and layer.trainable):
+        return None
+    return (
+        f"{layer.name} (BatchNormalization) in training mode normalizes by the "
+        "batch's statistics, so that no example has a gradient of its own: "
+        "`training=False` holds them at their moving averages"
+    )

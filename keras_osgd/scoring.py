@@ -1,0 +1,209 @@
+"""Exact gradient norms of given examples: the loss, the model and the norms at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd import keras_compat, losses, training_data
+from keras_osgd.losses import OutputLoss
+from keras_osgd.norms import exact
+from keras_osgd.norms.calls import recording
+from keras_osgd.training_data import TrainingData
+
+__all__ = ["Scorer", "gradient_norms", "loss_scale"]
+
+_PROBED = 3
+_TOLERANCE = {"float16": 0.2, "bfloat16": 0.2, "float32": 2e-3, "float64": 1e-6}
+
+
+def loss_scale(described: Sequence[OutputLoss], batch_size: int) -> float:
+    """Returns the factor of each example's loss in the batch's: 1, or 1/m for means.
+
+    Where some losses are means and others sums, an example's loss is m times its share.
+    """
+    sums = all(not loss.batch_mean for loss in described)
+    return 1.0 if sums else 1.0 / batch_size
+
+
+class Scorer:
+    """Takes the exact gradient norms of batches; traced once for each batch size.
+
+    Args:
+        model: compiled and built.
+        described: its losses, from `losses.describe`.
+        data: three of its examples are tried out.
+        training: whether Dropout and the like are active.
+
+    Raises:
+        ValueError: from the first batch on, listing every layer that has no
+            per-example gradients.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        described: Sequence[OutputLoss],
+        data: TrainingData,
+        training: bool = False,
+    ) -> None:
+        """Tries out which calls have a batch axis."""
+        self._model, self._losses, self._training = model, list(described), training
+        self._probe = _first_rows(data, _PROBED)
+        self.multiples = exact.multiples(model, self._probe[0])
+        self.worked_out: list[str] = []
+        self._norms = self._measured_norms
+        if not model.run_eagerly:
+            self._norms = tf.function(self._measured_norms, autograph=False)
+
+    def __call__(self, x: Any, y: Any, sample_weight: Any = None) -> tf.Tensor:
+        """Returns `[m]`, each example's exact gradient norm, float32 or float64."""
+        return self._norms(x, y, sample_weight)
+
+    def of_all(
+        self,
+        arrays: tuple[Any, Any, Any],
+        batch_size: int,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
+        """Returns `[n]`, the norms of all examples.
+
+        Args:
+            arrays: x, y and sample_weight, each with n rows.
+            batch_size: examples taken at once.
+            progress: called with the number of examples done.
+        """
+        n = len(keras.tree.flatten(arrays[0])[0])
+        found = []
+        for first in range(0, n, batch_size):
+            rows = keras.tree.map_structure(
+                lambda a, at=first: (
+                    None if a is None else tf.convert_to_tensor(a[at : at + batch_size])
+                ),
+                arrays,
+            )
+            found.append(self(*rows).numpy())
+            progress(min(first + batch_size, n))
+        return np.concatenate(found)
+
+    def _measured_norms(self, x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
+        return tf.sqrt(self._measured(x, y, sample_weight).squared_norms)
+
+    def _measured(self, x: Any, y: Any, sample_weight: Any) -> exact.Measured:
+        size = keras.tree.flatten(x)[0].shape[0]
+        variables = self._model.trainable_variables
+        with tf.GradientTape() as tape, recording(self._model) as frames:
+            loss = self._loss(x, y, sample_weight, size)
+        uses = exact.Uses(frames, variables, size, self.multiples, self._training)
+        watched = [keras_compat.tensor_of(v) for v in variables]
+        gradients, deltas = tape.gradient(loss, (watched, uses.outputs))
+        by_reference = zip((v.ref() for v in watched), gradients, strict=True)
+        measured = uses.measure(deltas, dict(by_reference))
+        self.worked_out = measured.worked_out
+        return measured
+
+    def _loss(self, x: Any, y: Any, sample_weight: Any, size: int) -> tf.Tensor:
+        """Returns the sum of the examples' losses, regularisation left out."""
+        ones = tf.ones([size], keras.config.floatx())
+        weights = losses.weights_for(self._losses, ones, sample_weight)
+        y_pred = keras_compat.call_model(self._model, x, training=self._training)
+        loss = keras_compat.compute_loss(self._model, x, y, y_pred, weights)
+        loss -= sum(tf.cast(term, loss.dtype) for term in self._model.losses)
+        return loss / loss_scale(self._losses, size)
+
+    def verify(self) -> None:
+        """Compares the norms of three examples with gradients taken one by one.
+
+        Raises:
+            ValueError: naming the weights whose norms differ.
+        """
+        variables = self._model.trainable_variables
+        measured = self._measured(*self._probe)
+        watched = [keras_compat.tensor_of(v) for v in variables]
+        wrong = set()
+        for row in range(_PROBED):
+            x, y, weight = keras.tree.map_structure(
+                lambda a, i=row: None if a is None else a[i : i + 1], self._probe
+            )
+            with tf.GradientTape() as tape:
+                loss = self._loss(x, y, weight, 1)
+            for own, variable, gradient in zip(
+                watched, variables, tape.gradient(loss, watched), strict=True
+            ):
+                if gradient is None:
+                    continue
+                alone = tf.norm(tf.cast(tf.convert_to_tensor(gradient), tf.float64))
+                parts = measured.by_weight.get(own.ref())
+                found = 0.0 if parts is None else tf.sqrt(parts[row])
+                total = tf.sqrt(tf.cast(measured.squared_norms[row], tf.float64))
+                limit = _TOLERANCE[keras.config.floatx()] * total
+                if abs(alone - tf.cast(found, tf.float64)) > limit:
+                    wrong.add(variable.path)
+        if wrong:
+            raise ValueError(
+                "Exact gradient norms must equal those of single-example gradients. "
+                f"On three examples they did not, for {sorted(wrong)}: these weights "
+                "are used in a way that no layer's rule sees. Register a rule with "
+                "`keras_osgd.norms.register` for the layer that uses them, or use the "
+                'last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
+            )
+
+
+def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
+    """Returns `count` examples, the same ones again where there are fewer."""
+    rows = np.resize(np.arange(data.n), count)
+    return keras.tree.map_structure(
+        lambda a: None if a is None else tf.convert_to_tensor(a[rows]), data.arrays
+    )
+
+
+def gradient_norms(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    sample_weight: Any = None,
+    batch_size: int = 256,
+    training: bool = False,
+) -> np.ndarray:
+    """Returns the exact norm of every example's gradient, over all trainable weights.
+
+    v_i = ||grad f_i||, f_i being the compiled loss of example i alone times its weight,
+    regularisation left out. One backward pass over a batch gives them all (Goodfellow
+    2015 and its extensions); layers without a rule are worked out one example at a time
+    (see `norms.register`).
+
+    Args:
+        model: a compiled Keras model, of whatever class.
+        x: inputs, arrays or tensors, nested or not; n examples.
+        y: targets.
+        sample_weight: as in `fit`.
+        batch_size: examples taken at once; changes time and memory only.
+        training: whether Dropout and the like are active. BatchNormalization has no
+            per-example gradient then; with `False` its statistics are held at their
+            moving averages.
+
+    Returns:
+        `[n]`, >= 0, in gradient-norm units; float32, float64 for such weights.
+
+    Raises:
+        ValueError: for data or losses that `fit` refuses as well, and listing every
+            layer that has no per-example gradients.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(loss="mse")
+        >>> model.set_weights([np.array([[1.0], [0.0]]), np.array([0.0])])
+        >>> gradient_norms(model, np.array([[2.0, 1.0]]), np.array([[1.0]]))
+        array([4.8989797], dtype=float32)
+
+    Reference: Goodfellow, "Efficient per-example gradient computations", 2015.
+    """
+    data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
+    described = losses.describe(model, data)
+    scorer = Scorer(model, described, data, training)
+    scorer.verify()
+    return scorer.of_all(data.arrays, batch_size)
