@@ -21,6 +21,8 @@ _COLD_START = 20_000  # examples; above it, this many are drawn uniformly first
 class Sampling:
     """Base of the sampling methods; serializable like an optimizer."""
 
+    norm: Literal["last_layer", "exact"] = "last_layer"
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {}
@@ -51,6 +53,8 @@ class RAIS(Sampling):
     """Robust, approximate importance sampling with an adapted learning rate.
 
     Args:
+        norm: "last_layer" (the gradient norms of the last layer's weights, free) or
+            "exact" (of all trainable weights; see `keras_osgd.gradient_norms`).
         floor: epsilon in [0, 1]. Every example keeps at least epsilon/n of the
             probability, so that no importance weight exceeds 1/epsilon.
         window: |D|, number of last observations the uncertainty set is fitted to.
@@ -78,6 +82,7 @@ class RAIS(Sampling):
 
     def __init__(
         self,
+        norm: Literal["last_layer", "exact"] = "last_layer",
         floor: float = 0.05,
         window: int = 6400,
         features: Sequence[str] | None = None,
@@ -88,6 +93,11 @@ class RAIS(Sampling):
         require_full_batches: bool = False,
     ) -> None:
         """Checks and keeps the configuration."""
+        if norm not in ("last_layer", "exact"):
+            raise ValueError(
+                "`norm` must be 'last_layer' or 'exact'. Received: "
+                f"norm={norm!r}. Use 'last_layer' unless you check the approximation."
+            )
         if not 0 <= floor <= 1:
             raise ValueError(
                 "`floor` must be in [0, 1]: it is the share of uniform sampling mixed "
@@ -103,6 +113,7 @@ class RAIS(Sampling):
                 "`window` must be at least 100 observations for the uncertainty set "
                 f"to be fitted. Received: window={window}. The default is 6400."
             )
+        self.norm = norm
         self.floor = float(floor)
         self.window = int(window)
         self.features = None if features is None else check_features(features)

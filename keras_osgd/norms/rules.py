@@ -18,7 +18,7 @@ Form = Gathered | PerExample | Products
 Uses = list[tuple[keras.Variable, Form]]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Call:
     """One call of a layer in a forward pass, and what the loss makes of its output.
 
