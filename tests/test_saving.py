@@ -327,6 +327,14 @@ def test_backup_and_restore_brings_the_scores_back(tmp_path):
     with pytest.raises(RuntimeError, match="crash"):
         first.fit(X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup, Crash()])
     second = make()
-    history = second.fit(X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup])
+    restored = []
+    keep = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: restored.append(float(second.sampling_state.lead))
+    )
+    history = second.fit(
+        X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup, keep]
+    )
     assert history.epoch == [4, 5, 6, 7]
     assert second.sampling_state.observed > first.sampling_state.observed
+    # The optimizer was new when `fit` began, and no longer when it was restored.
+    assert restored == [float(first.sampling_state.lead)] and restored[0] > 0.1
