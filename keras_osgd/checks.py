@@ -88,7 +88,7 @@ def prepare_state(model: keras.Model, sampling: RAIS, data: TrainingData) -> str
     if seed is None:
         seed = random.randrange(2**31)  # which keras.utils.set_random_seed seeds
     table = ScoreTable(data.n, data.classes(), features)
-    state.allocate(table, fingerprint, int(seed))
+    state.undivided(state.allocate, table, fingerprint, int(seed))
     if known is None:
         return None
     if other_data:
