@@ -7,10 +7,10 @@ import warnings
 
 import keras
 
+from keras_osgd import keras_compat
 from keras_osgd.learning_rate import inner_optimizer, rule_for
 from keras_osgd.sampling import RAIS
 from keras_osgd.score_table import ScoreTable
-from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "check_optimizer",
     "check_size",
     "prepare_state",
+    "restart_clock",
     "warn_of_floor",
     "warn_of_unweighted_losses",
     "warn_once",
@@ -52,17 +53,33 @@ def check_model(model: keras.Model) -> None:
         )
 
 
-def prepare_state(
-    sampling: RAIS, state: SamplingState, data: TrainingData
-) -> str | None:
-    """Makes `state` fit the data: scores go on for the same rows, else start afresh.
+def restart_clock(model: keras.Model) -> None:
+    """Forgets how far ahead another optimizer was, if this one has not made a step.
+
+    Called by `compile`, before steps without sampling can hide that it is another, and
+    by `fit`, after weights may have been loaded that another one has trained.
+    """
+    lead = model.sampling_state.lead
+    if lead is None or model.optimizer is None:
+        return
+    if int(keras_compat.steps_taken(inner_optimizer(model.optimizer))) == 0:
+        lead.assign(0.0)
+
+
+def prepare_state(model: keras.Model, sampling: RAIS, data: TrainingData) -> str | None:
+    """Makes the state fit data and optimizer.
+
+    Scores go on for the same rows, and effective iterations for the same optimizer;
+    else they start afresh.
 
     Returns:
         A line that says so where earlier scores were dropped, else `None`.
     """
+    state = model.sampling_state
     fingerprint = data.fingerprint()
     features = sampling.features_for(data.n)
     state.start_clock()
+    restart_clock(model)
     known = state.table
     other_data = state.fingerprint != fingerprint
     if known is not None and not other_data and known.features == features:
@@ -71,7 +88,7 @@ def prepare_state(
     if seed is None:
         seed = random.randrange(2**31)  # which keras.utils.set_random_seed seeds
     table = ScoreTable(data.n, data.classes(), features)
-    state.allocate(table, fingerprint, int(seed))
+    state.undivided(state.allocate, table, fingerprint, int(seed))
     if known is None:
         return None
     if other_data:

@@ -23,6 +23,7 @@ __all__ = [
     "logits",
     "loss_options",
     "reading_rate",
+    "steps_taken",
     "tensor_of",
     "track_loss",
     "update_compiled_metrics",
@@ -152,3 +153,14 @@ def reading_rate(
         yield
     finally:
         del vars(optimizer)["_get_current_learning_rate"]
+
+
+def steps_taken(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+    """Returns `[]`, an integer: the batches that `optimizer` was given gradients of.
+
+    Its public `iterations` are those over `gradient_accumulation_steps`, rounded down.
+
+    Args:
+        optimizer: the one that applies the gradients (inside a `LossScaleOptimizer`).
+    """
+    return tf.convert_to_tensor(optimizer._iterations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import time
 from typing import Any
 
@@ -53,6 +54,7 @@ class Planner:
         self._join_steps = steps_per_execution + READ_AHEAD
         self._lead_steps = lead_steps(buffers.block_steps, steps_per_execution)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_planner")
+        self._submit = functools.partial(self._thread.submit, state.undivided)
         self._pending: concurrent.futures.Future | None = None
         self._plans: list[Plan] = []
         self._window = Window(sampling.window)
@@ -69,7 +71,7 @@ class Planner:
 
     def start(self) -> None:
         """Plans the first block; training cannot begin before."""
-        self._thread.submit(self.plan, 0, 0).result()
+        self._submit(self.plan, 0, 0).result()
         self._next_event = self._buffers.block_steps - self._lead_steps
 
     def advance(self, step: int) -> None:
@@ -80,7 +82,7 @@ class Planner:
         block_end = self._plans[-1].start + self._buffers.block_steps
         if self._pending is None:
             observed_until = block_end - self._lead_steps
-            self._pending = self._thread.submit(self.plan, block_end, observed_until)
+            self._pending = self._submit(self.plan, block_end, observed_until)
             self._next_event = block_end - self._join_steps
         if step >= self._next_event:
             self._pending.result()
@@ -93,7 +95,7 @@ class Planner:
         """Takes in the last observations; undoes the credit and debit of no draws."""
         if self._pending is not None:
             self._pending.exception()
-        self._thread.submit(self._finish, step).result()
+        self._submit(self._finish, step).result()
         self._thread.shutdown()
         self.figures = dict(self._newest)
 
@@ -196,13 +198,10 @@ class Planner:
         """Returns index, p and features of the draws of some steps, and how drawn."""
         m, parts, importance = self._buffers.batch_size, [], False
         for plan in self._plans:
-            steps = np.clip(
-                [first - plan.start, until - plan.start], 0, self._buffers.block_steps
-            )
-            rows = slice(*(steps * m))
-            parts.append(
-                (plan.index[rows], plan.probability[rows], plan.features[rows])
-            )
+            steps = np.array([first, until]) - plan.start
+            rows = slice(*(np.clip(steps, 0, self._buffers.block_steps) * m))
+            columns = (plan.index, plan.probability, plan.features)
+            parts.append([column[rows] for column in columns])
             importance = plan.importance
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return (*columns, importance)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -53,10 +54,18 @@ class SamplingState(keras.Operation):
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.seed, self.fit_failures = 0, 0
         self.in_use = False
+        # Held for no longer than a plan takes, and never while waiting for a thread
+        # that wants it. Reentrant: a signal handler may save in the midst of a save.
+        self._lock = threading.RLock()
 
     def call(self, *args: Any, **kwargs: Any) -> None:
         """Is no computation."""
         raise NotImplementedError("`SamplingState` holds state and is never called.")
+
+    def undivided(self, function: Callable[..., None], *args: Any) -> None:
+        """Calls `function`; saving and loading see all that it changes, or nothing."""
+        with self._lock:
+            function(*args)
 
     def start_clock(self) -> None:
         """Makes the variables that the training step updates."""
@@ -75,7 +84,16 @@ class SamplingState(keras.Operation):
         self.fit_failures = 0
 
     def save_own_variables(self, store: Any) -> None:
-        """Writes everything into a Keras store; nothing while empty."""
+        """Writes everything into a Keras store; nothing while empty.
+
+        In any thread; a plan in the making is waited for.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        self.undivided(self._collect, arrays)
+        for name, value in arrays.items():  # however slow the disk, plans go on
+            store[name] = value
+
+    def _collect(self, store: dict[str, np.ndarray]) -> None:
         if self.table is None:
             return
         for name, value in self.table.state().items():
@@ -95,8 +113,10 @@ class SamplingState(keras.Operation):
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Reads what `save_own_variables` wrote; keeps what it has if there is none."""
-        if "owed" not in store.keys():  # noqa: SIM118  (a Keras store)
-            return
+        if "owed" in store.keys():  # noqa: SIM118  (a Keras store)
+            self.undivided(self._take_over, store)
+
+    def _take_over(self, store: Mapping[str, Any]) -> None:
         arrays = {
             name.removeprefix(_TABLE): np.array(store[name])
             for name in store.keys()  # noqa: SIM118

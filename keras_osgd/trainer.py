@@ -74,6 +74,7 @@ class ImportanceSampled:
         method = get_sampling(sampling)
         super().compile(*args, **kwargs)
         self.sampling_held.sampling, self.sampling_held.run = method, None
+        checks.restart_clock(self)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns Keras' compile configuration with the sampling method."""
@@ -171,7 +172,7 @@ class ImportanceSampled:
         checks.warn_of_unweighted_losses(self)
         lines = [checks.check_size(self, method, data)]
         adapt = checks.check_optimizer(self, method)
-        lines.append(checks.prepare_state(method, self.sampling_state, data))
+        lines.append(checks.prepare_state(self, method, data))
         key = (data.n, data.batch_size, self.steps_per_execution, adapt)
         if held.run is None or held.run.key != key or held.run.losses != described:
             held.run = Run(method, self.sampling_state, *key)
@@ -188,8 +189,7 @@ class ImportanceSampled:
     def _leave_run(self) -> None:
         if self.sampling_held.wrapped:
             self.train_function = None
-            self.sampling_held.wrapped = False
-        self.sampling_held.run = None
+        self.sampling_held.wrapped, self.sampling_held.run = False, None
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes Keras' training function and looks ahead after each execution."""

@@ -92,12 +92,13 @@ def _apply(model, run, gradients, gain) -> None:
     """Applies the gradients at the adapted rate and counts the effective iterations."""
     optimizer = model.optimizer
     inner = learning_rate.inner_optimizer(optimizer)
-    before = tf.identity(inner.iterations.value) if inner is not optimizer else None
+    scaled = inner is not optimizer  # by the loss: overflowing steps are skipped
+    before = tf.identity(keras_compat.steps_taken(inner)) if scaled else None
     with learning_rate.adapted(optimizer, gain, run.clock.lead.read_value()):
         optimizer.apply_gradients(gradients)
     applied = None
     if before is not None:
-        applied = tf.convert_to_tensor(inner.iterations.value) > before
+        applied = keras_compat.steps_taken(inner) > before
     run.clock.advance(gain, applied)
 
 

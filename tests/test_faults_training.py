@@ -193,6 +193,22 @@ def test_steps_that_float16_skips_do_not_advance_the_clock(mixed_float16):
     np.testing.assert_allclose(logs["effective_epochs"][-1], effective / 15, rtol=1e-6)
 
 
+@pytest.mark.parametrize("initial_scale", [2.0, 2.0**40])
+def test_steps_of_accumulated_gradients_count_each_unless_float16_skips_it(
+    initial_scale, mixed_float16
+):
+    accumulating = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    scaled = keras.optimizers.LossScaleOptimizer(accumulating, initial_scale)
+    model = small.model(optimizer=scaled)
+    small.fit(model, epochs=EPOCHS)
+    clock = model.sampling_run.clock
+    assert clock.effective_iterations() == EPOCHS * 15
+    assert int(scaled.iterations) == EPOCHS * 15 // 2  # updates, of two batches each
+    skipped = clock.step - EPOCHS * 15
+    assert skipped == 0 if initial_scale == 2 else skipped > 10
+    assert model.sampling_state.lead.numpy() == 0.0
+
+
 # Rows 30 and 31
 
 

@@ -220,6 +220,70 @@ def test_a_second_fit_continues_on_the_same_rows_and_traces_nothing_anew(capsys)
     assert capsys.readouterr().out == ""
 
 
+def _lead(model):
+    return float(model.sampling_state.lead)
+
+
+def _lead_of_last_fit(model):
+    clock = model.sampling_run.clock
+    return clock.effective_iterations() - clock.step
+
+
+def test_the_effective_iterations_of_one_optimizer_go_on_from_fit_to_fit():
+    model = _compiled()
+    _fit(model)
+    first = _lead(model)
+    assert first > 10
+    model.compile(model.optimizer, model.loss)
+    _fit(model)
+    np.testing.assert_allclose(_lead(model), first + _lead_of_last_fit(model))
+
+
+SGD = keras.optimizers.SGD
+OPTIMIZERS = {
+    "plain": SGD,
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(SGD(), initial_scale=2.0),
+    "accumulating": lambda: SGD(gradient_accumulation_steps=2),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_new_optimizer_reads_its_schedule_from_the_start(kind):
+    model = _compiled()
+    _fit(model)
+    assert _lead(model) > 10
+    model.compile(OPTIMIZERS[kind](), model.loss)
+    _fit(model, epochs=2)
+    np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+    assert (_lead(model) == 0) == (kind == "accumulating")
+
+
+def test_so_it_does_after_steps_without_sampling():
+    model = _compiled()
+    _fit(model)
+    model.compile(SGD(), model.loss, sampling="uniform")
+    _fit(model, epochs=1)
+    model.compile(model.optimizer, model.loss)
+    _fit(model, epochs=1)
+    assert model.optimizer.iterations > model.sampling_run.clock.step
+    np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_so_it_does_on_weights_that_another_has_trained(compiled_first, tmp_path):
+    trained = _compiled()
+    _fit(trained)
+    trained.optimizer = None  # so that the file has the weights and the scores alone
+    trained.save_weights(tmp_path / "w.weights.h5")
+    model = _compiled() if compiled_first else keras_osgd.Sequential(_layers())
+    model.load_weights(tmp_path / "w.weights.h5")
+    assert _lead(model) == _lead(trained) > 10
+    if not compiled_first:
+        model.compile(SGD(), trained.loss)
+    _fit(model, epochs=1)
+    np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+
+
 @pytest.mark.parametrize("other", ["fewer", "rows"])
 def test_a_second_fit_on_other_rows_starts_the_scores_afresh_and_says_so(other, capsys):
     model = _compiled()

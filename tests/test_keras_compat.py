@@ -71,8 +71,12 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
     },
     **{
         name: (keras.optimizers.SGD, "reading_rate: the gain ratio has no effect")
-        for name in ("_get_current_learning_rate", "_learning_rate", "_iterations")
+        for name in ("_get_current_learning_rate", "_learning_rate")
     },
+    "_iterations": (
+        keras.optimizers.SGD,
+        "reading_rate: schedules; steps_taken: where effective iterations begin",
+    ),
 }
 
 
@@ -355,3 +359,12 @@ def test_a_rate_set_between_steps_is_the_one_that_is_multiplied():
         with reading(optimizer):
             optimizer.apply([tf.constant(1.0)], [variable])
         np.testing.assert_allclose(float(variable), expected, rtol=1e-6)
+
+
+def test_steps_taken_are_batches_also_where_gradients_are_accumulated():
+    for accumulated in (None, 2):
+        optimizer = keras.optimizers.SGD(gradient_accumulation_steps=accumulated)
+        variable = keras.Variable(0.0)
+        for step in range(5):
+            assert int(keras_compat.steps_taken(optimizer)) == step
+            optimizer.apply([tf.constant(1.0)], [variable])

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
+from keras_osgd.planner import Planner, lead_steps
 from keras_osgd.sampling import RAIS
+from keras_osgd.score_table import ScoreTable
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 8)).astype("float32")
@@ -327,6 +330,107 @@ def test_backup_and_restore_brings_the_scores_back(tmp_path):
     with pytest.raises(RuntimeError, match="crash"):
         first.fit(X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup, Crash()])
     second = make()
-    history = second.fit(X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup])
+    restored = []
+    keep = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: restored.append(float(second.sampling_state.lead))
+    )
+    history = second.fit(
+        X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup, keep]
+    )
     assert history.epoch == [4, 5, 6, 7]
     assert second.sampling_state.observed > first.sampling_state.observed
+    # The optimizer was new when `fit` began, and no longer when it was restored.
+    assert restored == [float(first.sampling_state.lead)] and restored[0] > 0.1
+
+
+def _saved(state):
+    store = {}
+    state.save_own_variables(store)
+    return {name: np.array(value) for name, value in store.items()}
+
+
+def _same(a, b):
+    assert a.keys() == b.keys()
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _planner_amid_observing(model, monkeypatch):
+    """Returns a planner whose thread has updated half of the score table.
+
+    It goes on when the event is set that is returned too, or after a second; then a
+    third plan may begin at the step that is returned last.
+    """
+    run, half, go_on = model.sampling_run, threading.Event(), threading.Event()
+    steps = run.buffers.block_steps
+    planner = Planner(RAIS(seed=0), run.state, run.buffers, run.log, 1)
+    planner.start()
+    write = ScoreTable._write
+
+    def halting(table, name, index, values):
+        if name == "last":
+            half.set()
+            go_on.wait(timeout=1)
+        write(table, name, index, values)
+
+    monkeypatch.setattr(ScoreTable, "_write", halting)
+    planner.advance(steps - lead_steps(steps, 1))
+    assert half.wait(timeout=60)
+    return planner, go_on, steps
+
+
+def test_what_is_saved_while_a_block_is_planned_is_the_state_before_or_after(
+    monkeypatch,
+):
+    model = _trained(MODELS["sequential"])
+    state, before = model.sampling_state, {}
+    plan = Planner.plan
+
+    def keeping(planner, start, observed_until):
+        if start > 0:
+            before.update(_saved(state))
+        plan(planner, start, observed_until)
+
+    monkeypatch.setattr(Planner, "plan", keeping)
+    planner, go_on, steps = _planner_amid_observing(model, monkeypatch)
+    saved = _saved(state)
+    go_on.set()
+    planner.advance(steps)  # waits for the plan
+    after = _saved(state)
+    planner.finish(0)
+    assert not any(np.array_equal(before[k], after[k]) for k in CHANGED)
+    assert _same(saved, before) or _same(saved, after)
+
+
+CHANGED = ("table.last", "table.average_0.75", "table.sums", "owed", "drawn", "blocks")
+
+
+def test_what_is_loaded_while_a_block_is_planned_replaces_all_of_it(monkeypatch):
+    model = _trained(MODELS["sequential"])
+    state = model.sampling_state
+    stored = _saved(state)
+    planner, go_on, steps = _planner_amid_observing(model, monkeypatch)
+    state.load_own_variables(stored)
+    go_on.set()
+    planner.advance(steps)
+    assert _same(_saved(state), stored)
+    planner.finish(0)
+
+
+def test_files_saved_inside_fit_can_be_loaded_and_change_no_draw(tmp_path):
+    def trained(callbacks):
+        keras.utils.set_random_seed(0)
+        model = _sequential(keras_osgd.Sequential)
+        model.compile("sgd", "sparse_categorical_crossentropy", sampling=RAIS(seed=0))
+        model.fit(X, Y, batch_size=4, epochs=4, verbose=0, callbacks=callbacks)
+        return model
+
+    path = tmp_path / "{epoch}-{batch}.keras"
+    saving = keras.callbacks.ModelCheckpoint(path, save_freq=13)
+    for a, b in zip(
+        trained([]).get_weights(), trained([saving]).get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) > 10
+    loaded = keras.models.load_model(files[-1])
+    assert loaded.sampling_state.observed > 0
