@@ -12,10 +12,11 @@ import tensorflow as tf
 from keras_osgd import keras_compat, losses, training_data
 from keras_osgd.losses import OutputLoss
 from keras_osgd.norms import exact
-from keras_osgd.norms.calls import recording
+from keras_osgd.norms.calls import Frame, recording
+from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["Scorer", "gradient_norms", "loss_scale"]
+__all__ = ["Scorer", "gradient_norms", "has_terms_of_the_batch", "loss_scale"]
 
 _PROBED = 3
 _TOLERANCE = {"float16": 0.2, "bfloat16": 0.2, "float32": 2e-3, "float64": 1e-6}
@@ -30,6 +31,12 @@ def loss_scale(described: Sequence[OutputLoss], batch_size: int) -> float:
     return 1.0 if sums else 1.0 / batch_size
 
 
+def has_terms_of_the_batch(model: keras.Model) -> bool:
+    """Returns whether losses beyond those compiled depend on more than the weights."""
+    weights = sum(v.regularizer is not None for v in model.trainable_weights)
+    return len(model.losses) > weights
+
+
 class Scorer:
     """Takes the exact gradient norms of batches; traced once for each batch size.
 
@@ -42,6 +49,14 @@ class Scorer:
     Raises:
         ValueError: from the first batch on, listing every layer that has no
             per-example gradients.
+
+    Attributes:
+        losses: as described.
+        batch_size: of `fit`.
+        holds_statistics: whether the model has BatchNormalization layers in training,
+            so that only norms with their statistics held exist.
+        multiples: see `exact.multiples`.
+        worked_out: layers that no rule is known for.
     """
 
     def __init__(
@@ -52,7 +67,11 @@ class Scorer:
         training: bool = False,
     ) -> None:
         """Tries out which calls have a batch axis."""
-        self._model, self._losses, self._training = model, list(described), training
+        self._model, self._training = model, training
+        self.losses, self.batch_size = list(described), data.batch_size
+        self.holds_statistics = any(
+            map(couples_examples, keras_compat.layers_of(model))
+        )
         self._probe = _first_rows(data, _PROBED)
         self.multiples = exact.multiples(model, self._probe[0])
         self.worked_out: list[str] = []
@@ -90,6 +109,21 @@ class Scorer:
             progress(min(first + batch_size, n))
         return np.concatenate(found)
 
+    def uses(
+        self, frames: Sequence[Frame], training: bool, size: int | None = None
+    ) -> exact.Uses:
+        """Returns where the gradients of the model's weights come from.
+
+        Args:
+            frames: calls recorded in a forward pass.
+            training: whether that was in training mode.
+            size: of the batch; that of `fit` if `None`.
+        """
+        variables = self._model.trainable_variables
+        return exact.Uses(
+            frames, variables, size or self.batch_size, self.multiples, training
+        )
+
     def _measured_norms(self, x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
         return tf.sqrt(self._measured(x, y, sample_weight).squared_norms)
 
@@ -98,7 +132,7 @@ class Scorer:
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape, recording(self._model) as frames:
             loss = self._loss(x, y, sample_weight, size)
-        uses = exact.Uses(frames, variables, size, self.multiples, self._training)
+        uses = self.uses(frames, self._training, size)
         watched = [keras_compat.tensor_of(v) for v in variables]
         gradients, deltas = tape.gradient(loss, (watched, uses.outputs))
         by_reference = zip((v.ref() for v in watched), gradients, strict=True)
@@ -109,11 +143,11 @@ class Scorer:
     def _loss(self, x: Any, y: Any, sample_weight: Any, size: int) -> tf.Tensor:
         """Returns the sum of the examples' losses, regularisation left out."""
         ones = tf.ones([size], keras.config.floatx())
-        weights = losses.weights_for(self._losses, ones, sample_weight)
+        weights = losses.weights_for(self.losses, ones, sample_weight)
         y_pred = keras_compat.call_model(self._model, x, training=self._training)
         loss = keras_compat.compute_loss(self._model, x, y, y_pred, weights)
         loss -= sum(tf.cast(term, loss.dtype) for term in self._model.losses)
-        return loss / loss_scale(self._losses, size)
+        return loss / loss_scale(self.losses, size)
 
     def verify(self) -> None:
         """Compares the norms of three examples with gradients taken one by one.

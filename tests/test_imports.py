@@ -37,6 +37,7 @@ ORDER = [
     "planner",
     "run",
     "checks",
+    "exact_step",
     "training_step",
     "trainer",
     "model",
