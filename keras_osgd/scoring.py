@@ -77,7 +77,11 @@ class Scorer:
         self.worked_out: list[str] = []
         self._norms = self._measured_norms
         if not model.run_eagerly:
-            self._norms = tf.function(self._measured_norms, autograph=False)
+            self._norms = tf.function(
+                self._measured_norms,
+                autograph=False,
+                jit_compile=model.jit_compile or None,
+            )
 
     def __call__(self, x: Any, y: Any, sample_weight: Any = None) -> tf.Tensor:
         """Returns `[m]`, each example's exact gradient norm, float32 or float64."""
