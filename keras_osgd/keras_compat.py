@@ -18,6 +18,7 @@ __all__ = [
     "call_model",
     "compiled_losses",
     "compute_loss",
+    "copied",
     "draws_random_numbers",
     "layers_of",
     "logits",
@@ -76,6 +77,15 @@ def compiled_losses(model: keras.Model) -> list[tuple[tuple, keras.losses.Loss]]
     found = [(item.path, item.loss) for item in model._compile_loss._flat_losses]
     # Of several losses for a single output Keras uses the first, and only that.
     return found if found and found[0][0] else found[:1]
+
+
+def copied(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor of the same values, and of the same mask and logits."""
+    copy = tf.identity(tensor)
+    for name in ("_keras_mask", "_keras_logits"):
+        if hasattr(tensor, name):
+            setattr(copy, name, getattr(tensor, name))
+    return copy
 
 
 def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
