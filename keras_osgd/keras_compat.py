@@ -61,8 +61,17 @@ def tensor_of(variable: keras.Variable) -> tf.Variable:
 
 
 def draws_random_numbers(layer: keras.Layer) -> bool:
-    """Returns whether the layer, or one inside it, has a random generator."""
-    return any(x._seed_generators for x in layer._flatten_layers())
+    """Returns whether the layer, or one inside it, has a random generator.
+
+    Cells of recurrent layers have one even where both of their rates are 0.
+    """
+
+    def draws(inner: keras.Layer) -> bool:
+        names = "dropout", "recurrent_dropout"
+        rates = [getattr(inner, name, 1) for name in names]
+        return bool(inner._seed_generators) and rates != [0, 0]
+
+    return any(draws(inner) for inner in layer._flatten_layers())
 
 
 def logits(tensor: tf.Tensor) -> tf.Tensor:
