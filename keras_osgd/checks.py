@@ -9,14 +9,17 @@ import keras
 
 from keras_osgd import keras_compat
 from keras_osgd.learning_rate import inner_optimizer, rule_for
+from keras_osgd.losses import OutputLoss
 from keras_osgd.sampling import RAIS
 from keras_osgd.score_table import ScoreTable
+from keras_osgd.scoring import Scorer, has_terms_of_the_batch
 from keras_osgd.training_data import TrainingData
 
 __all__ = [
     "check_model",
     "check_optimizer",
     "check_size",
+    "prepare_scorer",
     "prepare_state",
     "restart_clock",
     "warn_of_floor",
@@ -163,6 +166,39 @@ def _warn_of_clipping(
         )
 
 
+def prepare_scorer(
+    model: keras.Model, sampling: RAIS, described: list[OutputLoss], data: TrainingData
+) -> Scorer | None:
+    """Returns what takes exact norms, tried out on three examples, or `None`.
+
+    Raises:
+        ValueError: listing every layer that has no per-example gradients.
+    """
+    if sampling.norm != "exact":
+        return None
+    scorer = Scorer(model, described, data)
+    scorer.verify()
+    if not scorer.holds_statistics:
+        scorer.try_training()
+    if scorer.worked_out:
+        warn_once(
+            model,
+            "one by one",
+            f"No rule is known for the gradient norms of {scorer.worked_out}: they are "
+            "worked out one example at a time, which is exact but slow. Register one "
+            "with `keras_osgd.norms.register`.",
+        )
+    if scorer.holds_statistics:
+        warn_once(
+            model,
+            "statistics",
+            "BatchNormalization has no per-example gradient in training mode: norms "
+            f"are taken with the statistics of {scorer.holds_statistics} held at their "
+            "moving averages, in a second pass: a step takes about twice as long.",
+        )
+    return scorer
+
+
 def check_size(model: keras.Model, sampling: RAIS, data: TrainingData) -> str | None:
     """Warns of, or refuses, very few examples.
 
@@ -192,10 +228,7 @@ def check_size(model: keras.Model, sampling: RAIS, data: TrainingData) -> str | 
 
 def warn_of_unweighted_losses(model: keras.Model) -> None:
     """Warns of losses that never see the importance weights."""
-    regularized = sum(
-        getattr(v, "regularizer", None) is not None for v in model.trainable_weights
-    )
-    if len(model.losses) > regularized:
+    if has_terms_of_the_batch(model):
         warn_once(
             model,
             "add_loss",

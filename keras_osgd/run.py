@@ -10,11 +10,13 @@ import tensorflow as tf
 
 from keras_osgd import learning_rate
 from keras_osgd.effective_epochs import Clock
+from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.losses import OutputLoss
 from keras_osgd.observations import ObservationLog
 from keras_osgd.pipeline import PlanBuffers, Rows, batches
 from keras_osgd.planner import Planner, lead_steps
 from keras_osgd.sampling import RAIS
+from keras_osgd.scoring import Scorer
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
 
@@ -56,6 +58,8 @@ class Run:
         self.log = ObservationLog(self.buffers)
         self.clock = Clock(state.lead, self.buffers.end, steps_per_execution)
         self.gain = state.gain
+        self.scorer: Scorer | None = None  # where norms are exact
+        self.last_layer_gain = GainRatio()  # beside it, to check the approximation
         self.losses: list[OutputLoss] = []
         self.optimizer: keras.optimizers.Optimizer | None = None
         self.planner: Planner | None = None
@@ -98,8 +102,12 @@ class Run:
 
     def figures(self) -> dict[str, float]:
         """Returns what `SamplingMonitor` shows."""
+        figures = dict(self.planner.figures)
+        if self.scorer is not None:
+            gain = self.last_layer_gain.current(float(self.batch_size))
+            figures["gain_ratio_last_layer"] = float(gain)
         return {
-            **self.planner.figures,
+            **figures,
             "effective_epochs": self.clock.effective_iterations()
             * self.batch_size
             / self.n,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from keras_osgd import distributions, keras_compat, learning_rate, losses
+from keras_osgd import distributions, exact_step, keras_compat, learning_rate, losses
 from keras_osgd import gain_ratio as gain_ratios
 from keras_osgd.norms import last_layer
+from keras_osgd.norms.calls import recording
 from keras_osgd.run import Run
 
 __all__ = ["make_core"]
@@ -26,44 +28,85 @@ def make_core(model: keras.Model, run: Run, jit_compile: bool) -> Any:
     return core
 
 
+class _Pass(NamedTuple):
+    """What the forward and backward pass give; norms and moments without w.
+
+    Attributes:
+        y_pred: the model's outputs.
+        gradients: one for each trainable weight.
+        last_layer: squared norms `[m]` and ||g||^2 `[]` of the last layer.
+        exact: the same of all trainable weights, or `None`.
+    """
+
+    y_pred: Any
+    gradients: list[Any]
+    last_layer: tuple[tf.Tensor, tf.Tensor]
+    exact: tuple[tf.Tensor, tf.Tensor] | None
+
+
 def sampled_step(
     model: keras.Model, run: Run, data: Any
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
     """Trains on a weighted batch; returns logs, norms `[m]` and the gain ratio `[]`."""
     x, y, sample = data
     weights = distributions.importance_weights(sample.probability, run.n)
+    candidate_weights = distributions.importance_weights(sample.candidate, run.n)
     combined = losses.weights_for(run.losses, weights, sample.sample_weight)
     size = tf.cast(run.batch_size, tf.float32)
-    with tf.GradientTape() as tape, last_layer.recording(model) as heads:
-        y_pred = keras_compat.call_model(model, x, training=True)
-        loss = keras_compat.compute_loss(model, x, y, y_pred, combined)
-        _track_loss(model, loss, weights, size)
-        scaled = model.optimizer.scale_loss(loss)
-    variables = model.trainable_weights
-    found = [
-        heads.of(losses.output_of(y_pred, item.path, order))
-        for order, item in enumerate(run.losses)
-    ]
-    gradients, deltas = tape.gradient(
-        scaled, (variables, [head.pre_activation for head in found])
-    )
-    squared, squared_gradient = _squared(model, run, found, deltas, size)
-    squared /= tf.square(weights)
+    done = _forward_and_backward(model, run, data, weights, combined)
     gain = run.gain.current(size)
     importance = tf.reduce_all(sample.probability == sample.candidate)
     applied_gain = tf.where(importance, gain, 1.0) if run.adapt else tf.ones([])
-    _apply(model, run, zip(gradients, variables, strict=True), applied_gain)
-    candidate_weights = distributions.importance_weights(sample.candidate, run.n)
+    variables = model.trainable_weights
+    _apply(model, run, zip(done.gradients, variables, strict=True), applied_gain)
+    squared, squared_gradient = done.exact or done.last_layer
     run.gain.update(
         gain_ratios.moments(weights, candidate_weights, squared, squared_gradient)
     )
+    if done.exact:
+        run.last_layer_gain.update(
+            gain_ratios.moments(weights, candidate_weights, *done.last_layer)
+        )
     held = model.sampling_held
     held.importance_weights = weights, _output_weights(combined)
     try:
-        logs = model.compute_metrics(x, y, y_pred, sample_weight=combined)
+        logs = model.compute_metrics(x, y, done.y_pred, sample_weight=combined)
     finally:
         held.importance_weights = None
     return logs, tf.sqrt(squared), gain
+
+
+def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
+    (x, y, sample), size = data, tf.cast(run.batch_size, tf.float32)
+    scorer, exact, statistics_held = run.scorer, None, None
+    if scorer is not None and scorer.holds_statistics:
+        alone = tf.cast(scorer(x, y, sample.sample_weight), tf.float32)
+        statistics_held = tf.square(weights * alone)
+    with tf.GradientTape(persistent=scorer is not None) as tape:
+        recorded = contextlib.nullcontext([]) if scorer is None else recording(model)
+        with recorded as frames, last_layer.recording(model) as heads:
+            y_pred = keras_compat.call_model(model, x, training=True)
+            loss = keras_compat.compute_loss(model, x, y, y_pred, combined)
+            _track_loss(model, loss, weights, size)
+        found = [
+            heads.of(losses.output_of(y_pred, item.path, order))
+            for order, item in enumerate(run.losses)
+        ]
+        outputs = [head.pre_activation for head in found]
+        if scorer is None:
+            scaled = model.optimizer.scale_loss(loss)
+        else:
+            gradients, deltas, *exact = exact_step.backward(
+                model, scorer, tape, frames, loss, outputs, statistics_held
+            )
+    if scorer is None:
+        sources = model.trainable_weights, outputs
+        gradients, deltas = tape.gradient(scaled, sources)
+    else:
+        exact = exact[0] / tf.square(weights), exact[1]
+    squared, squared_gradient = _squared(model, run, found, deltas, size)
+    last = squared / tf.square(weights), squared_gradient
+    return _Pass(y_pred, gradients, last, exact)
 
 
 def _track_loss(model, loss, weights, size) -> None:

@@ -9,7 +9,7 @@ from keras_osgd.norms.dense import bias_form
 from keras_osgd.norms.forms import widened
 from keras_osgd.norms.rules import Call, Uses, register
 
-__all__ = ["coupling"]
+__all__ = ["couples_examples", "coupling"]
 
 _LAYERS = keras.layers
 
@@ -68,6 +68,12 @@ def _scale_and_offset(
     return found
 
 
+def couples_examples(layer: keras.Layer) -> bool:
+    """Returns whether the layer, in training mode, makes examples depend on others."""
+    batch = type(layer).call is _LAYERS.BatchNormalization.call
+    return batch and layer.trainable
+
+
 def coupling(call: Call) -> str | None:
     """Returns why no example has a gradient of its own after this call, or `None`.
 
@@ -75,8 +81,7 @@ def coupling(call: Call) -> str | None:
     example's loss then depends on all examples.
     """
     layer = call.layer
-    batch = type(layer).call is _LAYERS.BatchNormalization.call
-    if not (batch and call.arguments["training"] and layer.trainable):
+    if not (couples_examples(layer) and call.arguments["training"]):
         return None
     return (
         f"{layer.name} (BatchNormalization) in training mode normalizes by the "
