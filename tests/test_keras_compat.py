@@ -49,6 +49,8 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
         lambda: keras.activations.softmax(tf.zeros((2, 3))),
         "logits: norms of models that end in a softmax or sigmoid",
     ),
+    "_value": (lambda: compiled().weights[0], "tensor_of: every exact norm"),
+    "_seed_generators": (compiled, "draws_random_numbers: layers without a rule"),
     "_keras_mask": (
         lambda: keras.layers.Masking()(tf.zeros((2, 3, 4))),
         "copied: masks of layers with several outputs, in exact norms",
