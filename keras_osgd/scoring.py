@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_osgd import keras_compat, losses
 from keras_osgd.losses import OutputLoss
 from keras_osgd.norms import exact
+from keras_osgd.norms.batch_axes import batch_axes
 from keras_osgd.norms.calls import Frame, recording
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.training_data import TrainingData
@@ -55,7 +56,7 @@ class Scorer:
         batch_size: of `fit`.
         holds_statistics: names of BatchNormalization layers that are trained: only
             norms with their statistics held exist.
-        multiples: see `exact.multiples`.
+        batch_axes: see `batch_axes.batch_axes`.
         worked_out: layers that no rule is known for.
     """
 
@@ -72,7 +73,7 @@ class Scorer:
         layers = keras_compat.layers_of(model)
         self.holds_statistics = [x.name for x in layers if couples_examples(x)]
         self._probe = _first_rows(data, _PROBED)
-        self.multiples = exact.multiples(model, self._probe[0])
+        self.batch_axes = batch_axes(model, self._probe[0])
         self.worked_out: list[str] = []
         self._norms = self._measured_norms
         if not model.run_eagerly:
@@ -124,7 +125,7 @@ class Scorer:
         """
         variables = self._model.trainable_variables
         return exact.Uses(
-            frames, variables, size or self.batch_size, self.multiples, training
+            frames, variables, size or self.batch_size, self.batch_axes, training
         )
 
     def _measured_norms(self, x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
@@ -190,7 +191,7 @@ class Scorer:
                 parts = measured.by_weight.get(own.ref())
                 found = 0.0 if parts is None else tf.sqrt(parts[row])
                 total = tf.sqrt(tf.cast(measured.squared_norms[row], tf.float64))
-                limit = _TOLERANCE[keras.config.floatx()] * total
+                limit = self._tolerance() * total
                 if abs(alone - tf.cast(found, tf.float64)) > limit:
                     wrong.add(variable.path)
         if wrong:
@@ -201,6 +202,10 @@ class Scorer:
                 "`keras_osgd.norms.register` for the layer that uses them, or use the "
                 'last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
             )
+
+    def _tolerance(self) -> float:
+        layers = [self._model, *keras_compat.layers_of(self._model)]
+        return max(_TOLERANCE.get(layer.compute_dtype, 0.0) for layer in layers)
 
 
 def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
