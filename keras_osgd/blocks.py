@@ -127,7 +127,8 @@ class Blocks:
             )
             self.notices.append(
                 f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Training goes "
-                "on with uniform, reshuffled draws until the gain rises again."
+                f"on with uniform, {self._sampling.draws} draws until the gain rises "
+                "again."
             )
         elif not state.armed and gain > threshold + _REARM_MARGIN:
             state.armed = True

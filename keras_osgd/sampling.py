@@ -97,13 +97,10 @@ class RAIS(Sampling):
         require_full_batches: bool = False,
     ) -> None:
         """Checks and keeps the configuration."""
-        if norm not in ("last_layer", "exact"):
-            raise ValueError(
-                "`norm` must be 'last_layer' or 'exact'. Received: "
-                f"norm={norm!r}. Use 'last_layer' unless you check the approximation."
-            )
-        _check_floor_and_draws(floor, draws)
-        _check_count("window", window, 100, "6400")
+        _check_choice("norm", norm, "last_layer", "exact")
+        _check_choice("draws", draws, "reshuffled", "independent")
+        _check_floor(floor)
+        _check_count("window", window, 100)
         self.norm = norm
         self.floor = float(floor)
         self.window = int(window)
@@ -133,9 +130,9 @@ class RAIS(Sampling):
 class Oracle(Sampling):
     """Exact O-SGD, what RAIS approximates: p_i = v_i / sum v, exact norms v of all n.
 
-    To measure how good sampling could be, not to save time: one scoring costs about as
-    much as n/batch_size steps. Norms are those of `keras_osgd.gradient_norms`, with
-    Dropout off.
+    To see what sampling could gain, not to save time: one scoring costs about as much
+    as n/batch_size steps. Norms are those of `keras_osgd.gradient_norms`, with Dropout
+    off. Metrics shown in training are rough where floor is 0: easy examples are rare.
 
     Args:
         refresh: steps between two scorings, a multiple of `steps_per_execution`. `None`
@@ -143,8 +140,10 @@ class Oracle(Sampling):
             warns: p is then a stale point estimate.
         floor: as in `RAIS`; `None` means 0 where refresh is 1 and 0.1 elsewhere.
         adapt_learning_rate: as in `RAIS`.
-        draws: as in `RAIS`, and so are `seed` and `require_full_batches`.
+        draws: as in `RAIS`, but "independent": "reshuffled" is for p that moves slowly.
         score_batch_size: examples scored at once; changes time and memory only.
+        seed: as in `RAIS`.
+        require_full_batches: as in `RAIS`.
 
     Raises:
         ValueError: if an argument is outside what is said above.
@@ -163,16 +162,17 @@ class Oracle(Sampling):
         refresh: int | None = None,
         floor: float | None = None,
         adapt_learning_rate: bool = True,
-        draws: Literal["reshuffled", "independent"] = "reshuffled",
+        draws: Literal["reshuffled", "independent"] = "independent",
         score_batch_size: int = 256,
         seed: int | None = None,
         require_full_batches: bool = False,
     ) -> None:
         """Checks and keeps the configuration."""
-        _check_floor_and_draws(0.0 if floor is None else floor, draws)
+        _check_choice("draws", draws, "reshuffled", "independent")
+        _check_floor(0.0 if floor is None else floor)
         if refresh is not None:
-            _check_count("refresh", refresh, 1, "None for the default")
-        _check_count("score_batch_size", score_batch_size, 1, "256")
+            _check_count("refresh", refresh, 1)
+        _check_count("score_batch_size", score_batch_size, 1)
         self.refresh = None if refresh is None else int(refresh)
         self.floor = None if floor is None else float(floor)
         self.adapt_learning_rate = bool(adapt_learning_rate)
@@ -200,24 +200,25 @@ class Oracle(Sampling):
         return 0.0 if self.block_steps(n, batch_size) == 1 else _STALE_FLOOR
 
 
-def _check_floor_and_draws(floor: float, draws: str) -> None:
-    if not 0 <= floor <= 1:
-        raise ValueError(
-            "`floor` must be in [0, 1]: it is the share of uniform sampling mixed in. "
-            f"Received: floor={floor}. Leave it out unless you know better."
-        )
-    if draws not in ("reshuffled", "independent"):
-        raise ValueError(
-            "`draws` must be 'reshuffled' or 'independent'. Received: draws="
-            f"{draws!r}. Use 'reshuffled' unless you reproduce the paper."
-        )
+def _check_floor(floor: float) -> None:
+    must = "in [0, 1]: it is the share of uniform sampling mixed in"
+    _check("floor", floor, 0 <= floor <= 1, must)
 
 
-def _check_count(name: str, value: int, least: int, usual: str) -> None:
-    if not isinstance(value, numbers.Integral) or value < least:
+def _check_choice(name: str, value: str, *choices: str) -> None:
+    _check(name, value, value in choices, f"one of {choices}")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    whole = isinstance(value, numbers.Integral) and value >= least
+    _check(name, value, whole, f"a whole number and at least {least}")
+
+
+def _check(name: str, value: Any, met: bool, must: str) -> None:
+    if not met:
         raise ValueError(
-            f"`{name}` must be a whole number and at least {least}. Received: "
-            f"{name}={value!r}. Use {usual}."
+            f"`{name}` must be {must}. Received: {name}={value!r}. "
+            "Leave it out for the default."
         )
 
 

@@ -315,7 +315,7 @@ def test_the_floor_bounds_the_weights(monkeypatch):
         ({"refresh": 2.5}, "`refresh` must be a whole number.*=2.5"),
         ({"floor": 1.5}, r"`floor` must be in \[0, 1\].*floor=1.5"),
         ({"floor": math.nan}, r"`floor` must be in \[0, 1\].*floor=nan"),
-        ({"draws": "all"}, "'reshuffled' or 'independent'.*'all'"),
+        ({"draws": "all"}, r"`draws` must be one of \('resh.*'independent'\).*'all'"),
         ({"score_batch_size": 0}, "`score_batch_size` must be a whole number.*=0"),
     ],
 )
@@ -371,7 +371,7 @@ def test_stale_scores_that_do_not_pay_are_retreated_from(refresh, monkeypatch, c
     model.fit(X, Y, batch_size=M, epochs=12, verbose=2)
     out = capsys.readouterr().out
     stale = refresh > 1
-    assert out.count("on with uniform, reshuffled draws") == stale
+    assert out.count("on with uniform, independent draws") == stale
     plan = model.sampling_run.planner.last_plan
     assert plan.importance != stale
     if stale:
