@@ -9,7 +9,7 @@ import keras
 from keras_osgd import keras_compat
 from keras_osgd.learning_rate import inner_optimizer, rule_for
 from keras_osgd.losses import OutputLoss
-from keras_osgd.oracle import staleness
+from keras_osgd.oracle import warn_of_staleness
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.score_table import ScoreTable
 from keras_osgd.scoring import Scorer, has_terms_of_the_batch
@@ -175,9 +175,7 @@ def prepare_scorer(
     if sampling.norm != "exact":
         return None
     if isinstance(sampling, Oracle):
-        stale = staleness(sampling, data.n, data.batch_size)
-        if stale is not None:
-            warn_once(model, "stale", stale)
+        warn_of_staleness(model, sampling, data)
     scorer = Scorer(model, described, data)
     scorer.verify()
     if scorer.worked_out:

@@ -16,8 +16,9 @@ from keras_osgd.sampling import Oracle
 from keras_osgd.scoring import Scorer
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
+from keras_osgd.warn_once import warn_once
 
-__all__ = ["OraclePlanner", "refresh_steps", "scoring_all", "staleness"]
+__all__ = ["OraclePlanner", "refresh_steps", "scoring_all", "warn_of_staleness"]
 
 _RETREAT_BELOW = 1.03  # as RAIS; fresh norms have nothing to retreat from
 _RECENT_STEPS = 50  # gain and figures are averaged over so many
@@ -223,16 +224,18 @@ def refresh_steps(
     )
 
 
-def staleness(sampling: Oracle, n: int, batch_size: int) -> str | None:
-    """Returns what to warn of where the default `refresh` leaves scores to age."""
-    steps = sampling.block_steps(n, batch_size)
+def warn_of_staleness(model: keras.Model, sampling: Oracle, data: TrainingData) -> None:
+    """Warns once where the default `refresh` leaves scores to age."""
+    steps = sampling.block_steps(data.n, data.batch_size)
     if sampling.refresh is not None or steps == 1:
-        return None
-    return (
-        f"{n} examples are scored every {steps} steps by default: in between, "
+        return
+    warn_once(
+        model,
+        "stale",
+        f"{data.n} examples are scored every {steps} steps by default: in between, "
         "the oracle is a stale point estimate. Measured on 5,000 examples, a scoring "
         "every 5 / 20 / 80 steps gave 14.7 / 15.5 / 44.8 % test error without a floor, "
         "and 14.6 % at 80 with a floor of 0.1. `Oracle(refresh=...)` sets the steps; a "
-        f"scoring costs about as much as {-(-n // batch_size)} of them. "
-        'sampling="rais" is made for this many examples.'
+        f"scoring costs about as much as {-(-data.n // data.batch_size)} of them. "
+        'sampling="rais" is made for this many examples.',
     )

@@ -95,9 +95,8 @@ def test_p_is_in_proportion_to_the_norms_at_the_weights_before_the_step(
     method = Oracle(refresh, 0.0, adapt_learning_rate=False, seed=0)
     model, watch = _model(rate=1.0, sampling=method), _Watch()
     warned = small.warned(_fit, model, epochs=2, callbacks=[watch])
-    assert [w for w in warned if "floor" in w] == [
-        w for w in warned if refresh > 1
-    ]  # fresh weights w v are all the same: nothing to bound
+    # With fresh norms w v is the same for all: there is no weight to bound.
+    assert any("`floor` is 0" in line for line in warned) == (refresh > 1)
     starts = _assert_p_is_that_of_the_plans_first_step(watch, refresh)
     assert starts == list(range(0, 2 * STEPS, refresh))
     assert len(scorings) == len(starts)  # none after the last step
@@ -157,7 +156,7 @@ def test_two_runs_with_one_seed_are_equal_to_the_bit_and_another_is_not():
 
 
 def test_a_second_fit_scores_at_the_weights_it_begins_with(scorings):
-    model, watch = _model(sampling=Oracle(refresh=50, floor=0, seed=0)), _Watch()
+    model, watch = _model(sampling=Oracle(refresh=50, floor=1e-9, seed=0)), _Watch()
     _fit(model)
     weights = [w + 0.5 for w in model.get_weights()]
 
@@ -202,7 +201,7 @@ def test_an_accelerated_keras_model_trains_by_exact_norms(scorings):
 @pytest.mark.parametrize("per_execution", [2, 4])
 def test_a_refresh_that_is_a_multiple_of_steps_per_execution_trains(per_execution):
     # Epochs of 8 effective iterations, which end inside executions and blocks.
-    method = Oracle(refresh=4, floor=0, seed=0)
+    method = Oracle(refresh=4, floor=1e-9, seed=0)
     model, watch = _model(sampling=method, steps_per_execution=per_execution), _Watch()
     _fit(model, X[:27], Y[:27], epochs=4, callbacks=[watch])
     steps = [step for step, *_ in watch.steps]
@@ -236,9 +235,12 @@ def test_the_default_refresh_follows_n_and_steps_per_execution():
 
 
 def test_a_stale_default_is_warned_of_once(monkeypatch):
-    assert oracle.staleness(Oracle(), 10_000, 64) is None
-    assert oracle.staleness(Oracle(refresh=80), 60_000, 64) is None
-    monkeypatch.setattr(sampling, "_FRESH", 10)
+    monkeypatch.setattr(sampling, "_FRESH", N)
+    fresh = _model(sampling="oracle")
+    assert small.warned(_fit, fresh) == []
+    monkeypatch.setattr(sampling, "_FRESH", N - 1)
+    asked_for = _model(sampling=Oracle(refresh=80))
+    assert small.warned(_fit, asked_for) == []
     model = _model(sampling="oracle")
     messages = small.warned(_fit, model) + small.warned(_fit, model)
     assert len(messages) == 1
