@@ -1,14 +1,16 @@
 """Train Keras models in less time by drawing the examples that matter most."""
 
 from keras_osgd import callbacks, norms, sampling
+from keras_osgd.diagnosis import check
+from keras_osgd.exact_norms import gradient_norms
 from keras_osgd.model import Model, Sequential, accelerate, release
-from keras_osgd.scoring import gradient_norms
 
 __all__ = [
     "Model",
     "Sequential",
     "accelerate",
     "callbacks",
+    "check",
     "gradient_norms",
     "norms",
     "release",

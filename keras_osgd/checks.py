@@ -178,6 +178,8 @@ def prepare_scorer(
         warn_of_staleness(model, sampling, data)
     scorer = Scorer(model, described, data)
     scorer.verify()
+    if not scorer.holds_statistics:
+        scorer.try_training()
     if scorer.worked_out:
         warn_once(
             model,
@@ -191,8 +193,8 @@ def prepare_scorer(
             model,
             "statistics",
             "BatchNormalization has no per-example gradient in training mode: norms "
-            "are taken with its statistics held at their moving averages, in a second "
-            "pass, so that a step takes about twice as long.",
+            f"are taken with the statistics of {scorer.holds_statistics} held at their "
+            "moving averages, in a second pass: a step takes about twice as long.",
         )
     return scorer
 

@@ -14,8 +14,7 @@ from keras_osgd.training_data import TrainingData
 
 __all__ = ["OutputLoss", "describe", "output_of", "weights_for"]
 
-# More than most models have outputs: Keras takes a single y of as many rows as there
-# are outputs for one target each.
+# More rows than outputs, or Keras takes the rows of a single y for their targets.
 _PROBED = 5
 _BATCH_MEANS = ("sum_over_batch_size", "mean")
 
@@ -57,7 +56,7 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     y_pred = keras_compat.call_model(model, x, training=False)
     # Zeros, since a label may be outside the classes, which is found out below.
     zeros = keras.tree.map_structure(lambda a: a if a is None else tf.zeros_like(a), y)
-    described, refused = [], []
+    described, refused, problems = [], [], []
     for order, (path, loss) in enumerate(_built(model, x, zeros, y_pred)):
         prediction = output_of(y_pred, path, order)
         target = _target_of(y, y_pred, path, order, getattr(model, "output_names", ()))
@@ -65,12 +64,16 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
         if not each:
             refused.append((path, loss.name, shape))
             continue
-        _check_reduction(loss)
-        _check_labels(loss, _leaf(data.arrays[1], target), prediction)
-        _check_sample_weight(_leaf(data.arrays[2], target), shape)
+        problems += [
+            _problem_of_reduction(loss),
+            _problem_of_labels(loss, _leaf(data.arrays[1], target), prediction),
+            _problem_of_weights(_leaf(data.arrays[2], target), shape),
+        ]
         size, mean = int(np.prod(shape[1:])), loss.reduction in _BATCH_MEANS
         described.append(OutputLoss(path, len(shape), size, mean, target))
-    _check_none_refused(refused)
+    problems = [text for text in (_problem_of_shapes(refused), *problems) if text]
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
     if type(model).compute_loss is not keras.Model.compute_loss:
         _check_weights_heeded(model, x, y, y_pred, described)
     return described
@@ -78,10 +81,9 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
 
 def _built(model, x, y, y_pred) -> list[tuple[tuple, keras.losses.Loss]]:
     """Returns (path, loss) of each loss; Keras builds them when they are called."""
-    found = []
     if model.loss is not None:
         keras_compat.compute_loss(model, x, y, y_pred, None)
-        found = keras_compat.compiled_losses(model)
+    found = keras_compat.compiled_losses(model) if model.loss is not None else []
     if not found:
         raise ValueError(
             "`compile` must be given a `loss`, and a `compute_loss` of yours must call "
@@ -105,17 +107,16 @@ def _shape_of_values(loss, target, prediction: tf.Tensor) -> tuple[tuple, bool]:
     return shapes[-1], each
 
 
-def _check_none_refused(refused: list[tuple]) -> None:
-    if refused:
-        listed = ", ".join(
-            f"{name}{' of output ' + '/'.join(map(str, path)) if path else ''} "
-            f"got shape {shape}"
-            for path, name, shape in refused
-        )
-        raise ValueError(
-            f"Each loss must return one value per example; {listed}. Use Keras losses, "
-            "or let yours return the mean over all axes but the first."
-        )
+def _problem_of_shapes(refused: list[tuple]) -> str | None:
+    listed = ", ".join(
+        f"{name}{' of output ' + '/'.join(map(str, path)) if path else ''} "
+        f"got shape {shape}"
+        for path, name, shape in refused
+    )
+    return listed and (
+        f"Each loss must return one value per example; {listed}. Use Keras losses, "
+        "or let yours return the mean over all axes but the first."
+    )
 
 
 def _check_weights_heeded(model, x, y, y_pred, described) -> None:
@@ -133,46 +134,51 @@ def _check_weights_heeded(model, x, y, y_pred, described) -> None:
         )
 
 
-def _check_reduction(loss: keras.losses.Loss) -> None:
-    if loss.reduction == "mean_with_sample_weight":
-        raise ValueError(
-            "A loss's `reduction` must not be 'mean_with_sample_weight': it divides by "
-            "the sum of the weights and biases the gradient. Received: it in "
-            f"{loss.name}. Use 'sum_over_batch_size'."
-        )
+def _problem_of_reduction(loss: keras.losses.Loss) -> str | None:
+    if loss.reduction != "mean_with_sample_weight":
+        return None
+    return (
+        "A loss's `reduction` must not be 'mean_with_sample_weight': it divides by "
+        "the sum of the weights and biases the gradient. Received: it in "
+        f"{loss.name}. Use 'sum_over_batch_size'."
+    )
 
 
-def _check_labels(loss, y: np.ndarray, prediction: tf.Tensor) -> None:
+def _problem_of_labels(loss, y: np.ndarray, prediction: tf.Tensor) -> str | None:
     name = getattr(getattr(loss, "fn", None), "__name__", "")
     if name != "sparse_categorical_crossentropy":
-        return
+        return None
     options = keras_compat.loss_options(loss)
     outputs = prediction.shape[options.get("axis", -1)]
     outside = (y < 0) | (y >= outputs)
     if options.get("ignore_class") is not None:
         outside &= y != options["ignore_class"]
-    if outside.any():
-        index = int(np.argwhere(outside)[0][0])
-        label = np.ravel(y[index])[np.ravel(outside[index])][0]
-        raise ValueError(
-            f"y has label {label:g} at index {index} but the model has {outputs} "
-            f"outputs. Labels must be 0 to {outputs - 1}: renumber them or widen the "
-            "last layer."
-        )
+    if not outside.any():
+        return None
+    index = int(np.argwhere(outside)[0][0])
+    label = np.ravel(y[index])[np.ravel(outside[index])][0]
+    return (
+        f"y has label {label:g} at index {index} but the model has {outputs} "
+        f"outputs. Labels must be 0 to {outputs - 1}: renumber them or widen the "
+        "last layer."
+    )
 
 
-def _check_sample_weight(weight: np.ndarray | None, shape: tuple) -> None:
+def _problem_of_weights(weight: np.ndarray | None, shape: tuple) -> str | None:
     if weight is None:
-        return
+        return None
     own = weight.shape[1:]
     pairs = zip(own, shape[1:], strict=False)  # further axes must be of length 1
     fits = all(a in (1, b) for a, b in pairs) and set(own[len(shape) - 1 :]) <= {1}
-    if not fits:
-        raise ValueError(
+    return (
+        None
+        if fits
+        else (
             "`sample_weight` must have one value per example, or one per value of its "
             f"loss, {shape[1:]} for each example. Received: {own} for each example. "
             "Sum or average it over the axes that the loss does not have."
         )
+    )
 
 
 def output_of(y_pred: Any, path: tuple, order: int) -> tf.Tensor:

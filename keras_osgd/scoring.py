@@ -9,14 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import keras_compat, losses, training_data
+from keras_osgd import keras_compat, losses
 from keras_osgd.losses import OutputLoss
 from keras_osgd.norms import exact
 from keras_osgd.norms.calls import Frame, recording
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["Scorer", "gradient_norms", "has_terms_of_the_batch", "loss_scale"]
+__all__ = ["Scorer", "has_terms_of_the_batch", "loss_scale"]
 
 _PROBED = 3
 _TOLERANCE = {"float16": 0.2, "bfloat16": 0.2, "float32": 2e-3, "float64": 1e-6}
@@ -53,8 +53,8 @@ class Scorer:
     Attributes:
         losses: as described.
         batch_size: of `fit`.
-        holds_statistics: whether the model has BatchNormalization layers in training,
-            so that only norms with their statistics held exist.
+        holds_statistics: names of BatchNormalization layers that are trained: only
+            norms with their statistics held exist.
         multiples: see `exact.multiples`.
         worked_out: layers that no rule is known for.
     """
@@ -69,15 +69,18 @@ class Scorer:
         """Tries out which calls have a batch axis."""
         self._model, self._training = model, training
         self.losses, self.batch_size = list(described), data.batch_size
-        self.holds_statistics = any(
-            map(couples_examples, keras_compat.layers_of(model))
-        )
+        layers = keras_compat.layers_of(model)
+        self.holds_statistics = [x.name for x in layers if couples_examples(x)]
         self._probe = _first_rows(data, _PROBED)
         self.multiples = exact.multiples(model, self._probe[0])
         self.worked_out: list[str] = []
         self._norms = self._measured_norms
         if not model.run_eagerly:
-            self._norms = tf.function(self._measured_norms, autograph=False)
+            self._norms = tf.function(
+                self._measured_norms,
+                autograph=False,
+                jit_compile=model.jit_compile or None,
+            )
 
     def __call__(self, x: Any, y: Any, sample_weight: Any = None) -> tf.Tensor:
         """Returns `[m]`, each example's exact gradient norm, float32 or float64."""
@@ -149,6 +152,19 @@ class Scorer:
         loss -= sum(tf.cast(term, loss.dtype) for term in self._model.losses)
         return loss / loss_scale(self.losses, size)
 
+    def try_training(self) -> None:
+        """Takes the norms of three examples in training mode; changes no state.
+
+        Raises:
+            ValueError: listing every layer that has no per-example gradients.
+        """
+        held, self._training = self._training, True
+        try:
+            with keras.StatelessScope():
+                self._measured(*self._probe)
+        finally:
+            self._training = held
+
     def verify(self) -> None:
         """Compares the norms of three examples with gradients taken one by one.
 
@@ -193,51 +209,3 @@ def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
     return keras.tree.map_structure(
         lambda a: None if a is None else tf.convert_to_tensor(a[rows]), data.arrays
     )
-
-
-def gradient_norms(
-    model: keras.Model,
-    x: Any,
-    y: Any,
-    sample_weight: Any = None,
-    batch_size: int = 256,
-    training: bool = False,
-) -> np.ndarray:
-    """Returns the exact norm of every example's gradient, over all trainable weights.
-
-    v_i = ||grad f_i||, f_i being the compiled loss of example i alone times its weight,
-    regularisation left out. One backward pass over a batch gives them all (Goodfellow
-    2015 and its extensions); layers without a rule are worked out one example at a time
-    (see `norms.register`).
-
-    Args:
-        model: a compiled Keras model, of whatever class.
-        x: inputs, arrays or tensors, nested or not; n examples.
-        y: targets.
-        sample_weight: as in `fit`.
-        batch_size: examples taken at once; changes time and memory only.
-        training: whether Dropout and the like are active. BatchNormalization has no
-            per-example gradient then; with `False` its statistics are held at their
-            moving averages.
-
-    Returns:
-        `[n]`, >= 0, in gradient-norm units; float32, float64 for such weights.
-
-    Raises:
-        ValueError: for data or losses that `fit` refuses as well, and listing every
-            layer that has no per-example gradients.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        >>> model.compile(loss="mse")
-        >>> model.set_weights([np.array([[1.0], [0.0]]), np.array([0.0])])
-        >>> gradient_norms(model, np.array([[2.0, 1.0]]), np.array([[1.0]]))
-        array([4.8989797], dtype=float32)
-
-    Reference: Goodfellow, "Efficient per-example gradient computations", 2015.
-    """
-    data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
-    described = losses.describe(model, data)
-    scorer = Scorer(model, described, data, training)
-    scorer.verify()
-    return scorer.of_all(data.arrays, batch_size)
