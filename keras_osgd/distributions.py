@@ -47,14 +47,11 @@ def oracle(norms: tf.Tensor) -> tf.Tensor:
 
     Reference: Johnson & Guestrin, NeurIPS 2018 (O-SGD).
     """
-    largest = tf.reduce_max(norms)
-    # Shares of the largest: the sum of the norms themselves might overflow.
-    shares = tf.math.divide_no_nan(norms, largest)
-    nothing_known = tf.cast(
-        largest < np.finfo(norms.dtype.as_numpy_dtype).tiny, norms.dtype
-    )
-    shares += nothing_known
-    return shares / tf.reduce_sum(shares)
+    total = tf.reduce_sum(norms)
+    tiny = np.finfo(norms.dtype.as_numpy_dtype).tiny
+    nothing_known = tf.cast(total < tiny, norms.dtype)  # 1 or 0
+    n = tf.cast(tf.size(norms), norms.dtype)
+    return (norms + nothing_known) / (total + n * nothing_known)
 
 
 def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
