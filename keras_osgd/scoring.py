@@ -160,11 +160,13 @@ class Scorer:
             ValueError: listing every layer that has no per-example gradients.
         """
         held, self._training = self._training, True
+        state = [(v, v.numpy()) for v in self._model.non_trainable_variables]
         try:
-            with keras.StatelessScope():
-                self._measured(*self._probe)
+            self._measured(*self._probe)
         finally:
             self._training = held
+            for variable, value in state:  # random generators among them
+                variable.assign(value)
 
     def verify(self) -> None:
         """Compares the norms of three examples with gradients taken one by one.
