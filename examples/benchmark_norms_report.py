@@ -130,7 +130,7 @@ def _gain(records: list[Record]) -> list[Record]:
     for record in records:
         history = record["history"]
         for name, label in (
-            ("gain_ratio", "exact"),
+            ("gain_ratio_exact", "exact"),
             ("gain_ratio_last_layer", "last layer"),
         ):
             rows.append(

@@ -70,7 +70,7 @@ def train(
         first step, hence with tracing; `test_error` and `validation_error`, at the
         end, in percent; `history`, one entry an epoch for `steps`, `seconds`,
         `test_error`, `gain_ratio` and, where the method has them, `scoring_seconds`
-        and `gain_ratio_last_layer`; `gain`, effective iterations per step.
+        `gain_ratio_exact` and `gain_ratio_last_layer`; `gain`, effective iterations per step.
     """
     keras.backend.clear_session()
     gc.collect()
@@ -94,7 +94,7 @@ def train(
     gains = [float(gain) for gain in logs.get("gain_ratio", [1.0] * run.epochs)]
     further = {
         name: [float(value) for value in logs[name]]
-        for name in ("scoring_seconds", "gain_ratio_last_layer")
+        for name in ("scoring_seconds", "gain_ratio_exact", "gain_ratio_last_layer")
         if name in logs
     }
     uniform_steps = run.epochs * math.ceil(len(x) / models.BATCH_SIZE)

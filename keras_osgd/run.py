@@ -126,8 +126,10 @@ class Run:
         """Returns what `SamplingMonitor` shows."""
         figures = dict(self.planner.figures)
         if self.scorer is not None:
-            gain = self.last_layer_gain.current(float(self.batch_size))
-            figures["gain_ratio_last_layer"] = float(gain)
+            size = float(self.batch_size)
+            figures["gain_ratio_exact"] = float(self.gain.current(size))
+            last_layer = self.last_layer_gain.current(size)
+            figures["gain_ratio_last_layer"] = float(last_layer)
         return {
             **figures,
             "effective_epochs": self.clock.effective_iterations()

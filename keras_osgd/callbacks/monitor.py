@@ -16,7 +16,8 @@ class SamplingMonitor(keras.callbacks.Callback):
     | key | meaning |
     |---|---|
     | gain_ratio | r, 1 while draws are uniform |
-    | gain_ratio_last_layer | only with exact norms: what r the last layer's give |
+    | gain_ratio_exact | r right now by exact norms, where those are taken |
+    | gain_ratio_last_layer | the same by the last layer's, to check these |
     | effective_epochs | progress so far, in epochs of uniform training |
     | gradient_ess | (sum w v)^2 / (k sum (w v)^2) of the last k draws, in (0, 1] |
     | largest_weight | largest importance weight that could be drawn |

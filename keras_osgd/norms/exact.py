@@ -153,10 +153,12 @@ class Uses:
         yield from one_by_one.forms(frame, own, self._size, self._training).items()
 
     def _measured(self, found: dict, worked_out: list[str]) -> Measured:
-        by_weight, totals = {}, {}
-        for reference, uses in found.items():
+        by_weight, totals, before = {}, {}, []
+        for reference, uses in reversed(found.items()):  # as the backward pass goes
             shape = self._variables[reference].shape
-            by_weight[reference], total = forms.combined(uses, shape).measured(shape)
+            with tf.control_dependencies(before):  # one after another: less memory
+                own, total = forms.combined(uses, shape).measured(shape)
+            by_weight[reference], before = own, [own]
             if total is not None:
                 totals[reference] = total
         parts = [*by_weight.values(), tf.zeros([self._size])]

@@ -18,7 +18,7 @@ from keras_osgd.norms.arrays import (
 
 __all__ = ["Gathered", "InParts", "PerExample", "Products", "combined"]
 
-_PART = 2**19  # entries of the inputs that are made at a time
+_PART = 2**21  # entries of the inputs that are made at a time
 
 
 class PerExample(NamedTuple):
@@ -92,7 +92,8 @@ class Products(NamedTuple):
             gram *= tf.matmul(deltas, deltas, transpose_b=True)
             return tf.maximum(sum_by_row(gram), 0), None
         sums = self._sums()
-        total = tf.reduce_sum(sums, axis=0, keepdims=True)
+        flat = tf.reshape(sums, [sizes(sums)[0], -1])
+        total = tf.matmul(tf.ones_like(flat[:, :1]), flat, transpose_a=True)
         return squared_by_row(sums), self._arranged(total, shape)[0]
 
     def gram_is_cheaper(self) -> bool:
@@ -134,7 +135,9 @@ class InParts(NamedTuple):
 
     def whole(self) -> Products:
         """Returns the products of all examples at once."""
-        return self.make(*self.tensors)
+        # Not as soon as the forward pass allows, to be kept through the backward pass.
+        with tf.control_dependencies(list(self.tensors)):
+            return self.make(*map(tf.identity, self.tensors))
 
     def materialised(self, shape: Sequence[int]) -> tf.Tensor:
         """Returns `[m, *shape]`, the gradients themselves."""
