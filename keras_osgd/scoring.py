@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,12 +12,12 @@ import tensorflow as tf
 
 from keras_osgd import keras_compat, losses
 from keras_osgd.losses import OutputLoss
-from keras_osgd.norms import exact
-from keras_osgd.norms.calls import Frame, recording
+from keras_osgd.norms import axes, exact
+from keras_osgd.norms.calls import Frame, recording, state_kept
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["Scorer", "has_terms_of_the_batch", "loss_scale"]
+__all__ = ["Scorer", "has_terms_of_the_batch", "loss_scale", "other_terms"]
 
 _PROBED = 3
 _TOLERANCE = {"float16": 0.2, "bfloat16": 0.2, "float32": 2e-3, "float64": 1e-6}
@@ -37,6 +38,12 @@ def has_terms_of_the_batch(model: keras.Model) -> bool:
     return len(model.losses) > weights
 
 
+def other_terms(model: keras.Model, dtype: tf.DType) -> tf.Tensor:
+    """Returns `[]`, what Keras adds to the compiled losses: `model.losses` summed."""
+    terms = [tf.reduce_sum(tf.cast(term, dtype)) for term in model.losses]
+    return tf.add_n([tf.zeros([], dtype), *terms])
+
+
 class Scorer:
     """Takes the exact gradient norms of batches; traced once for each batch size.
 
@@ -55,7 +62,7 @@ class Scorer:
         batch_size: of `fit`.
         holds_statistics: names of BatchNormalization layers that are trained: only
             norms with their statistics held exist.
-        multiples: see `exact.multiples`.
+        multiples: see `axes.multiples`.
         worked_out: layers that no rule is known for.
     """
 
@@ -72,7 +79,8 @@ class Scorer:
         layers = keras_compat.layers_of(model)
         self.holds_statistics = [x.name for x in layers if couples_examples(x)]
         self._probe = _first_rows(data, _PROBED)
-        self.multiples = exact.multiples(model, self._probe[0])
+        with state_kept(model):
+            self.multiples = axes.multiples(model, self._probe[0])
         self.worked_out: list[str] = []
         self._norms = self._measured_norms
         if not model.run_eagerly:
@@ -149,7 +157,7 @@ class Scorer:
         weights = losses.weights_for(self.losses, ones, sample_weight)
         y_pred = keras_compat.call_model(self._model, x, training=self._training)
         loss = keras_compat.compute_loss(self._model, x, y, y_pred, weights)
-        loss -= sum(tf.cast(term, loss.dtype) for term in self._model.losses)
+        loss -= other_terms(self._model, loss.dtype)
         return loss / loss_scale(self.losses, size)
 
     def try_training(self) -> None:
@@ -158,40 +166,38 @@ class Scorer:
         Raises:
             ValueError: listing every layer that has no per-example gradients.
         """
-        held, self._training = self._training, True
+        with self._in_mode(training=True):
+            self._measured(*self._probe)
+
+    @contextlib.contextmanager
+    def _in_mode(self, training: bool) -> Iterator[None]:
+        held, self._training = self._training, training
         try:
-            with keras.StatelessScope():
-                self._measured(*self._probe)
+            with state_kept(self._model):
+                yield
         finally:
             self._training = held
 
     def verify(self) -> None:
         """Compares the norms of three examples with gradients taken one by one.
 
+        In inference mode, since two passes would drop other values; changes no state.
+
         Raises:
             ValueError: naming the weights whose norms differ.
         """
-        variables = self._model.trainable_variables
-        measured = self._measured(*self._probe)
-        watched = [keras_compat.tensor_of(v) for v in variables]
-        wrong = set()
-        for row in range(_PROBED):
-            x, y, weight = keras.tree.map_structure(
-                lambda a, i=row: None if a is None else a[i : i + 1], self._probe
-            )
-            with tf.GradientTape() as tape:
-                loss = self._loss(x, y, weight, 1)
-            for own, variable, gradient in zip(
-                watched, variables, tape.gradient(loss, watched), strict=True
+        with self._in_mode(training=False):
+            measured = self._measured(*self._probe)
+            alone = [self._norms_alone(row) for row in range(_PROBED)]
+        wrong, tolerance = set(), _tolerance(self._model)
+        for row, norms in enumerate(alone):
+            limit = tolerance * tf.sqrt(measured.squared_norms[row])
+            for variable, norm in zip(
+                self._model.trainable_variables, norms, strict=True
             ):
-                if gradient is None:
-                    continue
-                alone = tf.norm(tf.cast(tf.convert_to_tensor(gradient), tf.float64))
-                parts = measured.by_weight.get(own.ref())
+                parts = measured.by_weight.get(keras_compat.tensor_of(variable).ref())
                 found = 0.0 if parts is None else tf.sqrt(parts[row])
-                total = tf.sqrt(tf.cast(measured.squared_norms[row], tf.float64))
-                limit = _TOLERANCE[keras.config.floatx()] * total
-                if abs(alone - tf.cast(found, tf.float64)) > limit:
+                if abs(norm - float(found)) > float(limit):
                     wrong.add(variable.path)
         if wrong:
             raise ValueError(
@@ -201,6 +207,28 @@ class Scorer:
                 "`keras_osgd.norms.register` for the layer that uses them, or use the "
                 'last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
             )
+
+    def _norms_alone(self, row: int) -> list[float]:
+        """Returns the gradient norm of each weight, by a pass over one example."""
+        x, y, weight = keras.tree.map_structure(
+            lambda a: None if a is None else a[row : row + 1], self._probe
+        )
+        variables = self._model.trainable_variables
+        with tf.GradientTape() as tape:
+            loss = self._loss(x, y, weight, 1)
+        gradients = tape.gradient(loss, [keras_compat.tensor_of(v) for v in variables])
+        return [
+            0.0
+            if g is None
+            else float(tf.norm(tf.cast(tf.convert_to_tensor(g), tf.float64)))
+            for g in gradients
+        ]
+
+
+def _tolerance(model: keras.Model) -> float:
+    """Returns the relative error that the model's coarsest type may cause."""
+    types = {x.compute_dtype for x in keras_compat.layers_of(model)}
+    return max(_TOLERANCE.get(x, 0.0) for x in types | {keras.config.floatx()})
 
 
 def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:

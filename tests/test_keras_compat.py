@@ -45,6 +45,14 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
     "_compute_loss": (compiled, "compute_loss: every training step"),
     "_loss_tracker": (compiled, "track_loss: the `loss` that is shown"),
     "_flatten_layers": (compiled, "layers_of: the last layer is not found"),
+    "_value": (
+        lambda: keras.Variable(0.0),
+        "tensor_of: no tape knows the weights whose norms are exact",
+    ),
+    "_seed_generators": (
+        compiled,
+        "draws_random_numbers: a layer without a rule is called again all the same",
+    ),
     "_keras_logits": (
         lambda: keras.activations.softmax(tf.zeros((2, 3))),
         "logits: norms of models that end in a softmax or sigmoid",

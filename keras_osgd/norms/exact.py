@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from keras_osgd import keras_compat
 from keras_osgd.norms import forms, one_by_one, rules
-from keras_osgd.norms.calls import Frame, recording
+from keras_osgd.norms.axes import Axes, numbered
+from keras_osgd.norms.calls import Frame
 from keras_osgd.norms.normalization import coupling
 
-__all__ = ["Measured", "Uses", "multiples"]
+__all__ = ["Measured", "Uses"]
 
 
 class Measured(NamedTuple):
@@ -54,14 +55,14 @@ class Uses:
         frames: Sequence[Frame],
         variables: Sequence[keras.Variable],
         size: int,
-        multiples: dict[tuple[int, int], bool],
+        multiples: dict[tuple[int, int], Axes],
         training: bool,
     ) -> None:
         """Finds the uses; raises nothing."""
         self._variables = {keras_compat.tensor_of(v).ref(): v for v in variables}
         self._size, self._training = size, training
-        self._with_batch = {
-            id(frame): multiples.get(key, True) for key, frame in _numbered(frames)
+        self._axes = {
+            id(frame): multiples.get(key, Axes()) for key, frame in numbered(frames)
         }
         self._obstacles = [
             text for root in frames for f in root.everything() if (text := coupling(f))
@@ -98,7 +99,7 @@ class Uses:
         else:
             graph = tf.compat.v1.get_default_graph()
             here = all(getattr(x, "graph", None) is graph for x in tensors)
-        return here and self._with_batch[id(frame)]
+        return here and self._axes[id(frame)].outputs
 
     @property
     def outputs(self) -> list[list[tf.Tensor]]:
@@ -149,7 +150,9 @@ class Uses:
             )
             return
         worked_out.append(frame.layer.name)
-        yield from one_by_one.forms(frame, own, self._size, self._training).items()
+        yield from one_by_one.forms(
+            frame, own, self._size, self._training, self._axes[id(frame)].arguments
+        ).items()
 
     def _measured(self, found: dict, worked_out: list[str]) -> Measured:
         by_weight, totals = {}, {}
@@ -162,48 +165,6 @@ class Uses:
         wide = tf.float64 if any(s.dtype == tf.float64 for s in parts) else tf.float32
         norms = tf.add_n([tf.cast(s, wide) for s in parts])
         return Measured(norms, totals, by_weight, worked_out)
-
-
-def multiples(model: keras.Model, x: Any) -> dict[tuple[int, int], bool]:
-    """Returns which calls of which layer have a batch axis, by two trial runs.
-
-    An embedding of positions, added to every example alike, has none, though its length
-    may happen to be the batch's.
-
-    Args:
-        model: built.
-        x: at least 3 examples.
-
-    Returns:
-        (`id` of the layer, how many calls of it came before) -> whether the length of
-        its outputs' first axis is a multiple of the number of examples.
-    """
-    lengths = []
-    for size in (2, 3):
-        with recording(model) as frames:
-            rows = keras.tree.map_structure(lambda leaf, m=size: leaf[:m], x)
-            keras_compat.call_model(model, rows, training=False)
-        lengths.append({key: _length(frame, size) for key, frame in _numbered(frames)})
-    two, three = lengths
-    return {key: two[key] is not None and two[key] == three.get(key) for key in two}
-
-
-def _length(frame: Frame, size: int) -> int | None:
-    """Returns how many rows of the outputs belong to an example; `None` if unclear."""
-    shapes = [x.shape for x in keras.tree.flatten(frame.output) if tf.is_tensor(x)]
-    rows = {shape[0] if shape.rank else 0 for shape in shapes}
-    only = rows.pop() if len(rows) == 1 else 0
-    return only // size if only and only % size == 0 else None
-
-
-def _numbered(frames: Sequence[Frame]) -> Iterator[tuple[tuple[int, int], Frame]]:
-    """Yields each call with its layer's `id` and number."""
-    calls: collections.Counter = collections.Counter()
-    for root in frames:
-        for frame in root.everything():
-            number = id(frame.layer)
-            yield (number, calls[number]), frame
-            calls[number] += 1
 
 
 def _floats(output: Any) -> list[tf.Tensor]:
