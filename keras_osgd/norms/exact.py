@@ -143,7 +143,11 @@ class Uses:
         self, frame: Frame, own: dict[Any, keras.Variable], worked_out: list[str]
     ) -> Iterator[tuple[Any, rules.Form]]:
         by_rule = [] if frame.rule is None else frame.rule.forms(frame)
-        known = [(keras_compat.tensor_of(v).ref(), form) for v, form in by_rule]
+        known = [  # with LoRA, `kernel` is a sum of weights and none itself
+            (keras_compat.tensor_of(weight).ref(), form)
+            for weight, form in by_rule
+            if isinstance(weight, keras.Variable)
+        ]
         if own.keys() <= {reference for reference, _ in known}:
             yield from (
                 (reference, form) for reference, form in known if reference in own
