@@ -232,8 +232,12 @@ def _tolerance(model: keras.Model) -> float:
 
 
 def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
-    """Returns `count` examples, the same ones again where there are fewer."""
-    rows = np.resize(np.arange(data.n), count)
+    """Returns `count` examples that weigh something; some again if there are fewer."""
+    rows = np.arange(data.n)
+    for leaf in keras.tree.flatten(data.arrays[2]):
+        weighs = np.ones(data.n) if leaf is None else leaf.reshape(data.n, -1).sum(1)
+        rows = rows[np.argsort(weighs[rows] == 0, kind="stable")]
+    rows = np.resize(rows[: max(count, 1)], count)
     return keras.tree.map_structure(
         lambda a: None if a is None else tf.convert_to_tensor(a[rows]), data.arrays
     )

@@ -279,27 +279,60 @@ WRAPPERS = {
 }
 
 
-def taken_or_refused(model, named):
-    """Returns whether norms were taken, which must then be right; else who is named."""
-    x, y = values(5), values(4)
-    try:
-        found = scorer_of(model, x, y)
-        found.verify()
-        found(tf.constant(x), tf.constant(y))
-    except ValueError as error:
-        text = str(error)
-        assert "Exact gradient norms" in text and "last_layer" in text
-        assert all(name in text for name in named), text
-        return False
-    assert_exact(model, x, y, found.worked_out and model.layers[1:2])
-    return True
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_layer_called_out_of_sight_is_left_to_the_layer_that_calls_it(name, mode):
+    hidden = Hidden(WRAPPERS[name], name="first")
+    model = functional((5,), hidden, L.Dense(4), mode=mode)
+    assert_exact(model, values(5), values(4), worked_out=[hidden])
+
+
+class Beside(keras.Model):
+    """Uses weights in the loss only."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(4)
+        self.scale = self.add_weight(shape=(4,), initializer="ones", name="scale")
+        self.shift = self.add_weight(shape=(4,), initializer="ones", name="shift")
+
+    def call(self, x):
+        return self.dense(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        moved = y_pred * self.scale + self.shift
+        return super().compute_loss(x, y, moved, sample_weight)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_a_layer_called_out_of_sight_is_never_counted_wrongly(name, mode):
-    hidden = Hidden(WRAPPERS[name], name="first")
-    taken_or_refused(functional((5,), hidden, mode=mode), ["in_first/kernel"])
+def test_weights_that_no_layer_reads_are_named_at_once(mode):
+    model = Beside()
+    model.compile("sgd", "mse", run_eagerly=mode == "eager")
+    text = refusal(keras_osgd.gradient_norms, model, values(5), values(4))
+    assert "/scale does not pass" in text and "/shift does not pass" in text
+    assert "tf.custom_gradient" in text and "dense" not in text
+
+
+def test_examples_that_weigh_nothing_prove_nothing():
+    centre = L.Lambda(lambda x: x - keras.ops.mean(x, axis=0))
+    model = functional((5,), L.Dense(4), centre, L.Dense(2))
+    x, y = (np.concatenate([values(k), values(k, seed=1)]) for k in (5, 2))
+    weights = np.array([0, 0, 0, 1, 1, 1, 1, 1], "float32")
+    with pytest.raises(ValueError, match="must equal those of single-example"):
+        keras_osgd.gradient_norms(model, x, y, weights)
+
+
+def test_a_call_that_fails_on_one_example_is_an_obstacle_that_says_why():
+    class Picky(Scale):
+        def call(self, x):
+            if x.shape[0] == 1:
+                raise ValueError("one is none")
+            return super().call(x)
+
+    model = functional((5,), Picky(name="picky"), L.Dense(2))
+    scorer = scorer_of(model, values(5), values(2))
+    with pytest.raises(ValueError, match="- picky \\(Picky\\).*one is none"):
+        scorer(tf.constant(values(5)), tf.constant(values(2)))
 
 
 class Secret(keras.Model):

@@ -73,10 +73,18 @@ def forms(
     except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
         raise rules.Obstacle(
             f"{frame.layer.name} ({type(frame.layer).__name__}) has no rule and cannot "
-            f"be called on one example at a time ({str(error).splitlines()[0]}). "
+            f"be called on one example at a time ({_reason(error)}). "
             "Register a rule with `keras_osgd.norms.register`"
         ) from error
     return dict(zip(variables, map(PerExample, found), strict=True))
+
+
+def _reason(error: Exception) -> str:
+    """Returns the line that says why: the bold one of what Keras made of an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    bold = [line for line in lines if line.startswith("\x1b[1m")]
+    first = [*bold, *lines, type(error).__name__][0]
+    return first.removeprefix("\x1b[1m").removesuffix("\x1b[0m")
 
 
 def _called_again(frame: Frame) -> Callable:
