@@ -264,7 +264,31 @@ def _nested() -> list:
     return [functional, keras.Sequential([L.Dense(3, "tanh"), L.Dense(2)])]
 
 
-CASES = {**_convolutions(), **_others()}
+def _recurrent() -> dict:
+    cases = {}
+    for name in ("SimpleRNN", "GRU", "LSTM"):
+        layer = getattr(L, name)
+        cases[name] = (5, 4), lambda c=layer: [c(3)]
+        cases[f"{name}, sequences, backwards"] = (
+            (5, 4),
+            lambda c=layer: [
+                c(3, return_sequences=True, go_backwards=True),
+                L.Dense(2, "tanh"),
+            ],
+        )
+        cases[f"{name}, masked"] = (
+            6,
+            lambda c=layer: [
+                L.Embedding(5, 4, mask_zero=True),
+                c(3, use_bias=False),
+            ],
+        )
+    cases["GRU, reset before"] = (5, 4), lambda: [L.GRU(3, reset_after=False)]
+    cases["Bidirectional"] = (5, 4), lambda: [L.Bidirectional(L.LSTM(3))]
+    return cases
+
+
+CASES = {**_convolutions(), **_others(), **_recurrent()}
 
 
 def model_and_data(

@@ -69,7 +69,8 @@ def train(
         evaluation; `first_step_seconds`, from the call of `fit` to the end of its
         first step, hence with tracing; `test_error` and `validation_error`, at the
         end, in percent; `history`, one entry an epoch for `steps`, `seconds`,
-        `test_error`, `gain_ratio`; `gain`, effective iterations per step.
+        `test_error`, `gain_ratio` and, where the method has them, `scoring_seconds`
+        and `gain_ratio_last_layer`; `gain`, effective iterations per step.
     """
     keras.backend.clear_session()
     gc.collect()
@@ -91,6 +92,11 @@ def train(
     ).history
     steps = stopwatch.history["steps"][-1]
     gains = [float(gain) for gain in logs.get("gain_ratio", [1.0] * run.epochs)]
+    further = {
+        name: [float(value) for value in logs[name]]
+        for name in ("scoring_seconds", "gain_ratio_last_layer")
+        if name in logs
+    }
     uniform_steps = run.epochs * math.ceil(len(x) / models.BATCH_SIZE)
     return model, {
         "steps": steps,
@@ -100,7 +106,7 @@ def train(
         "test_error": stopwatch.history["test_error"][-1],
         "validation_error": error_percent(model, validation),
         "gain": uniform_steps / steps,
-        "history": {**stopwatch.history, "gain_ratio": gains},
+        "history": {**stopwatch.history, "gain_ratio": gains, **further},
     }
 
 

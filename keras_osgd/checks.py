@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-import warnings
 
 import keras
 
 from keras_osgd import keras_compat
 from keras_osgd.learning_rate import inner_optimizer, rule_for
 from keras_osgd.losses import OutputLoss
-from keras_osgd.sampling import RAIS
+from keras_osgd.oracle import warn_of_staleness
+from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.score_table import ScoreTable
 from keras_osgd.scoring import Scorer, has_terms_of_the_batch
 from keras_osgd.training_data import TrainingData
+from keras_osgd.warn_once import warn_once
 
 __all__ = [
     "check_model",
@@ -26,14 +27,6 @@ __all__ = [
     "warn_of_unweighted_losses",
     "warn_once",
 ]
-
-
-def warn_once(model: keras.Model, key: str, message: str) -> None:
-    """Warns, unless this model has already warned of the same."""
-    warned = vars(model).setdefault("_keras_osgd_warned", set())
-    if key not in warned:
-        warned.add(key)
-        warnings.warn(message, stacklevel=3)
 
 
 def check_model(model: keras.Model) -> None:
@@ -69,7 +62,9 @@ def restart_clock(model: keras.Model) -> None:
         lead.assign(0.0)
 
 
-def prepare_state(model: keras.Model, sampling: RAIS, data: TrainingData) -> str | None:
+def prepare_state(
+    model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
+) -> str | None:
     """Makes the state fit data and optimizer.
 
     Scores go on for the same rows, and effective iterations for the same optimizer;
@@ -105,7 +100,7 @@ def prepare_state(model: keras.Model, sampling: RAIS, data: TrainingData) -> str
     )
 
 
-def check_optimizer(model: keras.Model, sampling: RAIS) -> bool:
+def check_optimizer(model: keras.Model, sampling: RAIS | Oracle) -> bool:
     """Returns whether the rate can follow the gain ratio; warns of what to know.
 
     Raises:
@@ -137,7 +132,7 @@ def check_optimizer(model: keras.Model, sampling: RAIS) -> bool:
             "rule",
             f"{name}: the learning rate follows the gain ratio r by the square-root "
             "rule (rate times sqrt(r), 1 - beta times r). The rule is derived for "
-            "small rates; `RAIS(adapt_learning_rate=False)` keeps your rate as it is.",
+            "small rates; `adapt_learning_rate=False` keeps your rate as it is.",
         )
     if rule == "none":
         warn_once(
@@ -167,7 +162,10 @@ def _warn_of_clipping(
 
 
 def prepare_scorer(
-    model: keras.Model, sampling: RAIS, described: list[OutputLoss], data: TrainingData
+    model: keras.Model,
+    sampling: RAIS | Oracle,
+    described: list[OutputLoss],
+    data: TrainingData,
 ) -> Scorer | None:
     """Returns what takes exact norms, tried out on three examples, or `None`.
 
@@ -176,6 +174,8 @@ def prepare_scorer(
     """
     if sampling.norm != "exact":
         return None
+    if isinstance(sampling, Oracle):
+        warn_of_staleness(model, sampling, data)
     scorer = Scorer(model, described, data)
     scorer.verify()
     if not scorer.holds_statistics:
@@ -199,7 +199,9 @@ def prepare_scorer(
     return scorer
 
 
-def check_size(model: keras.Model, sampling: RAIS, data: TrainingData) -> str | None:
+def check_size(
+    model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
+) -> str | None:
     """Warns of, or refuses, very few examples.
 
     Returns:
@@ -237,7 +239,7 @@ def warn_of_unweighted_losses(model: keras.Model) -> None:
         )
 
 
-def warn_of_floor(model: keras.Model, sampling: RAIS, largest: float) -> None:
+def warn_of_floor(model: keras.Model, sampling: RAIS | Oracle, largest: float) -> None:
     """Warns of importance weights without bound."""
     if sampling.floor == 0:
         warn_once(

@@ -28,6 +28,32 @@ def uniform(n: int) -> tf.Tensor:
     return tf.fill([n], tf.constant(1.0 / n, tf.float64))
 
 
+def oracle(norms: tf.Tensor) -> tf.Tensor:
+    """Returns p_i = v_i / sum_j v_j, the best p when gradient norms are known exactly.
+
+    Equation (3): it minimises sum_i v_i^2 / p_i (Cauchy-Schwarz), and makes the
+    weighted norm w_i v_i the same for every example. Uniform where all norms are 0.
+
+    Args:
+        norms: `[n]`, >= 0, finite, gradient-norm units; not checked here. In float64
+            they may be as large as 1e300.
+
+    Returns:
+        `[n]`, >= 0, sums to 1; unchanged if all gradients are rescaled.
+
+    Example:
+        >>> oracle(tf.constant([1.0, 3.0])).numpy()
+        array([0.25, 0.75], dtype=float32)
+
+    Reference: Johnson & Guestrin, NeurIPS 2018 (O-SGD).
+    """
+    total = tf.reduce_sum(norms)
+    tiny = np.finfo(norms.dtype.as_numpy_dtype).tiny
+    nothing_known = tf.cast(total < tiny, norms.dtype)  # 1 or 0
+    n = tf.cast(tf.size(norms), norms.dtype)
+    return (norms + nothing_known) / (total + n * nothing_known)
+
+
 def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     """Returns the minimax-optimal p when gradient norms are known only roughly.
 

@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import keras_compat, scoring
+from keras_osgd.norms.arrays import widened
 from keras_osgd.norms.calls import Frame
-from keras_osgd.norms.forms import widened
 
 __all__ = ["Backward", "backward"]
 

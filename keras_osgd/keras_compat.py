@@ -18,6 +18,7 @@ __all__ = [
     "call_model",
     "compiled_losses",
     "compute_loss",
+    "copied",
     "draws_random_numbers",
     "layers_of",
     "logits",
@@ -60,8 +61,17 @@ def tensor_of(variable: keras.Variable) -> tf.Variable:
 
 
 def draws_random_numbers(layer: keras.Layer) -> bool:
-    """Returns whether the layer, or one inside it, has a random generator."""
-    return any(x._seed_generators for x in layer._flatten_layers())
+    """Returns whether the layer, or one inside it, has a random generator.
+
+    Cells of recurrent layers have one even where both of their rates are 0.
+    """
+
+    def draws(inner: keras.Layer) -> bool:
+        names = "dropout", "recurrent_dropout"
+        rates = [getattr(inner, name, 1) for name in names]
+        return bool(inner._seed_generators) and rates != [0, 0]
+
+    return any(draws(inner) for inner in layer._flatten_layers())
 
 
 def logits(tensor: tf.Tensor) -> tf.Tensor:
@@ -76,6 +86,15 @@ def compiled_losses(model: keras.Model) -> list[tuple[tuple, keras.losses.Loss]]
     found = [(item.path, item.loss) for item in model._compile_loss._flat_losses]
     # Of several losses for a single output Keras uses the first, and only that.
     return found if found and found[0][0] else found[:1]
+
+
+def copied(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor of the same values, and of the same mask and logits."""
+    copy = tf.identity(tensor)
+    for name in ("_keras_mask", "_keras_logits"):
+        if hasattr(tensor, name):
+            setattr(copy, name, getattr(tensor, name))
+    return copy
 
 
 def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:

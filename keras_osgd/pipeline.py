@@ -10,8 +10,7 @@ import tensorflow as tf
 
 __all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Rows", "Sample", "batches"]
 
-READ_AHEAD = 3  # batches: two in the prefetch buffer and one in the making
-_PREFETCH = READ_AHEAD - 1
+READ_AHEAD = 3  # batches, while plans are made beside the steps
 _IN_PLACE_BYTES = 2**28  # larger arrays are read where they are, never copied
 _NEVER = tf.int64.max
 
@@ -88,14 +87,14 @@ class PlanBuffers:
 
     def write(self, plan: Plan) -> None:
         """Puts a plan where the pipeline reads it once its first step comes up."""
-        first = plan.start % self.rows
-        rows = slice(first, first + self.block_steps)
-        shape = (self.block_steps, self.batch_size)
-        self.index[rows].assign(plan.index.reshape(shape))
-        probability = plan.probability.astype(np.float32).reshape(shape)
-        self.probability[rows].assign(probability)
-        candidate = plan.candidate.astype(np.float32).reshape(shape)
-        self.candidate[rows].assign(candidate)
+        rows = (plan.start + np.arange(self.block_steps)) % self.rows
+        for variable, values in (
+            (self.index, plan.index),
+            (self.probability, plan.probability.astype(np.float32)),
+            (self.candidate, plan.candidate.astype(np.float32)),
+        ):
+            values = values.reshape(self.block_steps, self.batch_size)
+            variable.scatter_update(tf.IndexedSlices(values, rows))
         self.planned_until.assign(plan.start + self.block_steps)
 
     def read(self, step: tf.Tensor) -> Sample:
@@ -161,17 +160,20 @@ class Rows:
         return gathered
 
 
-def batches(buffers: PlanBuffers, rows: Rows) -> tf.data.Dataset:
+def batches(
+    buffers: PlanBuffers, rows: Rows, read_ahead: int = READ_AHEAD
+) -> tf.data.Dataset:
     """Returns the dataset of one epoch's batches (x, y, `Sample`).
 
     It begins at step `buffers.start` and ends before step `buffers.end`, both read
-    while it runs; every batch is full. It reads READ_AHEAD batches ahead and no more:
+    while it runs; every batch is full. It reads `read_ahead` batches ahead and no more:
     TensorFlow's hidden prefetch and autotuning are off, since reading ahead is part of
     the algorithm.
 
     Args:
         buffers: plans by step.
         rows: of (x, y, sample_weight).
+        read_ahead: batches; 0 where a batch is planned just before it is trained on.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -188,11 +190,12 @@ def batches(buffers: PlanBuffers, rows: Rows) -> tf.data.Dataset:
     options.autotune.enabled = False
     options.experimental_optimization.inject_prefetch = False
     options.deterministic = True
-    return (
+    dataset = (
         tf.data.Dataset.range(1)
         .flat_map(steps)
         .take_while(lambda step: step < buffers.end)
         .map(batch)
-        .prefetch(_PREFETCH)
-        .with_options(options)
     )
+    if read_ahead > 0:
+        dataset = dataset.prefetch(read_ahead - 1)  # and one is in the making
+    return dataset.with_options(options)

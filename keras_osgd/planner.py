@@ -5,22 +5,19 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import time
-from typing import Any
 
 import numpy as np
 
-from keras_osgd import distributions, draws
+from keras_osgd import distributions
+from keras_osgd.blocks import LEAST_FLOOR, Blocks
 from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window, figures
 from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
 
-__all__ = ["Planner", "lead_steps"]
+__all__ = ["Planner", "block_steps"]
 
-_REARM_MARGIN = 0.02  # above `retreat_below`, so that the two do not alternate
 _LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
-_LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
-_LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
 _GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
 
 
@@ -39,6 +36,8 @@ class Planner:
         steps_per_execution: of the model.
     """
 
+    read_ahead = READ_AHEAD
+
     def __init__(
         self,
         sampling: RAIS,
@@ -56,15 +55,13 @@ class Planner:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_planner")
         self._submit = functools.partial(self._thread.submit, state.undivided)
         self._pending: concurrent.futures.Future | None = None
-        self._plans: list[Plan] = []
+        self._blocks = Blocks(sampling, state, buffers)
         self._window = Window(sampling.window)
         self._ingested = 0
         self._next_event = 0
         self._begun = time.perf_counter()
         self._planning_seconds = self._waiting_seconds = 0.0
-        self.candidate: np.ndarray | None = None
-        self.notices: list[str] = []
-        self._told_of_zeros = False
+        self.notices = self._blocks.notices
         self._newest = dict(NOTHING_OBSERVED)
         # Taken over where a plan is waited for, so at a step that no timing moves.
         self.figures = dict(NOTHING_OBSERVED)
@@ -79,7 +76,7 @@ class Planner:
         if step < self._next_event:
             return
         entered = time.perf_counter()
-        block_end = self._plans[-1].start + self._buffers.block_steps
+        block_end = self.last_plan.start + self._buffers.block_steps
         if self._pending is None:
             observed_until = block_end - self._lead_steps
             self._pending = self._submit(self.plan, block_end, observed_until)
@@ -87,7 +84,7 @@ class Planner:
         if step >= self._next_event:
             self._pending.result()
             self._pending, self.figures = None, dict(self._newest)
-            end = self._plans[-1].start + self._buffers.block_steps
+            end = self.last_plan.start + self._buffers.block_steps
             self._next_event = end - self._lead_steps
         self._waiting_seconds += time.perf_counter() - entered
 
@@ -101,75 +98,46 @@ class Planner:
 
     def _finish(self, step: int) -> None:
         self._ingest(step)
-        m = self._buffers.batch_size
-        for plan in self._plans:
-            used = int(np.clip(step - plan.start, 0, self._buffers.block_steps)) * m
-            unused = plan.index[used:]
-            self._state.drawn -= len(unused)
-            if self._sampling.draws == "reshuffled":
-                probability = np.ones(self._n)
-                probability[unused] = plan.probability[used:] / plan.credit
-                self._state.owed = draws.refund(self._state.owed, probability, unused)
-                self._state.owed -= plan.mass * len(unused) / len(plan.index)
+        self._blocks.give_back(step)
 
     @property
     def last_plan(self) -> Plan:
         """The plan made last."""
-        return self._plans[-1]
+        return self._blocks.plans[-1]
+
+    @property
+    def candidate(self) -> np.ndarray | None:
+        """`[n]`, p by the scores as last planned."""
+        return self._blocks.candidate
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether importance weights have no bound."""
+        return self._sampling.floor == 0
+
+    def prepare(self, step: int) -> None:
+        """Has nothing to do before an execution: plans are made beside the steps."""
 
     def plan(self, start: int, observed_until: int) -> None:
         """Makes the plan of the block at `start`; runs in the planning thread."""
         begun = time.perf_counter()
         self._ingest(observed_until)
-        uniform = distributions.uniform(self._n).numpy()
-        candidate, importance = self._candidate(uniform)
-        probability = candidate if importance else uniform
-        size = self._buffers.block_steps * self._buffers.batch_size
-        index, drawn_credit = self._draw(probability, size)
-        credit = max(drawn_credit, _LEAST_CREDIT)
-        plan = Plan(
-            start,
-            index,
-            credit * probability[index],
-            credit * candidate[index],
-            self._state.table.features_of(index),
-            importance,
-            float(1.0 / (self._n * credit * probability.min())),
-            credit,
-            drawn_credit * size / self._n,
-        )
-        self._buffers.write(plan)
-        self.candidate = candidate
-        # The plan before last is over: `observed_until` lies within the last one.
-        self._plans = [*self._plans[-1:], plan]
-        self._state.blocks += 1
-        self._state.drawn += size
+        self._blocks.make(start, *self._candidate())
         self._planning_seconds += time.perf_counter() - begun
 
-    def _draw(self, probability: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-        """Returns the block's examples, and its credit over size/n."""
-        state = self._state
-        rng = np.random.default_rng([state.seed, state.blocks])
-        if self._sampling.draws == "independent":
-            return draws.independent(probability, size, rng), 1.0
-        drawn = draws.reshuffled(state.owed, probability, size, rng)
-        state.owed = drawn.owed
-        return drawn.index, drawn.credit
-
-    def _candidate(self, uniform: np.ndarray) -> tuple[np.ndarray, bool]:
+    def _candidate(self) -> tuple[np.ndarray, bool]:
         """Returns p by the scores (equation 6 and the floor) and whether to use it."""
         state = self._state
         started = state.drawn >= self._sampling.uniform_draws(self._n)
         fitted = state.uncertainty_set
         if not started or fitted is None:
-            return uniform, False
+            return distributions.uniform(self._n).numpy(), False
         mean = state.table.combine(fitted.mean)
         variance = fitted.objective * state.table.combine(fitted.spread)
         robust = distributions.robust(mean, variance)
-        if not (fitted.objective > 0 or fitted.mean.any()) and not self._told_of_zeros:
-            self._told_of_zeros = True
-            self.notices.append("All gradient norms are 0: draws are uniform.")
-        floor = max(self._sampling.floor, _LEAST_FLOOR)
+        if not (fitted.objective > 0 or fitted.mean.any()):
+            self._blocks.tell_of_zeros()
+        floor = max(self._sampling.floor, LEAST_FLOOR)
         candidate = distributions.with_floor(robust, floor).numpy()
         return candidate, state.armed
 
@@ -179,7 +147,7 @@ class Planner:
         if until <= first:
             return
         norms, gains = self._log.read(first, until)
-        index, probability, features, importance = self._drawn(first, until)
+        index, probability, features, importance = self._blocks.drawn(first, until)
         weights = 1.0 / (self._n * probability)
         finite = np.isfinite(norms)
         index, weights, norms = index[finite], weights[finite], norms[finite]
@@ -188,23 +156,12 @@ class Planner:
         self._state.table.observe(index, weights, norms, self._state.blocks)
         self._window.add(features[finite], weights, norms)
         self._fit()
-        self._decide(gains[-max(_GAIN_STEPS, len(gains) // 2) :], importance)
+        recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
+        self._blocks.decide(recent, importance, self._sampling.retreat_below)
         self._newest = figures(gains, weights, norms, importance) | {
-            "largest_weight": self._plans[-1].largest_weight,
+            "largest_weight": self.last_plan.largest_weight,
             "share_unseen": self._state.table.share_unseen,
         }
-
-    def _drawn(self, first: int, until: int) -> tuple[Any, ...]:
-        """Returns index, p and features of the draws of some steps, and how drawn."""
-        m, parts, importance = self._buffers.batch_size, [], False
-        for plan in self._plans:
-            steps = np.array([first, until]) - plan.start
-            rows = slice(*(np.clip(steps, 0, self._buffers.block_steps) * m))
-            columns = (plan.index, plan.probability, plan.features)
-            parts.append([column[rows] for column in columns])
-            importance = plan.importance
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        return (*columns, importance)
 
     def _fit(self) -> None:
         """Fits equation (7) to the window; the last good fit stays if this fails."""
@@ -216,28 +173,18 @@ class Planner:
         except (ValueError, ArithmeticError, np.linalg.LinAlgError):
             state.fit_failures += 1
 
-    def _decide(self, gains: np.ndarray, importance: bool) -> None:
-        """Retreats to uniform draws where they no longer pay, and comes back."""
-        state, gain = self._state, float(gains.mean())
-        threshold = self._sampling.retreat_below
-        if state.armed and importance and gain < threshold:
-            state.armed = False
-            cause = (
-                "the scores are worse than uniform sampling"
-                if gain < 1
-                else "importance sampling no longer pays"
-            )
-            self.notices.append(
-                f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Training goes "
-                "on with uniform, reshuffled draws until the gain rises again."
-            )
-        elif not state.armed and gain > threshold + _REARM_MARGIN:
-            state.armed = True
-
     def sampling_share(self) -> float:
         """Returns the seconds spent on planning and waiting over those of training."""
         total = time.perf_counter() - self._begun
         return (self._planning_seconds + self._waiting_seconds) / total
+
+
+def block_steps(
+    sampling: RAIS, n: int, batch_size: int, steps_per_execution: int
+) -> int:
+    """Returns the number of steps of a block, long enough to plan the next in it."""
+    shortest = 2 * lead_steps(0, steps_per_execution)
+    return max(sampling.block_steps(n, batch_size), shortest)
 
 
 def lead_steps(block_steps: int, steps_per_execution: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,9 +14,10 @@ from keras_osgd.effective_epochs import Clock
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.losses import OutputLoss
 from keras_osgd.observations import ObservationLog
+from keras_osgd.oracle import OraclePlanner, refresh_steps, scoring_all
 from keras_osgd.pipeline import PlanBuffers, Rows, batches
-from keras_osgd.planner import Planner, lead_steps
-from keras_osgd.sampling import RAIS
+from keras_osgd.planner import Planner, block_steps
+from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
@@ -40,7 +42,7 @@ class Run:
 
     def __init__(
         self,
-        sampling: RAIS,
+        sampling: RAIS | Oracle,
         state: SamplingState,
         n: int,
         batch_size: int,
@@ -52,8 +54,8 @@ class Run:
         self.n, self.batch_size, self.adapt = n, batch_size, adapt
         self.sampling, self.state = sampling, state
         self._steps_per_execution = steps_per_execution
-        shortest = 2 * lead_steps(0, steps_per_execution)
-        block = max(sampling.block_steps(n, batch_size), shortest)
+        length = refresh_steps if isinstance(sampling, Oracle) else block_steps
+        block = length(sampling, n, batch_size, steps_per_execution)
         self.buffers = PlanBuffers(block, batch_size)
         self.log = ObservationLog(self.buffers)
         self.clock = Clock(state.lead, self.buffers.end, steps_per_execution)
@@ -62,7 +64,7 @@ class Run:
         self.last_layer_gain = GainRatio()  # beside it, to check the approximation
         self.losses: list[OutputLoss] = []
         self.optimizer: keras.optimizers.Optimizer | None = None
-        self.planner: Planner | None = None
+        self.planner: Planner | OraclePlanner | None = None
         self.verbose = True
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
@@ -71,12 +73,32 @@ class Run:
         """Plans the first block and returns the dataset of an epoch."""
         self.clock.restart()
         self.buffers.start.assign(0)
-        self.planner = Planner(
-            self.sampling, self.state, self.buffers, self.log, self._steps_per_execution
-        )
+        self.planner = self._planner(data)
         self.active = self.state.in_use = True
         self.planner.start()
-        return batches(self.buffers, Rows(data.arrays))
+        return batches(self.buffers, Rows(data.arrays), self.planner.read_ahead)
+
+    def _planner(self, data: TrainingData) -> Planner | OraclePlanner:
+        given = (self.sampling, self.state, self.buffers, self.log)
+        if not isinstance(self.sampling, Oracle):
+            return Planner(*given, self._steps_per_execution)
+        size = self.sampling.score_batch_size
+        score = scoring_all(self.scorer, data, size, self.verbose)
+        return OraclePlanner(*given, self._steps_per_execution, score)
+
+    def execution(self, function: Callable[[Any], Any], data: Any) -> tuple[Any, bool]:
+        """Trains for one execution.
+
+        Args:
+            function: Keras' training function.
+            data: its argument.
+
+        Returns:
+            Its logs, and whether the epoch is complete.
+        """
+        self.planner.prepare(self.clock.step)
+        logs = function(data)
+        return logs, self.after_execution()
 
     def after_execution(self) -> bool:
         """Counts the steps done, plans ahead; returns whether the epoch is complete."""
@@ -91,7 +113,7 @@ class Run:
         while self.planner.notices:
             self.say(self.planner.notices.pop(0))
         plan = self.planner.last_plan
-        if plan.importance and self.sampling.floor == 0:
+        if plan.importance and self.planner.unbounded:
             self.warn_of_floor(plan.largest_weight)
 
     def finish(self) -> None:

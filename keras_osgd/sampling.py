@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,13 +11,15 @@ import keras
 
 from keras_osgd.score_table import DEFAULT_FEATURES, LARGE_FEATURES, check_features
 
-__all__ = ["RAIS", "Sampling", "Uniform", "get"]
+__all__ = ["RAIS", "Oracle", "Sampling", "Uniform", "get"]
 
 _PACKAGE = "keras_osgd"
 _MIN_BLOCK_STEPS = 50
 _LARGE = 200_000  # from here on, examples stay unseen or unvisited for long
 _FULL_PASS = 100_000  # up to here, the first pass is uniform
 _COLD_START = 20_000  # examples; above it, this many are drawn uniformly first
+_FRESH = 10_000  # examples; up to here, the oracle scores all of them every step
+_STALE_FLOOR = 0.1  # of the oracle between two scorings
 
 
 class Sampling:
@@ -25,7 +29,7 @@ class Sampling:
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {}
+        return dict(vars(self))
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Sampling:
@@ -93,26 +97,10 @@ class RAIS(Sampling):
         require_full_batches: bool = False,
     ) -> None:
         """Checks and keeps the configuration."""
-        if norm not in ("last_layer", "exact"):
-            raise ValueError(
-                "`norm` must be 'last_layer' or 'exact'. Received: "
-                f"norm={norm!r}. Use 'last_layer' unless you check the approximation."
-            )
-        if not 0 <= floor <= 1:
-            raise ValueError(
-                "`floor` must be in [0, 1]: it is the share of uniform sampling mixed "
-                f"in. Received: floor={floor}. Use 0.05 unless you know better."
-            )
-        if draws not in ("reshuffled", "independent"):
-            raise ValueError(
-                "`draws` must be 'reshuffled' or 'independent'. Received: "
-                f"draws={draws!r}. Use 'reshuffled' unless you reproduce the paper."
-            )
-        if int(window) < 100:
-            raise ValueError(
-                "`window` must be at least 100 observations for the uncertainty set "
-                f"to be fitted. Received: window={window}. The default is 6400."
-            )
+        _check_choice("norm", norm, "last_layer", "exact")
+        _check_choice("draws", draws, "reshuffled", "independent")
+        _check_floor(floor)
+        _check_count("window", window, 100)
         self.norm = norm
         self.floor = float(floor)
         self.window = int(window)
@@ -122,10 +110,6 @@ class RAIS(Sampling):
         self.seed = seed
         self.retreat_below = float(retreat_below)
         self.require_full_batches = bool(require_full_batches)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return dict(vars(self))
 
     def features_for(self, n: int) -> tuple[str, ...]:
         """Returns the features in use for n examples."""
@@ -142,14 +126,110 @@ class RAIS(Sampling):
         return n if n <= _FULL_PASS else _COLD_START
 
 
-_BY_NAME = {"rais": RAIS, "uniform": Uniform}
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Oracle(Sampling):
+    """Exact O-SGD, what RAIS approximates: p_i = v_i / sum v, exact norms v of all n.
+
+    To see what sampling could gain, not to save time: one scoring costs about as much
+    as n/batch_size steps. Norms are those of `keras_osgd.gradient_norms`, with Dropout
+    off. Metrics shown in training are rough where floor is 0: easy examples are rare.
+
+    Args:
+        refresh: steps between two scorings, a multiple of `steps_per_execution`. `None`
+            means 1 up to 10,000 examples, else n / (10 batch_size), at least 50, and
+            warns: p is then a stale point estimate.
+        floor: as in `RAIS`; `None` means 0 where refresh is 1 and 0.1 elsewhere.
+        adapt_learning_rate: as in `RAIS`.
+        draws: as in `RAIS`, but "independent": "reshuffled" is for p that moves slowly.
+        score_batch_size: examples scored at once; changes time and memory only.
+        seed: as in `RAIS`.
+        require_full_batches: as in `RAIS`.
+
+    Raises:
+        ValueError: if an argument is outside what is said above.
+
+    Example:
+        >>> Oracle(refresh=5).floor_for(n=5000, batch_size=64)
+        0.1
+
+    Reference: Johnson & Guestrin, NeurIPS 2018 (O-SGD).
+    """
+
+    norm = "exact"
+
+    def __init__(
+        self,
+        refresh: int | None = None,
+        floor: float | None = None,
+        adapt_learning_rate: bool = True,
+        draws: Literal["reshuffled", "independent"] = "independent",
+        score_batch_size: int = 256,
+        seed: int | None = None,
+        require_full_batches: bool = False,
+    ) -> None:
+        """Checks and keeps the configuration."""
+        _check_choice("draws", draws, "reshuffled", "independent")
+        _check_floor(0.0 if floor is None else floor)
+        if refresh is not None:
+            _check_count("refresh", refresh, 1)
+        _check_count("score_batch_size", score_batch_size, 1)
+        self.refresh = None if refresh is None else int(refresh)
+        self.floor = None if floor is None else float(floor)
+        self.adapt_learning_rate = bool(adapt_learning_rate)
+        self.draws = draws
+        self.score_batch_size = int(score_batch_size)
+        self.seed = seed
+        self.require_full_batches = bool(require_full_batches)
+
+    def features_for(self, n: int) -> tuple[str, ...]:
+        """Returns the features in use: the norm, and the mean for those not finite."""
+        return "constant", "last"
+
+    def block_steps(self, n: int, batch_size: int) -> int:
+        """Returns the number of steps from one scoring to the next."""
+        if self.refresh is not None:
+            return self.refresh
+        if n <= _FRESH:
+            return 1
+        return max(_MIN_BLOCK_STEPS, math.ceil(n / (10 * batch_size)))
+
+    def floor_for(self, n: int, batch_size: int) -> float:
+        """Returns epsilon, the share of uniform draws."""
+        if self.floor is not None:
+            return self.floor
+        return 0.0 if self.block_steps(n, batch_size) == 1 else _STALE_FLOOR
+
+
+def _check_floor(floor: float) -> None:
+    must = "in [0, 1]: it is the share of uniform sampling mixed in"
+    _check("floor", floor, 0 <= floor <= 1, must)
+
+
+def _check_choice(name: str, value: str, *choices: str) -> None:
+    _check(name, value, value in choices, f"one of {choices}")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    whole = isinstance(value, numbers.Integral) and value >= least
+    _check(name, value, whole, f"a whole number and at least {least}")
+
+
+def _check(name: str, value: Any, met: bool, must: str) -> None:
+    if not met:
+        raise ValueError(
+            f"`{name}` must be {must}. Received: {name}={value!r}. "
+            "Leave it out for the default."
+        )
+
+
+_BY_NAME = {"oracle": Oracle, "rais": RAIS, "uniform": Uniform}
 
 
 def get(identifier: str | Sampling | dict[str, Any]) -> Sampling:
     """Returns the sampling method a user named or configured.
 
     Args:
-        identifier: "rais", "uniform", a `Sampling` object or its serialized form.
+        identifier: "rais", "oracle", "uniform", a `Sampling` or its serialized form.
 
     Raises:
         ValueError: if it is none of these.

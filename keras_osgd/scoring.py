@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from keras_osgd import keras_compat, losses
 from keras_osgd.losses import OutputLoss
-from keras_osgd.norms import axes, exact
+from keras_osgd.norms import exact
+from keras_osgd.norms.batch_axes import batch_axes
 from keras_osgd.norms.calls import Frame, recording, state_kept
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.training_data import TrainingData
@@ -62,7 +63,7 @@ class Scorer:
         batch_size: of `fit`.
         holds_statistics: names of BatchNormalization layers that are trained: only
             norms with their statistics held exist.
-        multiples: see `axes.multiples`.
+        batch_axes: see `batch_axes.batch_axes`.
         worked_out: layers that no rule is known for.
     """
 
@@ -79,8 +80,7 @@ class Scorer:
         layers = keras_compat.layers_of(model)
         self.holds_statistics = [x.name for x in layers if couples_examples(x)]
         self._probe = _first_rows(data, _PROBED)
-        with state_kept(model):
-            self.multiples = axes.multiples(model, self._probe[0])
+        self.batch_axes = batch_axes(model, self._probe[0])
         self.worked_out: list[str] = []
         self._norms = self._measured_norms
         if not model.run_eagerly:
@@ -132,7 +132,7 @@ class Scorer:
         """
         variables = self._model.trainable_variables
         return exact.Uses(
-            frames, variables, size or self.batch_size, self.multiples, training
+            frames, variables, size or self.batch_size, self.batch_axes, training
         )
 
     def _measured_norms(self, x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
@@ -227,8 +227,8 @@ class Scorer:
 
 def _tolerance(model: keras.Model) -> float:
     """Returns the relative error that the model's coarsest type may cause."""
-    types = {x.compute_dtype for x in keras_compat.layers_of(model)}
-    return max(_TOLERANCE.get(x, 0.0) for x in types | {keras.config.floatx()})
+    layers = [model, *keras_compat.layers_of(model)]
+    return max(_TOLERANCE.get(layer.compute_dtype, 0.0) for layer in layers)
 
 
 def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:

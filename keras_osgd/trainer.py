@@ -67,8 +67,8 @@ class ImportanceSampled:
 
         Args:
             *args: as in Keras.
-            sampling: "rais", "uniform" (Keras' own training to the bit) or an object
-                such as `keras_osgd.sampling.RAIS(floor=0.1)`.
+            sampling: "rais", "oracle", "uniform" (Keras' own training to the bit) or
+                an object such as `keras_osgd.sampling.RAIS(floor=0.1)`.
             **kwargs: as in Keras.
         """
         method = get_sampling(sampling)
@@ -206,9 +206,9 @@ class ImportanceSampled:
         keras_function = self.train_function
 
         def function(iterator: Any) -> Any:
-            logs = keras_function(iterator)
-            if held.run is not None and held.run.active:  # not in `train_on_batch`
-                held.epoch_complete = held.run.after_execution()
+            if held.run is None or not held.run.active:  # as in `train_on_batch`
+                return keras_function(iterator)
+            logs, held.epoch_complete = held.run.execution(keras_function, iterator)
             return logs
 
         self.train_function = function

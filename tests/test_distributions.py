@@ -33,6 +33,20 @@ def test_uniform_refuses_an_empty_training_set(n):
         distributions.uniform(n)
 
 
+@given(st.lists(_NORMAL, min_size=1, max_size=30))
+def test_oracle_is_in_proportion_to_norms_of_any_size(norms):
+    p = distributions.oracle(tf.constant(norms, tf.float64)).numpy()
+    expected = oracles.robust_in_decimals(norms, np.zeros(len(norms)))
+    np.testing.assert_allclose(p, expected, rtol=1e-12, atol=1e-307)
+
+
+@given(st.lists(_ANY, min_size=1, max_size=30))
+def test_oracle_is_a_distribution_whatever_the_norms(norms):
+    p = distributions.oracle(tf.constant(norms, tf.float64)).numpy()
+    assert (p >= 0).all()
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+
+
 def test_robust_attains_its_saddle_value_and_no_norms_in_the_set_exceed_it():
     rng, n = np.random.default_rng(0), 5
     mean, variance = rng.uniform(0.1, 2.0, (2, n))

@@ -45,17 +45,15 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
     "_compute_loss": (compiled, "compute_loss: every training step"),
     "_loss_tracker": (compiled, "track_loss: the `loss` that is shown"),
     "_flatten_layers": (compiled, "layers_of: the last layer is not found"),
-    "_value": (
-        lambda: keras.Variable(0.0),
-        "tensor_of: no tape knows the weights whose norms are exact",
-    ),
-    "_seed_generators": (
-        compiled,
-        "draws_random_numbers: a layer without a rule is called again all the same",
-    ),
     "_keras_logits": (
         lambda: keras.activations.softmax(tf.zeros((2, 3))),
         "logits: norms of models that end in a softmax or sigmoid",
+    ),
+    "_value": (lambda: compiled().weights[0], "tensor_of: every exact norm"),
+    "_seed_generators": (compiled, "draws_random_numbers: layers without a rule"),
+    "_keras_mask": (
+        lambda: keras.layers.Masking()(tf.zeros((2, 3, 4))),
+        "copied: masks of layers with several outputs, in exact norms",
     ),
     "_compile_loss": (compiled, "compiled_losses: losses are not described"),
     "_flat_losses": (
@@ -376,3 +374,28 @@ def test_steps_taken_are_batches_also_where_gradients_are_accumulated():
         for step in range(5):
             assert int(keras_compat.steps_taken(optimizer)) == step
             optimizer.apply([tf.constant(1.0)], [variable])
+
+
+def test_a_copy_has_the_same_mask_and_logits():
+    probabilities = keras.activations.softmax(tf.constant([[1.0, 2.0]]))
+    masked = keras.layers.Masking()(tf.constant([[[1.0], [0.0]]]))
+    for tensor in (probabilities, masked, tf.constant(1.0)):
+        copy = keras_compat.copied(tensor)
+        assert copy is not tensor and keras.ops.all(copy == tensor)
+        for name in ("_keras_logits", "_keras_mask"):
+            assert getattr(copy, name, None) is getattr(tensor, name, None)
+
+
+@pytest.mark.parametrize(
+    ("layer", "draws"),
+    [
+        (keras.layers.RNN([keras.layers.LSTMCell(2)]), False),
+        (keras.layers.RNN([keras.layers.LSTMCell(2, dropout=0.1)]), True),
+        (keras.layers.ConvLSTM1D(2, 2, recurrent_dropout=0.1), True),
+        (keras.layers.Dropout(0.1), True),
+        (keras.layers.GaussianNoise(0.1), True),
+        (keras.layers.Dense(2), False),
+    ],
+)
+def test_cells_draw_random_numbers_only_with_a_rate(layer, draws):
+    assert keras_compat.draws_random_numbers(layer) == draws

@@ -93,13 +93,27 @@ def recording(model: keras.Model) -> Iterator[list[Frame]]:
 
 def _called(frame: Frame, original: Callable, args: tuple, kwargs: dict) -> Any:
     """Returns what the call returns, and keeps what its rule needs."""
-    rule, layer = frame.rule, frame.layer
-    if rule is None or not rule.pre_activation:
-        frame.output = original(*args, **kwargs)
-        return frame.output
-    with without_activation(layer) as activation:
-        frame.output = original(*args, **kwargs)
+    rule, layer, activation = frame.rule, frame.layer, None
+    with contextlib.ExitStack() as scopes:
+        if rule is not None and rule.during is not None:
+            frame.kept = scopes.enter_context(rule.during(layer))
+        if rule is not None and rule.pre_activation:
+            activation = scopes.enter_context(without_activation(layer))
+        frame.output = _apart(original(*args, **kwargs))
     return frame.output if activation is None else activation(frame.output)
+
+
+def _apart(output: Any) -> Any:
+    """Returns outputs none of which is computed from another.
+
+    The loss's gradient with respect to a hidden state that was returned twice, or to a
+    carry that an output was computed from, would count what passes through the other.
+    """
+    if sum(map(rules.is_float, keras.tree.flatten(output))) < 2:
+        return output
+    return keras.tree.map_structure(
+        lambda leaf: keras_compat.copied(leaf) if rules.is_float(leaf) else leaf, output
+    )
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.norms.arrays import sizes
 from keras_osgd.norms.dense import bias_form
-from keras_osgd.norms.forms import PerExample, Products, sizes
+from keras_osgd.norms.forms import InParts, PerExample, Products
 from keras_osgd.norms.rules import Call, Uses, register
 
 __all__ = ["patches"]
@@ -104,8 +105,7 @@ def convolution(call: Call) -> Uses:
     )
     if not _static(inputs, delta):
         return []
-    taken = _patches_of(layer, inputs, delta)
-    found: Uses = [(layer.kernel, _products(taken, delta, layer))]
+    found: Uses = [(layer.kernel, _in_parts(inputs, delta, layer))]
     return _with_bias(found, layer, delta)
 
 
@@ -124,6 +124,16 @@ def _products(taken: tf.Tensor, delta: tf.Tensor, layer: keras.Layer) -> Product
     deltas = tf.reshape(deltas, [size, positions, groups, each])
     deltas = tf.transpose(deltas, [0, 2, 1, 3])
     return Products(inputs, deltas, (groups, each, taps, own), (2, 3, 0, 1))
+
+
+def _in_parts(large: tf.Tensor, small: tf.Tensor, layer: keras.Layer) -> InParts:
+    """Returns the products of `small` and patches of `large`."""
+
+    def make(large: tf.Tensor, small: tf.Tensor) -> Products:
+        return _products(_patches_of(layer, large, small), small, layer)
+
+    width = np.prod(small.shape[1:-1]) * np.prod(layer.kernel_size) * large.shape[-1]
+    return InParts(make, (large, small), int(width))
 
 
 def _by_channel(taken: tf.Tensor, layer: keras.Layer) -> tf.Tensor:
@@ -206,8 +216,7 @@ def transposed_convolution(call: Call) -> Uses:
     )
     if not _static(inputs, delta):
         return []
-    taken = _patches_of(layer, delta, inputs)
-    found: Uses = [(layer.kernel, _products(taken, inputs, layer))]
+    found: Uses = [(layer.kernel, _in_parts(delta, inputs, layer))]
     return _with_bias(found, layer, delta)
 
 

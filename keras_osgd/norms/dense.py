@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.norms.forms import Gathered, PerExample, Products, sizes, widened
+from keras_osgd.norms.arrays import sizes, widened
+from keras_osgd.norms.forms import Gathered, PerExample, Products
 from keras_osgd.norms.rules import Call, Uses, register
 
 __all__ = ["bias_form", "by_position"]

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_osgd import keras_compat
 from keras_osgd.norms import forms, one_by_one, rules
-from keras_osgd.norms.axes import Axes, numbered
+from keras_osgd.norms.batch_axes import Axes, numbered
 from keras_osgd.norms.calls import Frame
 from keras_osgd.norms.normalization import coupling
 
@@ -46,7 +46,7 @@ class Uses:
         frames: outermost calls, from `recording`.
         variables: trainable weights of the model.
         size: m, number of examples.
-        multiples: what `multiples` returned.
+        batch_axes: what `batch_axes` returned.
         training: whether the forward pass was in training mode.
     """
 
@@ -55,14 +55,14 @@ class Uses:
         frames: Sequence[Frame],
         variables: Sequence[keras.Variable],
         size: int,
-        multiples: dict[tuple[int, int], Axes],
+        batch_axes: dict[tuple[int, int], Axes],
         training: bool,
     ) -> None:
         """Finds the uses; raises nothing."""
         self._variables = {keras_compat.tensor_of(v).ref(): v for v in variables}
         self._size, self._training = size, training
         self._axes = {
-            id(frame): multiples.get(key, Axes()) for key, frame in numbered(frames)
+            id(frame): batch_axes.get(key, Axes()) for key, frame in numbered(frames)
         }
         self._obstacles = [
             text for root in frames for f in root.everything() if (text := coupling(f))

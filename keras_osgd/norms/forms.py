@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
-__all__ = ["Gathered", "PerExample", "Products", "combined", "sizes", "widened"]
+from keras_osgd.norms.arrays import (
+    joined,
+    positions_folded,
+    sizes,
+    squared_by_row,
+    sum_by_row,
+    widened,
+)
+
+__all__ = ["Gathered", "InParts", "PerExample", "Products", "combined"]
+
+_PART = 2**19  # entries of the inputs that are made at a time
 
 
 class PerExample(NamedTuple):
@@ -34,7 +45,7 @@ class PerExample(NamedTuple):
         """Returns the squared norms `[m]` and the gradients' sum, `[*shape]`."""
         gradient = widened(self.gradient)
         total = tf.reshape(tf.reduce_sum(gradient, axis=0), shape)
-        return _squared_by_row(gradient), total
+        return squared_by_row(gradient), total
 
 
 class Products(NamedTuple):
@@ -61,7 +72,7 @@ class Products(NamedTuple):
         """Returns `size` rows from a multiple of it, as further positions."""
         if self.inputs.shape[0] == size:
             return self
-        folded = [_positions_folded(x, size) for x in (self.inputs, self.deltas)]
+        folded = [positions_folded(x, size) for x in (self.inputs, self.deltas)]
         return self._replace(inputs=folded[0], deltas=folded[1])
 
     def materialised(self, shape: Sequence[int]) -> tf.Tensor:
@@ -71,19 +82,23 @@ class Products(NamedTuple):
     def measured(self, shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Returns the squared norms `[m]` and, where it comes free, their sum."""
         inputs, deltas = widened(self.inputs), widened(self.deltas)
-        positions, columns, rows = *inputs.shape[-2:], deltas.shape[-1]
-        if positions == 1:
+        if inputs.shape[-2] == 1:
             squared = [
                 tf.reduce_sum(tf.square(x), axis=(-2, -1)) for x in (inputs, deltas)
             ]
-            return _sum_by_row(squared[0] * squared[1]), None
-        if positions is not None and positions * (columns + rows) < columns * rows:
+            return sum_by_row(squared[0] * squared[1]), None
+        if self.gram_is_cheaper():
             gram = tf.matmul(inputs, inputs, transpose_b=True)
             gram *= tf.matmul(deltas, deltas, transpose_b=True)
-            return tf.maximum(_sum_by_row(gram), 0), None
+            return tf.maximum(sum_by_row(gram), 0), None
         sums = self._sums()
         total = tf.reduce_sum(sums, axis=0, keepdims=True)
-        return _squared_by_row(sums), self._arranged(total, shape)[0]
+        return squared_by_row(sums), self._arranged(total, shape)[0]
+
+    def gram_is_cheaper(self) -> bool:
+        """Returns whether Gram matrices take fewer products than the sums."""
+        positions, columns, rows = *self.inputs.shape[-2:], self.deltas.shape[-1]
+        return positions is not None and positions * (columns + rows) < columns * rows
 
     def _sums(self) -> tf.Tensor:
         # This way round: 0.6-0.85 of the time of the transposed product.
@@ -93,6 +108,61 @@ class Products(NamedTuple):
         axes = [0, *(axis + 1 for axis in self.order)]
         split = tf.reshape(sums, [-1, *self.split])
         return tf.reshape(tf.transpose(split, axes), [-1, *shape])
+
+
+class InParts(NamedTuple):
+    """`Products` that are made and measured for a part of the examples at a time.
+
+    For inputs that take much more room than what they are made of, such as a
+    convolution's patches: the memory is that of one part, and stays in the cache.
+
+    Attributes:
+        make: from rows of `tensors` to their `Products`.
+        tensors: `[m, ...]` each.
+        width: entries that one example's inputs take.
+    """
+
+    make: Callable[..., Products]
+    tensors: tuple[tf.Tensor, ...]
+    width: int
+
+    def folded(self, size: int) -> InParts | Products:
+        """Returns `size` rows from a multiple of it."""
+        if self.tensors[0].shape[0] == size:
+            return self
+        return self.whole().folded(size)
+
+    def whole(self) -> Products:
+        """Returns the products of all examples at once."""
+        return self.make(*self.tensors)
+
+    def materialised(self, shape: Sequence[int]) -> tf.Tensor:
+        """Returns `[m, *shape]`, the gradients themselves."""
+        return self.whole().materialised(shape)
+
+    def measured(self, shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Returns the squared norms `[m]` and, where it comes free, their sum."""
+        size = self.tensors[0].shape[0]
+        fitting = [k for k in range(1, size + 1) if size % k == 0]
+        parts = min(k for k in fitting if self.width * size <= k * _PART or k == size)
+        if parts == 1:
+            return self.whole().measured(shape)
+        split = [tf.reshape(t, [parts, -1, *t.shape[1:]]) for t in self.tensors]
+        dtype = widened(self.tensors[0]).dtype
+
+        def measure(own: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+            squared, total = self.make(*own).measured(shape)
+            return (squared,) if total is None else (squared, total)
+
+        with_total = not self.make(*(t[0] for t in split)).gram_is_cheaper()
+        squared, *totals = tf.map_fn(
+            measure,
+            split,
+            fn_output_signature=(dtype, dtype) if with_total else (dtype,),
+            parallel_iterations=1,
+        )
+        total = tf.reduce_sum(totals[0], axis=0) if with_total else None
+        return tf.reshape(squared, [size]), total
 
 
 class Gathered(NamedTuple):
@@ -137,7 +207,7 @@ class Gathered(NamedTuple):
             tf.reshape(segment, [-1]),
             size * positions,
         )
-        return _squared_by_row(tf.reshape(summed, [size, positions, shape[1]])), None
+        return squared_by_row(tf.reshape(summed, [size, positions, shape[1]])), None
 
 
 def combined(
@@ -157,6 +227,7 @@ def combined(
     """
     if len(forms) == 1:
         return forms[0]
+    forms = [form.whole() if isinstance(form, InParts) else form for form in forms]
     if any(isinstance(form, Products) for form in forms):
         forms = [
             form.products(shape) if isinstance(form, Gathered) else form
@@ -164,7 +235,7 @@ def combined(
         ]
     if all(isinstance(form, Gathered) for form in forms):
         indices = [tf.cast(form.indices, tf.int64) for form in forms]
-        return Gathered(tf.concat(indices, 1), _joined([f.deltas for f in forms], 1))
+        return Gathered(tf.concat(indices, 1), joined([f.deltas for f in forms], 1))
     first = forms[0]
     if all(
         isinstance(form, Products)
@@ -172,50 +243,7 @@ def combined(
         for form in forms
     ):
         return first._replace(
-            inputs=_joined([form.inputs for form in forms], -2),
-            deltas=_joined([form.deltas for form in forms], -2),
+            inputs=joined([form.inputs for form in forms], -2),
+            deltas=joined([form.deltas for form in forms], -2),
         )
     return PerExample(tf.add_n([form.materialised(shape) for form in forms]))
-
-
-def widened(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns float32 for half precision, so that squares neither vanish nor overflow.
-
-    Example:
-        >>> widened(tf.constant(1.0, tf.float16)).dtype
-        tf.float32
-    """
-    return tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
-
-
-def sizes(tensor: tf.Tensor) -> list[int | tf.Tensor]:
-    """Returns the length of each axis, as an integer where it is known.
-
-    Example:
-        >>> sizes(tf.zeros([2, 3]))
-        [2, 3]
-    """
-    known, actual = tensor.shape.as_list(), tf.shape(tensor)
-    return [actual[i] if size is None else size for i, size in enumerate(known)]
-
-
-def _joined(tensors: list[tf.Tensor], axis: int) -> tf.Tensor:
-    return tf.concat([widened(tensor) for tensor in tensors], axis)
-
-
-def _positions_folded(tensor: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns `[size, ..., k T, P]` from `[size k, ..., T, P]`."""
-    rank = tensor.shape.rank
-    *lengths, columns = sizes(tensor)[1:]
-    split = tf.reshape(tensor, [size, -1, *lengths, columns])
-    axes = [0, *range(2, rank - 1), 1, rank - 1, rank]
-    shape = [size, *lengths[:-1], -1, columns]
-    return tf.reshape(tf.transpose(split, axes), shape)
-
-
-def _sum_by_row(values: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(values, axis=range(1, values.shape.rank))
-
-
-def _squared_by_row(values: tf.Tensor) -> tf.Tensor:
-    return _sum_by_row(tf.square(values))

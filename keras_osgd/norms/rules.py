@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import keras
@@ -28,12 +29,14 @@ class Call:
         output: what `layer.call` returned; its value before the activation, where the
             layer was registered with `pre_activation=True`.
         delta: the loss's gradient with respect to `output`, in the same nesting.
+        kept: what the rule's `during` yielded.
     """
 
     layer: keras.Layer
     arguments: dict[str, Any]
     output: Any = None
     delta: Any = None
+    kept: Any = None
 
     @property
     def inputs(self) -> Any:
@@ -52,18 +55,23 @@ class Rule(NamedTuple):
         forms: from a `Call` to the per-example gradients beside each of its weights.
         pre_activation: whether `layer.activation` is applied after the recorded call.
         whole: whether the rule speaks for the layers inside the layer as well.
+        during: from the layer to a context manager that the call is made in.
     """
 
     forms: Callable[[Call], Uses]
     pre_activation: bool = False
     whole: bool = False
+    during: Callable[[keras.Layer], AbstractContextManager] | None = None
 
 
 _RULES: dict[Any, Rule] = {}
 
 
 def register(
-    *layers: type[keras.Layer], pre_activation: bool = False, whole: bool = False
+    *layers: type[keras.Layer],
+    pre_activation: bool = False,
+    whole: bool = False,
+    during: Callable[[keras.Layer], AbstractContextManager] | None = None,
 ) -> Callable:
     """Registers how exact gradient norms are taken of layers of your own.
 
@@ -78,6 +86,8 @@ def register(
         pre_activation: whether `layer.activation` is to be applied after the recorded
             call, so that `output` and `delta` are those before it.
         whole: whether the function speaks for the layers inside the layer too.
+        during: from the layer to a context manager that the recorded call is made in;
+            what it yields is the `Call`'s `kept`, such as random numbers drawn.
 
     Example:
         >>> class Scale(keras.layers.Layer):
@@ -92,7 +102,7 @@ def register(
 
     def decorate(forms: Callable) -> Callable:
         for layer in layers:
-            _RULES[layer.call] = Rule(forms, pre_activation, whole)
+            _RULES[layer.call] = Rule(forms, pre_activation, whole, during)
         return forms
 
     return decorate

@@ -1,4 +1,4 @@
-"""Which axes count examples, found out by two trial runs."""
+"""Tells the calls that have a batch axis from those that have none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_osgd import keras_compat
 from keras_osgd.norms.calls import Frame, recording
 
-__all__ = ["Axes", "multiples", "numbered"]
+__all__ = ["Axes", "batch_axes", "numbered"]
 
 
 class Axes(NamedTuple):
@@ -27,7 +27,7 @@ class Axes(NamedTuple):
     arguments: tuple[bool, ...] | None = None
 
 
-def multiples(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
+def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
     """Returns which calls of which layer have a batch axis, by two trial runs.
 
     An embedding of positions, added to every example alike, has none, though its length
@@ -37,15 +37,26 @@ def multiples(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
         model: built.
         x: at least 3 examples.
 
+    Raises:
+        ValueError: if the model takes batches of one size only.
+
     Returns:
         (`id` of the layer, how many calls of it came before) -> where the length of
         the first axis is a multiple of the number of examples.
     """
     lengths = []
     for size in (2, 3):
-        with recording(model) as frames:
-            rows = keras.tree.map_structure(lambda leaf, m=size: leaf[:m], x)
-            keras_compat.call_model(model, rows, training=False)
+        rows = keras.tree.map_structure(lambda leaf, m=size: leaf[:m], x)
+        with recording(model) as frames, keras.StatelessScope():
+            try:
+                keras_compat.call_model(model, rows, training=False)
+            except (ValueError, tf.errors.InvalidArgumentError) as error:
+                raise ValueError(
+                    "Exact gradient norms need a model that takes any number of "
+                    f"examples at once. Received: {str(error).splitlines()[0]} with "
+                    f"{size}. Leave the batch size open and layers not `stateful`, or "
+                    'use the last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
+                ) from error
         lengths.append({key: _lengths(frame, size) for key, frame in numbered(frames)})
     two, three = lengths
     return {key: _axes(two[key], three[key]) for key in two if key in three}
@@ -73,7 +84,7 @@ def _length(tensors: list[tf.Tensor], size: int) -> int | None:
 
 
 def numbered(frames: Sequence[Frame]) -> Iterator[tuple[tuple[int, int], Frame]]:
-    """Yields each call with its layer's `id` and number."""
+    """Yields each call with its layer's `id` and number of calls before it."""
     calls: collections.Counter = collections.Counter()
     for root in frames:
         for frame in root.everything():

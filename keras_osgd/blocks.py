@@ -1,0 +1,144 @@
+"""Plans of blocks: made from p, kept while they are trained on, undone if unused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keras_osgd import draws
+from keras_osgd.pipeline import Plan, PlanBuffers
+from keras_osgd.sampling import Sampling
+from keras_osgd.state import SamplingState
+
+__all__ = ["LEAST_FLOOR", "Blocks"]
+
+LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
+_LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
+_REARM_MARGIN = 0.02  # above the threshold, so that the two do not alternate
+
+
+class Blocks:
+    """The blocks of one `fit`: what both planners do with a p once they have it.
+
+    Args:
+        sampling: configuration.
+        state: owed mass and counters, which every block moves on.
+        buffers: where plans go.
+
+    Attributes:
+        plans: the last two, oldest first.
+        candidate: `[n]`, p by the scores as last planned, or `None`.
+        notices: lines to print.
+    """
+
+    def __init__(
+        self, sampling: Sampling, state: SamplingState, buffers: PlanBuffers
+    ) -> None:
+        """Starts without a plan."""
+        self._sampling, self._state, self._buffers = sampling, state, buffers
+        self._n = state.table.size
+        self.plans: list[Plan] = []
+        self.candidate: np.ndarray | None = None
+        self.notices: list[str] = []
+        self._told: set[str] = set()
+
+    def make(self, start: int, candidate: np.ndarray, importance: bool) -> None:
+        """Draws a block and hands it to the pipeline.
+
+        Args:
+            start: its first step.
+            candidate: `[n]` float64, > 0, sums to 1. p by the scores.
+            importance: whether to draw by it, or uniformly.
+        """
+        n = self._n
+        probability = candidate if importance else np.full(n, 1.0 / n)
+        size = self._buffers.block_steps * self._buffers.batch_size
+        index, drawn_credit = self._draw(probability, size)
+        credit = max(drawn_credit, _LEAST_CREDIT)
+        plan = Plan(
+            start,
+            index,
+            credit * probability[index],
+            credit * candidate[index],
+            self._state.table.features_of(index),
+            importance,
+            float(1.0 / (n * credit * probability.min())),
+            credit,
+            drawn_credit * size / n,
+        )
+        self._buffers.write(plan)
+        self.candidate = candidate
+        # The plan before last is over: every block is planned within the one before.
+        self.plans = [*self.plans[-1:], plan]
+        self._state.blocks += 1
+        self._state.drawn += size
+
+    def _draw(self, probability: np.ndarray, size: int) -> tuple[np.ndarray, float]:
+        """Returns the block's examples, and its credit over size/n."""
+        state = self._state
+        rng = np.random.default_rng([state.seed, state.blocks])
+        if self._sampling.draws == "independent":
+            return draws.independent(probability, size, rng), 1.0
+        drawn = draws.reshuffled(state.owed, probability, size, rng)
+        state.owed = drawn.owed
+        return drawn.index, drawn.credit
+
+    def drawn(self, first: int, until: int) -> tuple[Any, ...]:
+        """Returns index, p and features of the draws of some steps, and how drawn."""
+        m, parts, importance = self._buffers.batch_size, [], False
+        for plan in self.plans:
+            steps = np.array([first, until]) - plan.start
+            rows = slice(*(np.clip(steps, 0, self._buffers.block_steps) * m))
+            columns = (plan.index, plan.probability, plan.features)
+            parts.append([column[rows] for column in columns])
+            importance = plan.importance
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return (*columns, importance)
+
+    def give_back(self, step: int) -> None:
+        """Undoes the credit and debit of all draws from `step` on."""
+        m = self._buffers.batch_size
+        for plan in self.plans:
+            used = int(np.clip(step - plan.start, 0, self._buffers.block_steps)) * m
+            unused = plan.index[used:]
+            self._state.drawn -= len(unused)
+            if self._sampling.draws == "reshuffled":
+                probability = np.ones(self._n)
+                probability[unused] = plan.probability[used:] / plan.credit
+                self._state.owed = draws.refund(self._state.owed, probability, unused)
+                self._state.owed -= plan.mass * len(unused) / len(plan.index)
+
+    def decide(self, gains: np.ndarray, importance: bool, threshold: float) -> None:
+        """Retreats to uniform draws where they no longer pay, and comes back.
+
+        Args:
+            gains: gain ratio of each of the last steps.
+            importance: whether their draws followed the scores.
+            threshold: mean gain ratio below which to retreat.
+        """
+        state, gain = self._state, float(gains.mean())
+        if state.armed and importance and gain < threshold:
+            state.armed = False
+            cause = (
+                "the scores are worse than uniform sampling"
+                if gain < 1
+                else "importance sampling no longer pays"
+            )
+            self.notices.append(
+                f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Training goes "
+                f"on with uniform, {self._sampling.draws} draws until the gain rises "
+                "again."
+            )
+        elif not state.armed and gain > threshold + _REARM_MARGIN:
+            state.armed = True
+
+    def tell_once(self, line: str, about: str) -> None:
+        """Adds a notice unless there was one about the same in this `fit`."""
+        if about not in self._told:
+            self._told.add(about)
+            self.notices.append(line)
+
+    def tell_of_zeros(self) -> None:
+        """Says once that there is nothing to draw by."""
+        self.tell_once("All gradient norms are 0: draws are uniform.", "zeros")

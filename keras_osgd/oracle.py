@@ -1,0 +1,246 @@
+"""Exact O-SGD: plans by the exact gradient norms of all examples (equation 3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_osgd import distributions
+from keras_osgd.blocks import LEAST_FLOOR, Blocks
+from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, figures
+from keras_osgd.pipeline import Plan, PlanBuffers
+from keras_osgd.sampling import Oracle
+from keras_osgd.scoring import Scorer
+from keras_osgd.state import SamplingState
+from keras_osgd.training_data import TrainingData
+from keras_osgd.warn_once import warn_once
+
+__all__ = ["OraclePlanner", "refresh_steps", "scoring_all", "warn_of_staleness"]
+
+_RETREAT_BELOW = 1.03  # as RAIS; fresh norms have nothing to retreat from
+_RECENT_STEPS = 50  # gain and figures are averaged over so many
+_ONLY_LAST = np.array([0.0, 1.0])  # of the features ("constant", "last")
+
+
+class OraclePlanner:
+    """Scores all examples between two executions and plans the block that follows.
+
+    A block is trained on with the p of its first step's weights. Where an execution
+    would run past its end, as after an epoch whose length is no multiple of
+    `steps_per_execution`, the block ends before it.
+
+    Draws are independent by default. Exact p moves abruptly from block to block, and
+    reshuffled draws, which withhold an example until its last weight is worked off,
+    are then far from p: on 5,000 images, scored every 5 steps, the training loss after
+    an epoch was 0.84 with them and 0.55 with independent ones.
+
+    Args:
+        sampling: configuration.
+        state: what is learned.
+        buffers: where plans go.
+        log: where observations come from.
+        steps_per_execution: of the model.
+        score: returns `[n]`, the exact norms at the current weights.
+    """
+
+    read_ahead = 0  # a batch is planned by the weights right before it
+
+    def __init__(
+        self,
+        sampling: Oracle,
+        state: SamplingState,
+        buffers: PlanBuffers,
+        log: ObservationLog,
+        steps_per_execution: int,
+        score: Callable[[], np.ndarray],
+    ) -> None:
+        """Plans nothing yet."""
+        self._state, self._buffers, self._log = state, buffers, log
+        self._steps_per_execution, self._score = steps_per_execution, score
+        self._n, self._fresh = state.table.size, buffers.block_steps == 1
+        floor = sampling.floor_for(self._n, buffers.batch_size)
+        self._floor, self.unbounded = floor, floor == 0 and not self._fresh
+        self._blocks = Blocks(sampling, state, buffers)
+        self._end = self._observed_until = 0
+        self._recent = _no_observations()
+        self._begun = time.perf_counter()
+        self._scoring_seconds = self._planning_seconds = 0.0
+        self._newest = dict(NOTHING_OBSERVED)
+        self.notices = self._blocks.notices
+
+    def start(self) -> None:
+        """Lets Keras look at a batch; what is trained on is planned by `prepare`."""
+        self._buffers.planned_until.assign(self._buffers.block_steps)
+
+    def prepare(self, step: int) -> None:
+        """Scores and plans, unless the next execution is planned; `step` are done."""
+        if step + self._steps_per_execution <= self._end:
+            return
+        begun = time.perf_counter()
+        norms = self._score()
+        scored = time.perf_counter()
+        self._state.undivided(self._plan, step, norms)
+        self._scoring_seconds += scored - begun
+        self._planning_seconds += time.perf_counter() - scored
+
+    def advance(self, step: int) -> None:
+        """Takes in what the steps of a block left behind, once it is over."""
+        if step >= self._end:
+            self._observe(step)
+
+    def finish(self, step: int) -> None:
+        """Takes in the last observations; undoes the credit and debit of no draws."""
+        self._state.undivided(self._close, step)
+
+    def _close(self, step: int) -> None:
+        self._observe(step)
+        self._blocks.give_back(step)
+
+    def _plan(self, step: int, norms: np.ndarray) -> None:
+        """Ends the block before `step` and plans the one that begins there."""
+        self._close(step)
+        self._blocks.plans.clear()
+        self._store(norms)
+        scores = self._state.table.combine(_ONLY_LAST)
+        if not scores.numpy().any():
+            self._blocks.tell_of_zeros()
+        p = distributions.oracle(scores)
+        candidate = distributions.with_floor(p, max(self._floor, LEAST_FLOOR)).numpy()
+        self._blocks.make(step, candidate, self._state.armed)
+        self._end = step + self._buffers.block_steps
+
+    def _store(self, norms: np.ndarray) -> None:
+        """Puts norms into the table; one that is not finite leaves the old one there.
+
+        Without an old one, the table's feature "last" is the mean of all norms.
+        """
+        finite = np.abs(norms) <= np.finfo(np.float32).max  # false for NaN too
+        index = np.flatnonzero(finite)
+        if len(index) < self._n:
+            self._blocks.tell_once(
+                f"The gradient norms of {self._n - len(index)} of {self._n} examples "
+                f"are not finite, first that of example {np.argmin(finite)}: they keep "
+                "their last score, or the mean. Look for NaN in the data or the loss.",
+                "not finite",
+            )
+        table, ones = self._state.table, np.ones(len(index))
+        table.observe(index, ones, norms[index], self._state.blocks)
+        self._state.observed += len(index)
+
+    def _observe(self, step: int) -> None:
+        """Brings figures and mode up to date with the steps done."""
+        first = self._observed_until
+        if step <= first:
+            return
+        norms, gains = self._log.read(first, step)
+        _, probability, _, importance = self._blocks.drawn(first, step)
+        finite = np.isfinite(norms)
+        weights = 1.0 / (self._n * probability)
+        self._observed_until = step
+        draws = _RECENT_STEPS * self._buffers.batch_size
+        lengths = (_RECENT_STEPS, draws, draws)
+        new = (gains, weights[finite], norms[finite])
+        self._recent = [
+            np.concatenate([old, added])[-length:]
+            for old, added, length in zip(self._recent, new, lengths, strict=True)
+        ]
+        self._newest = figures(*self._recent, importance) | {
+            "largest_weight": self.last_plan.largest_weight,
+            "share_unseen": self._state.table.share_unseen,
+        }
+        if not self._fresh and len(self._recent[0]) == _RECENT_STEPS:
+            self._decide(importance)
+
+    def _decide(self, importance: bool) -> None:
+        armed = self._state.armed
+        self._blocks.decide(self._recent[0], importance, _RETREAT_BELOW)
+        if self._state.armed != armed:
+            self._recent = _no_observations()
+
+    @property
+    def last_plan(self) -> Plan:
+        """The plan made last."""
+        return self._blocks.plans[-1]
+
+    @property
+    def candidate(self) -> np.ndarray | None:
+        """`[n]`, p by the scores as last planned, or `None`."""
+        return self._blocks.candidate
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What `SamplingMonitor` shows."""
+        return self._newest | {"scoring_seconds": self._scoring_seconds}
+
+    def sampling_share(self) -> float:
+        """Returns the seconds spent on scoring and planning over those of training."""
+        total = time.perf_counter() - self._begun
+        return (self._scoring_seconds + self._planning_seconds) / total
+
+
+def _no_observations() -> list[np.ndarray]:
+    return [np.zeros(0), np.zeros(0), np.zeros(0)]  # gains, weights, norms
+
+
+def scoring_all(
+    scorer: Scorer, data: TrainingData, batch_size: int, verbose: bool
+) -> Callable[[], np.ndarray]:
+    """Returns what scores all examples at the current weights.
+
+    Args:
+        scorer: of the model.
+        data: all examples.
+        batch_size: examples scored at once.
+        verbose: whether the first call shows a bar.
+    """
+    bars = [keras.utils.Progbar] if verbose else []
+
+    def score() -> np.ndarray:
+        if not bars:
+            return scorer.of_all(data.arrays, batch_size)
+        print(f"Scoring {data.n} examples")
+        bar = bars.pop()(data.n, unit_name="example")
+        return scorer.of_all(data.arrays, batch_size, bar.update)
+
+    return score
+
+
+def refresh_steps(
+    sampling: Oracle, n: int, batch_size: int, steps_per_execution: int
+) -> int:
+    """Returns the steps of a block: from one scoring to the next.
+
+    Raises:
+        ValueError: if they are no multiple of `steps_per_execution`: between the steps
+            of one execution nothing can be scored.
+    """
+    steps = sampling.block_steps(n, batch_size)
+    multiple = -(-steps // steps_per_execution) * steps_per_execution
+    if sampling.refresh is None and steps > 1 or multiple == steps:
+        return multiple
+    raise ValueError(
+        "`refresh`, the steps between two scorings, must be a multiple of "
+        f"`steps_per_execution`. Received: refresh={steps} with "
+        f"steps_per_execution={steps_per_execution}. Set `Oracle(refresh={multiple})`, "
+        "or `compile(steps_per_execution=1)`."
+    )
+
+
+def warn_of_staleness(model: keras.Model, sampling: Oracle, data: TrainingData) -> None:
+    """Warns once where the default `refresh` leaves scores to age."""
+    steps = sampling.block_steps(data.n, data.batch_size)
+    if sampling.refresh is not None or steps == 1:
+        return
+    warn_once(
+        model,
+        "stale",
+        f"{data.n} examples are scored every {steps} steps by default: in between, "
+        "the oracle is a stale point estimate. Measured on 5,000 examples, a scoring "
+        "every 5 / 20 / 80 steps gave 14.7 / 15.5 / 44.8 % test error without a floor, "
+        "and 14.6 % at 80 with a floor of 0.1. `Oracle(refresh=...)` sets the steps; a "
+        f"scoring costs about as much as {-(-data.n // data.batch_size)} of them. "
+        'sampling="rais" is made for this many examples.',
+    )
