@@ -58,10 +58,15 @@ def backward(
     variables = model.trainable_weights
     watched = [keras_compat.tensor_of(v) for v in variables]
     scale = model.optimizer.scale_loss
-    separate = scoring.has_terms_of_the_batch(model)
+    # A `compute_loss` of the user's own may leave the regularisation out.
+    own_loss = type(model).compute_loss is not keras.Model.compute_loss
+    regularised = own_loss and bool(model.losses)
+    separate = regularised or scoring.has_terms_of_the_batch(model)
     uses = scorer.uses(frames if held is None else [], training=True)
     scaled = scale(loss)
-    of_data = scale(loss - sum(model.losses)) if separate else scaled
+    of_data = (
+        scale(loss - scoring.other_terms(model, loss.dtype)) if separate else scaled
+    )
     with tape.stop_recording():
         sources = (watched, tensors, uses.outputs)
         of_mean, deltas, of_outputs = tape.gradient(of_data, sources)

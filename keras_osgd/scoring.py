@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,11 +14,11 @@ from keras_osgd import keras_compat, losses
 from keras_osgd.losses import OutputLoss
 from keras_osgd.norms import exact
 from keras_osgd.norms.batch_axes import batch_axes
-from keras_osgd.norms.calls import Frame, recording
+from keras_osgd.norms.calls import Frame, recording, state_kept
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["Scorer", "has_terms_of_the_batch", "loss_scale"]
+__all__ = ["Scorer", "has_terms_of_the_batch", "loss_scale", "other_terms"]
 
 _PROBED = 3
 _TOLERANCE = {"float16": 0.2, "bfloat16": 0.2, "float32": 2e-3, "float64": 1e-6}
@@ -36,6 +37,12 @@ def has_terms_of_the_batch(model: keras.Model) -> bool:
     """Returns whether losses beyond those compiled depend on more than the weights."""
     weights = sum(v.regularizer is not None for v in model.trainable_weights)
     return len(model.losses) > weights
+
+
+def other_terms(model: keras.Model, dtype: tf.DType) -> tf.Tensor:
+    """Returns `[]`, what Keras adds to the compiled losses: `model.losses` summed."""
+    terms = [tf.reduce_sum(tf.cast(term, dtype)) for term in model.losses]
+    return tf.add_n([tf.zeros([], dtype), *terms])
 
 
 class Scorer:
@@ -150,7 +157,7 @@ class Scorer:
         weights = losses.weights_for(self.losses, ones, sample_weight)
         y_pred = keras_compat.call_model(self._model, x, training=self._training)
         loss = keras_compat.compute_loss(self._model, x, y, y_pred, weights)
-        loss -= sum(tf.cast(term, loss.dtype) for term in self._model.losses)
+        loss -= other_terms(self._model, loss.dtype)
         return loss / loss_scale(self.losses, size)
 
     def try_training(self) -> None:
@@ -159,42 +166,38 @@ class Scorer:
         Raises:
             ValueError: listing every layer that has no per-example gradients.
         """
-        held, self._training = self._training, True
-        state = [(v, v.numpy()) for v in self._model.non_trainable_variables]
-        try:
+        with self._in_mode(training=True):
             self._measured(*self._probe)
+
+    @contextlib.contextmanager
+    def _in_mode(self, training: bool) -> Iterator[None]:
+        held, self._training = self._training, training
+        try:
+            with state_kept(self._model):
+                yield
         finally:
             self._training = held
-            for variable, value in state:  # random generators among them
-                variable.assign(value)
 
     def verify(self) -> None:
         """Compares the norms of three examples with gradients taken one by one.
 
+        In inference mode, since two passes would drop other values; changes no state.
+
         Raises:
             ValueError: naming the weights whose norms differ.
         """
-        variables = self._model.trainable_variables
-        measured = self._measured(*self._probe)
-        watched = [keras_compat.tensor_of(v) for v in variables]
-        wrong = set()
-        for row in range(_PROBED):
-            x, y, weight = keras.tree.map_structure(
-                lambda a, i=row: None if a is None else a[i : i + 1], self._probe
-            )
-            with tf.GradientTape() as tape:
-                loss = self._loss(x, y, weight, 1)
-            for own, variable, gradient in zip(
-                watched, variables, tape.gradient(loss, watched), strict=True
+        with self._in_mode(training=False):
+            measured = self._measured(*self._probe)
+            alone = [self._norms_alone(row) for row in range(_PROBED)]
+        wrong, tolerance = set(), _tolerance(self._model)
+        for row, norms in enumerate(alone):
+            limit = tolerance * tf.sqrt(measured.squared_norms[row])
+            for variable, norm in zip(
+                self._model.trainable_variables, norms, strict=True
             ):
-                if gradient is None:
-                    continue
-                alone = tf.norm(tf.cast(tf.convert_to_tensor(gradient), tf.float64))
-                parts = measured.by_weight.get(own.ref())
+                parts = measured.by_weight.get(keras_compat.tensor_of(variable).ref())
                 found = 0.0 if parts is None else tf.sqrt(parts[row])
-                total = tf.sqrt(tf.cast(measured.squared_norms[row], tf.float64))
-                limit = self._tolerance() * total
-                if abs(alone - tf.cast(found, tf.float64)) > limit:
+                if abs(norm - float(found)) > float(limit):
                     wrong.add(variable.path)
         if wrong:
             raise ValueError(
@@ -205,14 +208,36 @@ class Scorer:
                 'last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
             )
 
-    def _tolerance(self) -> float:
-        layers = [self._model, *keras_compat.layers_of(self._model)]
-        return max(_TOLERANCE.get(layer.compute_dtype, 0.0) for layer in layers)
+    def _norms_alone(self, row: int) -> list[float]:
+        """Returns the gradient norm of each weight, by a pass over one example."""
+        x, y, weight = keras.tree.map_structure(
+            lambda a: None if a is None else a[row : row + 1], self._probe
+        )
+        variables = self._model.trainable_variables
+        with tf.GradientTape() as tape:
+            loss = self._loss(x, y, weight, 1)
+        gradients = tape.gradient(loss, [keras_compat.tensor_of(v) for v in variables])
+        return [
+            0.0
+            if g is None
+            else float(tf.norm(tf.cast(tf.convert_to_tensor(g), tf.float64)))
+            for g in gradients
+        ]
+
+
+def _tolerance(model: keras.Model) -> float:
+    """Returns the relative error that the model's coarsest type may cause."""
+    layers = [model, *keras_compat.layers_of(model)]
+    return max(_TOLERANCE.get(layer.compute_dtype, 0.0) for layer in layers)
 
 
 def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
-    """Returns `count` examples, the same ones again where there are fewer."""
-    rows = np.resize(np.arange(data.n), count)
+    """Returns `count` examples that weigh something; some again if there are fewer."""
+    rows = np.arange(data.n)
+    for leaf in keras.tree.flatten(data.arrays[2]):
+        weighs = np.ones(data.n) if leaf is None else leaf.reshape(data.n, -1).sum(1)
+        rows = rows[np.argsort(weighs[rows] == 0, kind="stable")]
+    rows = np.resize(rows[: max(count, 1)], count)
     return keras.tree.map_structure(
         lambda a: None if a is None else tf.convert_to_tensor(a[rows]), data.arrays
     )

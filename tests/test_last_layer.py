@@ -461,6 +461,7 @@ def _sampled_step(build, reduction, x, y, n=20, sample_weight=None, **options):
         batch_size=len(x),
         losses=losses.describe(model, data),
         gain=GainRatio(),
+        scorer=None,
         adapt=False,
         clock=clock,
     )

@@ -1,10 +1,10 @@
-"""Tells the calls whose outputs have a batch axis from those that have none."""
+"""Tells the calls that have a batch axis from those that have none."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -12,10 +12,22 @@ import tensorflow as tf
 from keras_osgd import keras_compat
 from keras_osgd.norms.calls import Frame, recording
 
-__all__ = ["batch_axes", "numbered"]
+__all__ = ["Axes", "batch_axes", "numbered"]
 
 
-def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], bool]:
+class Axes(NamedTuple):
+    """Where a call has a batch axis.
+
+    Attributes:
+        outputs: whether its outputs have one.
+        arguments: whether each leaf of its arguments has one; `None` if not known.
+    """
+
+    outputs: bool = True
+    arguments: tuple[bool, ...] | None = None
+
+
+def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
     """Returns which calls of which layer have a batch axis, by two trial runs.
 
     An embedding of positions, added to every example alike, has none, though its length
@@ -29,8 +41,8 @@ def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], bool]:
         ValueError: if the model takes batches of one size only.
 
     Returns:
-        (`id` of the layer, how many calls of it came before) -> whether the length of
-        its outputs' first axis is a multiple of the number of examples.
+        (`id` of the layer, how many calls of it came before) -> where the length of
+        the first axis is a multiple of the number of examples.
     """
     lengths = []
     for size in (2, 3):
@@ -45,15 +57,28 @@ def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], bool]:
                     f"{size}. Leave the batch size open and layers not `stateful`, or "
                     'use the last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
                 ) from error
-        lengths.append({key: _length(frame, size) for key, frame in numbered(frames)})
+        lengths.append({key: _lengths(frame, size) for key, frame in numbered(frames)})
     two, three = lengths
-    return {key: two[key] is not None and two[key] == three.get(key) for key in two}
+    return {key: _axes(two[key], three[key]) for key in two if key in three}
 
 
-def _length(frame: Frame, size: int) -> int | None:
-    """Returns how many rows of the outputs belong to an example; `None` if unclear."""
-    shapes = [x.shape for x in keras.tree.flatten(frame.output) if tf.is_tensor(x)]
-    rows = {shape[0] if shape.rank else 0 for shape in shapes}
+def _axes(two: list[int | None], three: list[int | None]) -> Axes:
+    outputs, *arguments = (
+        a is not None and a == b for a, b in zip(two, three, strict=False)
+    )
+    return Axes(outputs, tuple(arguments) if len(two) == len(three) else None)
+
+
+def _lengths(frame: Frame, size: int) -> list[int | None]:
+    """Returns how many rows of the outputs, and of each argument, an example has."""
+    arguments = keras.tree.flatten((frame.args, frame.kwargs))
+    leaves = [keras.tree.flatten(frame.output), *([leaf] for leaf in arguments)]
+    return [_length([x for x in own if tf.is_tensor(x)], size) for own in leaves]
+
+
+def _length(tensors: list[tf.Tensor], size: int) -> int | None:
+    """Returns how many rows belong to an example; `None` if unclear."""
+    rows = {x.shape[0] if x.shape.rank else 0 for x in tensors}
     only = rows.pop() if len(rows) == 1 else 0
     return only // size if only and only % size == 0 else None
 

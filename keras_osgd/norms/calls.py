@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_osgd import keras_compat
 from keras_osgd.norms import rules
 
-__all__ = ["Frame", "recording", "replaced_calls", "without_activation"]
+__all__ = ["Frame", "recording", "replaced_calls", "state_kept", "without_activation"]
 
 
 class Frame(rules.Call):
@@ -142,3 +142,17 @@ def replaced_calls(
             vars(layer).pop("call", None)
             if call is not None:
                 vars(layer)["call"] = call
+
+
+@contextlib.contextmanager
+def state_kept(model: keras.Model) -> Iterator[None]:
+    """Undoes what calls in the block do to counters, seeds and statistics.
+
+    In a `keras.StatelessScope` Keras 3.15 hands `None` to the regularizers.
+    """
+    held = [(v, tf.identity(v)) for v in model.non_trainable_variables]
+    try:
+        yield
+    finally:
+        for variable, value in held:
+            variable.assign(value)

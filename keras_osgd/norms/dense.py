@@ -28,6 +28,12 @@ def by_position(tensor: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tensor, [first, count, last])
 
 
+def _as_float(call: Call) -> tf.Tensor:
+    """Returns the inputs, which may be integers, in a type that products are of."""
+    floating = call.inputs.dtype.is_floating
+    return call.inputs if floating else tf.cast(call.inputs, call.delta.dtype)
+
+
 def bias_form(delta: tf.Tensor, axes: tuple[int, ...] = (-1,)) -> PerExample:
     """Returns the gradients of a weight that is added along `axes` of the output."""
     rank = delta.shape.rank
@@ -40,7 +46,7 @@ def bias_form(delta: tf.Tensor, axes: tuple[int, ...] = (-1,)) -> PerExample:
 def dense(call: Call) -> Uses:
     """Dense: the sum over positions of delta_t a_t', and of delta_t for the bias."""
     layer = call.layer
-    inputs, deltas = by_position(call.inputs), by_position(call.delta)
+    inputs, deltas = by_position(_as_float(call)), by_position(call.delta)
     split = (deltas.shape[-1], inputs.shape[-1])
     found: Uses = [(layer.kernel, Products(inputs, deltas, split, (1, 0)))]
     if layer.bias is not None:
@@ -66,7 +72,7 @@ def einsum_dense(call: Call) -> Uses:
         return []
     if len(groups + columns + rows) != len(of_kernel):
         return []
-    inputs = _flattened(call.inputs, of_inputs, groups, positions, columns)
+    inputs = _flattened(_as_float(call), of_inputs, groups, positions, columns)
     deltas = _flattened(call.delta, of_output, groups, positions, rows)
     length = dict(zip(of_kernel, layer.kernel.shape, strict=True))
     unfolded = groups + rows + columns

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_osgd import keras_compat
 from keras_osgd.norms import forms, one_by_one, rules
-from keras_osgd.norms.batch_axes import numbered
+from keras_osgd.norms.batch_axes import Axes, numbered
 from keras_osgd.norms.calls import Frame
 from keras_osgd.norms.normalization import coupling
 
@@ -55,14 +55,14 @@ class Uses:
         frames: Sequence[Frame],
         variables: Sequence[keras.Variable],
         size: int,
-        batch_axes: dict[tuple[int, int], bool],
+        batch_axes: dict[tuple[int, int], Axes],
         training: bool,
     ) -> None:
         """Finds the uses; raises nothing."""
         self._variables = {keras_compat.tensor_of(v).ref(): v for v in variables}
         self._size, self._training = size, training
-        self._with_batch = {
-            id(frame): batch_axes.get(key, True) for key, frame in numbered(frames)
+        self._axes = {
+            id(frame): batch_axes.get(key, Axes()) for key, frame in numbered(frames)
         }
         self._obstacles = [
             text for root in frames for f in root.everything() if (text := coupling(f))
@@ -99,7 +99,7 @@ class Uses:
         else:
             graph = tf.compat.v1.get_default_graph()
             here = all(getattr(x, "graph", None) is graph for x in tensors)
-        return here and self._with_batch[id(frame)]
+        return here and self._axes[id(frame)].outputs
 
     @property
     def outputs(self) -> list[list[tf.Tensor]]:
@@ -143,14 +143,20 @@ class Uses:
         self, frame: Frame, own: dict[Any, keras.Variable], worked_out: list[str]
     ) -> Iterator[tuple[Any, rules.Form]]:
         by_rule = [] if frame.rule is None else frame.rule.forms(frame)
-        known = [(keras_compat.tensor_of(v).ref(), form) for v, form in by_rule]
+        known = [  # with LoRA, `kernel` is a sum of weights and none itself
+            (keras_compat.tensor_of(weight).ref(), form)
+            for weight, form in by_rule
+            if isinstance(weight, keras.Variable)
+        ]
         if own.keys() <= {reference for reference, _ in known}:
             yield from (
                 (reference, form) for reference, form in known if reference in own
             )
             return
         worked_out.append(frame.layer.name)
-        yield from one_by_one.forms(frame, own, self._size, self._training).items()
+        yield from one_by_one.forms(
+            frame, own, self._size, self._training, self._axes[id(frame)].arguments
+        ).items()
 
     def _measured(self, found: dict, worked_out: list[str]) -> Measured:
         by_weight, totals, before = {}, {}, []

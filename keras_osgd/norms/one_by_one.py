@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -17,16 +17,21 @@ __all__ = ["forms"]
 
 
 def forms(
-    frame: Frame, variables: dict[Any, keras.Variable], size: int, training: bool
+    frame: Frame,
+    variables: dict[Any, keras.Variable],
+    size: int,
+    training: bool,
+    batched: Sequence[bool] | None = None,
 ) -> dict[Any, PerExample]:
     """Calls a layer again on every example alone, vectorized, and differentiates that.
 
     Args:
-        frame: the call; what of its arguments has `size` rows, or a multiple, is taken
-            to be one for each example.
+        frame: the call.
         variables: by reference, those to differentiate with respect to.
         size: m.
         training: whether the call was in training mode.
+        batched: which leaves of the arguments have rows for each example; `None`
+            where only their lengths tell.
 
     Raises:
         Obstacle: if the layer draws random numbers, which a second call would draw
@@ -40,15 +45,17 @@ def forms(
             "with `keras_osgd.norms.register`"
         )
     leaves = keras.tree.flatten((frame.args, frame.kwargs))
-    batched = [i for i, leaf in enumerate(leaves) if _has_rows(leaf, size)]
-    rows = [_split(leaves[i], size) for i in batched]
+    if batched is None or len(batched) != len(leaves):
+        batched = [True] * len(leaves)
+    split = [i for i, own in enumerate(batched) if own and _rows(leaves[i], size)]
+    rows = [_split(leaves[i], size) for i in split]
     deltas = keras.tree.flatten(frame.delta)
     kept = [i for i, delta in enumerate(deltas) if delta is not None]
     rows += [_split(deltas[i], size) for i in kept]
 
     def gradients(own: list[tf.Tensor]) -> list[tf.Tensor]:
         given = list(leaves)
-        for i, row in zip(batched, own, strict=False):
+        for i, row in zip(split, own, strict=False):
             given[i] = row
         args, kwargs = keras.tree.pack_sequence_as((frame.args, frame.kwargs), given)
         with tf.GradientTape() as tape, keras.StatelessScope():
@@ -56,7 +63,7 @@ def forms(
         found = tape.gradient(
             [output[i] for i in kept],
             [keras_compat.tensor_of(v) for v in variables.values()],
-            output_gradients=own[len(batched) :],
+            output_gradients=own[len(split) :],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         return [tf.convert_to_tensor(gradient) for gradient in found]
@@ -66,10 +73,18 @@ def forms(
     except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
         raise rules.Obstacle(
             f"{frame.layer.name} ({type(frame.layer).__name__}) has no rule and cannot "
-            f"be called on one example at a time ({str(error).splitlines()[0]}). "
+            f"be called on one example at a time ({_reason(error)}). "
             "Register a rule with `keras_osgd.norms.register`"
         ) from error
     return dict(zip(variables, map(PerExample, found), strict=True))
+
+
+def _reason(error: Exception) -> str:
+    """Returns the line that says why: the bold one of what Keras made of an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    bold = [line for line in lines if line.startswith("\x1b[1m")]
+    first = [*bold, *lines, type(error).__name__][0]
+    return first.removeprefix("\x1b[1m").removesuffix("\x1b[0m")
 
 
 def _called_again(frame: Frame) -> Callable:
@@ -84,7 +99,7 @@ def _called_again(frame: Frame) -> Callable:
     return call
 
 
-def _has_rows(leaf: Any, size: int) -> bool:
+def _rows(leaf: Any, size: int) -> bool:
     if not tf.is_tensor(leaf) or not leaf.shape.rank:
         return False
     return leaf.shape[0] is None or leaf.shape[0] % size == 0
