@@ -69,8 +69,9 @@ def train(
         evaluation; `first_step_seconds`, from the call of `fit` to the end of its
         first step, hence with tracing; `test_error` and `validation_error`, at the
         end, in percent; `history`, one entry an epoch for `steps`, `seconds`,
-        `test_error`, `gain_ratio` and, where the method has them, `scoring_seconds`
-        `gain_ratio_exact` and `gain_ratio_last_layer`; `gain`, effective iterations per step.
+        `test_error`, `gain_ratio` and, where the method has them, `scoring_seconds`,
+        `gain_ratio_exact` and `gain_ratio_last_layer`; `gain`, effective iterations per
+        step.
     """
     keras.backend.clear_session()
     gc.collect()

@@ -24,9 +24,9 @@ def gradient_norms(
     """Returns the exact norm of every example's gradient, over all trainable weights.
 
     v_i = ||grad f_i||, f_i being the compiled loss of example i alone times its weight,
-    regularisation left out. One backward pass over a batch gives them all (Goodfellow
-    2015 and its extensions); layers without a rule are worked out one example at a time
-    (see `norms.register`).
+    regularisation left out; masked positions count as zeros. One backward pass over a
+    batch gives them all (Goodfellow 2015 and its extensions); layers without a rule are
+    worked out one example at a time (see `norms.register`).
 
     Args:
         model: a compiled Keras model, of whatever class.

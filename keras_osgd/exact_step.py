@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_osgd import keras_compat, scoring
+from keras_osgd import keras_compat, loss_shares, scoring
 from keras_osgd.norms.arrays import widened
 from keras_osgd.norms.calls import Frame
 
@@ -87,7 +87,7 @@ def backward(
         wide = widened(tf.convert_to_tensor(own))
         squared += tf.cast(tf.reduce_sum(tf.square(wide)), tf.float32)
     size = scorer.batch_size
-    unit = scale(tf.constant(scoring.loss_scale(scorer.losses, size)))
+    unit = scale(tf.constant(loss_shares.scale(scorer.losses, size)))
     norms = tf.cast(measured.squared_norms, tf.float32) / tf.square(unit)
     norms = norms if held is None else held
     return Backward(gradients, deltas, norms, squared / tf.square(unit * size))

@@ -23,11 +23,13 @@ __all__ = [
     "layers_of",
     "logits",
     "loss_options",
+    "mask_of",
     "reading_rate",
     "steps_taken",
     "tensor_of",
     "track_loss",
     "update_compiled_metrics",
+    "without_mask",
 ]
 
 
@@ -94,6 +96,20 @@ def copied(tensor: tf.Tensor) -> tf.Tensor:
     for name in ("_keras_mask", "_keras_logits"):
         if hasattr(tensor, name):
             setattr(copy, name, getattr(tensor, name))
+    return copy
+
+
+def mask_of(tensor: tf.Tensor) -> tf.Tensor | None:
+    """Returns the mask that Keras keeps with an output, or `None`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def without_mask(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns the tensor itself, or a copy with its logits where it has a mask."""
+    if mask_of(tensor) is None:
+        return tensor
+    copy = copied(tensor)
+    del copy._keras_mask
     return copy
 
 

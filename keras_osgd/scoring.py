@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import keras_compat, losses
+from keras_osgd import keras_compat, loss_shares, losses
 from keras_osgd.losses import OutputLoss
 from keras_osgd.norms import exact
 from keras_osgd.norms.batch_axes import batch_axes
@@ -18,19 +18,10 @@ from keras_osgd.norms.calls import Frame, recording, state_kept
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["Scorer", "has_terms_of_the_batch", "loss_scale", "other_terms"]
+__all__ = ["Scorer", "has_terms_of_the_batch", "other_terms"]
 
 _PROBED = 3
 _TOLERANCE = {"float16": 0.2, "bfloat16": 0.2, "float32": 2e-3, "float64": 1e-6}
-
-
-def loss_scale(described: Sequence[OutputLoss], batch_size: int) -> float:
-    """Returns the factor of each example's loss in the batch's: 1, or 1/m for means.
-
-    Where some losses are means and others sums, an example's loss is m times its share.
-    """
-    sums = all(not loss.batch_mean for loss in described)
-    return 1.0 if sums else 1.0 / batch_size
 
 
 def has_terms_of_the_batch(model: keras.Model) -> bool:
@@ -55,8 +46,8 @@ class Scorer:
         training: whether Dropout and the like are active.
 
     Raises:
-        ValueError: from the first batch on, listing every layer that has no
-            per-example gradients.
+        ValueError: if an example's loss depends on its batch; from the first batch on,
+            listing every layer that has no per-example gradients.
 
     Attributes:
         losses: as described.
@@ -75,6 +66,7 @@ class Scorer:
         training: bool = False,
     ) -> None:
         """Tries out which calls have a batch axis."""
+        loss_shares.check(model, described)
         self._model, self._training = model, training
         self.losses, self.batch_size = list(described), data.batch_size
         layers = keras_compat.layers_of(model)
@@ -154,11 +146,12 @@ class Scorer:
     def _loss(self, x: Any, y: Any, sample_weight: Any, size: int) -> tf.Tensor:
         """Returns the sum of the examples' losses, regularisation left out."""
         ones = tf.ones([size], keras.config.floatx())
-        weights = losses.weights_for(self.losses, ones, sample_weight)
         y_pred = keras_compat.call_model(self._model, x, training=self._training)
+        y_pred, weights = loss_shares.unmasked(self.losses, y_pred, sample_weight)
+        weights = losses.weights_for(self.losses, ones, weights)
         loss = keras_compat.compute_loss(self._model, x, y, y_pred, weights)
         loss -= other_terms(self._model, loss.dtype)
-        return loss / loss_scale(self.losses, size)
+        return loss / loss_shares.scale(self.losses, size)
 
     def try_training(self) -> None:
         """Takes the norms of three examples in training mode; changes no state.

@@ -29,6 +29,7 @@ ORDER = [
     "effective_epochs",
     "training_data",
     "losses",
+    "loss_shares",
     "scoring",
     "exact_norms",
     "pipeline",

@@ -163,9 +163,10 @@ def test_regularisation_is_left_out_of_the_norms(name, mode):
     assert_exact(model, values(4), values(3, seed=2))
 
 
-def test_masked_positions_have_no_gradient():
+def masked_model_and_tokens(**options):
     tokens = labels(6, classes=8) + 1
-    tokens[np.arange(6) >= 1 + np.arange(N)[:, None] % 5] = 0  # each its own length
+    lengths = np.array([3, 3, 3, *range(1, N - 2)])  # those tried first are alike
+    tokens[np.arange(6) >= lengths[:, None]] = 0
     model = functional(
         (6,),
         L.Embedding(9, 4, mask_zero=True),
@@ -173,8 +174,49 @@ def test_masked_positions_have_no_gradient():
         L.Dense(2),
         dtype="int32",
     )
-    model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
-    assert_exact(model, tokens.astype("int32"), values(6, 2))
+    model.compile("sgd", keras.losses.MeanSquaredError(**options))
+    return model, tokens.astype("int32")
+
+
+def test_masked_positions_have_no_gradient():
+    model, tokens = masked_model_and_tokens(reduction="sum")
+    assert_exact(model, tokens, values(6, 2))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_masked_positions_count_as_zeros_whatever_else_is_in_the_batch(weighted):
+    model, tokens = masked_model_and_tokens()
+    weights = np.linspace(0.5, 2, N).astype("float32") if weighted else None
+    y = values(6, 2)
+    norms = keras_osgd.gradient_norms(model, tokens, y, weights, batch_size=4)
+    bare = tokens > 0
+    of_user = np.ones(N) if weights is None else weights
+    expected = []
+    for i in range(N):
+        with tf.GradientTape() as tape:
+            y_pred = model(tokens[i : i + 1])
+            values_ = tf.reduce_mean(tf.square(y_pred[0] - y[i]), axis=-1)
+            loss = of_user[i] * tf.reduce_sum(values_[bare[i]]) / 6
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_weights])
+        squares = [np.sum(tf.convert_to_tensor(g).numpy() ** 2) for g in gradients]
+        expected.append(np.sqrt(np.sum(squares)))
+    np.testing.assert_allclose(norms, expected, rtol=1e-5)
+
+
+def test_labels_that_are_ignored_in_a_mean_are_refused():
+    model = functional((4,), L.Dense(3))
+    loss = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=2)
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match="`sample_weight` of 0 instead"):
+        keras_osgd.gradient_norms(model, values(4), labels())
+
+
+def test_sums_beside_means_are_refused():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [L.Dense(2)(inputs), L.Dense(2)(inputs)])
+    model.compile("sgd", ["mse", keras.losses.MeanSquaredError(reduction="sum")])
+    with pytest.raises(ValueError, match="must have the same `reduction`"):
+        keras_osgd.gradient_norms(model, values(4), [values(2), values(2)])
 
 
 @pytest.fixture

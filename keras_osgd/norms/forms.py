@@ -51,9 +51,8 @@ class PerExample(NamedTuple):
 class Products(NamedTuple):
     """Per-example gradients sum_t delta_t a_t', of a kernel that multiplies a_t.
 
-    The norm of one product is ||a|| ||delta|| (Goodfellow 2015). Of a sum over T
-    positions it is taken by the Gram matrices of a and delta, T^2 (P + Q) products, or
-    of the sums themselves, T P Q, whichever is less.
+    One product's norm is ||a|| ||delta|| (Goodfellow 2015). That of a sum is taken by
+    Gram matrices, T^2 (P + Q) multiplications, or of the sum itself, T P Q.
 
     Attributes:
         inputs: `[m, ..., T, P]`, a. Further axes are groups with kernels of their own.
@@ -114,8 +113,7 @@ class Products(NamedTuple):
 class InParts(NamedTuple):
     """`Products` that are made and measured for a part of the examples at a time.
 
-    For inputs that take much more room than what they are made of, such as a
-    convolution's patches: the memory is that of one part, and stays in the cache.
+    For inputs that take much more room than what they are made of, as patches do.
 
     Attributes:
         make: from rows of `tensors` to their `Products`.
@@ -151,12 +149,12 @@ class InParts(NamedTuple):
         if parts == 1:
             return self.whole().measured(shape)
         split = [tf.reshape(t, [parts, -1, *t.shape[1:]]) for t in self.tensors]
-        dtype = widened(self.tensors[0]).dtype
 
         def measure(own: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
             squared, total = self.make(*own).measured(shape)
             return (squared,) if total is None else (squared, total)
 
+        dtype = widened(self.tensors[0]).dtype
         with_total = not self.make(*(t[0] for t in split)).gram_is_cheaper()
         squared, *totals = tf.map_fn(
             measure,
