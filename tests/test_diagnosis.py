@@ -107,16 +107,10 @@ def test_a_model_that_is_not_compiled_is_an_error():
     assert text.endswith("Call `compile`.")
 
 
-def test_nothing_is_changed_and_fit_warns_all_the_same():
-    made = keras_osgd.Sequential(
-        [
-            keras.Input((4,)),
-            L.BatchNormalization(),
-            L.Dropout(0.5),
-            Scaled(),
-            L.Dense(1),
-        ]
-    )
+@pytest.mark.parametrize("first", [L.BatchNormalization, L.Flatten])
+def test_nothing_is_changed_and_fit_warns_all_the_same(first):
+    layers = [first(), L.Dropout(0.5), Scaled(), L.Dense(1)]
+    made = keras_osgd.Sequential([keras.Input((4,)), *layers])
     optimizer = keras.optimizers.SGD(clipnorm=1.0)
     made.compile(optimizer, "mse", sampling=RAIS(norm="exact", seed=0))
     before = [np.array(v) for v in made.variables]
