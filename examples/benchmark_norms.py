@@ -28,7 +28,7 @@ import norm_cases
 import norm_steps
 import numpy as np
 import training
-from benchmark_records import Record, Records, tuned_rate
+from benchmark_records import Record, Records, mean_validation_errors, tuned_rate
 
 from keras_osgd.sampling import RAIS, Oracle
 
@@ -42,7 +42,7 @@ METHODS = {
     "oracle, every 20 steps": lambda: Oracle(refresh=20),
     "oracle, every 20 steps, no floor": lambda: Oracle(refresh=20, floor=0.0),
 }
-EPOCHS = (10, 20)
+EPOCHS = (5, 10, 20)
 RATE_FACTORS = (0.5, 1.0, 2.0)
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
@@ -141,21 +141,35 @@ def train_all(records: Records, smoke: bool, tuning: bool) -> None:
         for epochs in EPOCHS[: 1 if smoke else None]
         for method in METHODS
     ]
-    keys = []
     if tuning:
         for setting in settings:
             for factor in RATE_FACTORS[1:2] if smoke else RATE_FACTORS:
-                keys.append(_key("tune", setting, base * factor, TUNING_SEED, splits))
-    else:
-        for seed in SEEDS[: 1 if smoke else None]:
-            turn = seed % len(settings)
-            for setting in settings[turn:] + settings[:turn]:
-                found = records.select(
-                    part="tune", examples=len(splits[0][0]), **setting
-                )
-                keys.append(_key("osgd", setting, tuned_rate(found), seed, splits))
-    for key in keys:
-        _train(records, key, METHODS[key["method"]](), splits)
+                key = _key("tune", setting, base * factor, TUNING_SEED, splits)
+                _train(records, key, METHODS[setting["method"]](), splits)
+            edge = None if smoke else _beyond(records, setting, splits)
+            if edge is not None:
+                key = _key("tune", setting, edge, TUNING_SEED, splits)
+                _train(records, key, METHODS[setting["method"]](), splits)
+        return
+    for seed in SEEDS[: 1 if smoke else None]:
+        turn = seed % len(settings)
+        for setting in settings[turn:] + settings[:turn]:
+            rate = tuned_rate(_tuning(records, setting, splits))
+            key = _key("osgd", setting, rate, seed, splits)
+            _train(records, key, METHODS[setting["method"]](), splits)
+
+
+def _tuning(records: Records, setting: Record, splits) -> list[Record]:
+    return records.select(part="tune", examples=len(splits[0][0]), **setting)
+
+
+def _beyond(records: Records, setting: Record, splits) -> float | None:
+    """Returns the rate beyond the grid's end where the best one lies there."""
+    errors = mean_validation_errors(_tuning(records, setting, splits))
+    best, rates = min(errors, key=errors.__getitem__), sorted(errors)
+    if len(rates) > len(RATE_FACTORS) or best not in (rates[0], rates[-1]):
+        return None
+    return best / 2 if best == rates[0] else best * 2
 
 
 def compare_gains(records: Records, smoke: bool) -> None:

@@ -6,7 +6,7 @@ import pathlib
 
 import error_plot
 import numpy as np
-from benchmark_records import Record, Records
+from benchmark_records import Record, Records, tuned_rate
 
 _TARGETS = {
     "MLP 784-256-256-10": 1.10,
@@ -22,7 +22,7 @@ def write(records: Records, folder: pathlib.Path) -> None:
         "accuracy": _accuracy(records.select(part="accuracy")),
         "time": _time(records.select(part="time")),
         "memory": _memory(records.select(part="memory")),
-        "osgd": _osgd(records.select(part="osgd")),
+        "osgd": _osgd(_tuned_runs(records)),
         "gain": _gain(records.select(part="gain")),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,10 +39,21 @@ def write(records: Records, folder: pathlib.Path) -> None:
         if summary[name]
     )
     (folder / "norms.md").write_text(text + "\n")
-    rows = _curves(records.select(part="osgd"))
+    rows = _curves(_tuned_runs(records))
     if rows:
         error_plot.save(folder / "osgd.png", rows)
     print(text)
+
+
+def _tuned_runs(records: Records) -> list[Record]:
+    """Returns the runs with the rate that tuning chose, should it have chosen anew."""
+    chosen = []
+    for record in records.select(part="osgd"):
+        names = ("method", "epochs", "examples")
+        setting = {name: record["key"][name] for name in names}
+        if record["key"]["rate"] == tuned_rate(records.select(part="tune", **setting)):
+            chosen.append(record)
+    return chosen
 
 
 def _accuracy(records: list[Record]) -> list[Record]:
