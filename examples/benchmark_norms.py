@@ -12,6 +12,7 @@ Parts, in the order in which `all` runs them:
     memory    the peak memory of both, each in a process of its own
     tune      learning rates for the next part, on validation error
     osgd      uniform training, RAIS and O-SGD on 5000 images: test error
+    stale     O-SGD scored every 1, 5, 20 and 80 steps, at a constant rate
     gain      the gain ratio by exact norms and by the last layer's, in one training
     report    the tables and the figure
 """
@@ -32,7 +33,7 @@ from benchmark_records import Record, Records, mean_validation_errors, tuned_rat
 
 from keras_osgd.sampling import RAIS, Oracle
 
-PARTS = ("accuracy", "time", "memory", "tune", "osgd", "gain", "report")
+PARTS = ("accuracy", "time", "memory", "tune", "osgd", "stale", "gain", "report")
 EXAMPLES = 5000
 METHODS = {
     "uniform": lambda: "plain",
@@ -42,6 +43,7 @@ METHODS = {
     "oracle, every 20 steps": lambda: Oracle(refresh=20),
     "oracle, every 20 steps, no floor": lambda: Oracle(refresh=20, floor=0.0),
 }
+STALE = ((1, 0.0), (5, 0.0), (20, 0.0), (80, 0.0), (80, 0.1))  # refresh, floor
 EPOCHS = (5, 10, 20)
 RATE_FACTORS = (0.5, 1.0, 2.0)
 TUNING_SEED = 100
@@ -67,6 +69,7 @@ def main() -> None:
         ),
         "tune": lambda: train_all(records, options.smoke, tuning=True),
         "osgd": lambda: train_all(records, options.smoke, tuning=False),
+        "stale": lambda: let_scores_age(records, options.smoke),
         "gain": lambda: compare_gains(records, options.smoke),
         "report": lambda: benchmark_norms_report.write(records, options.results),
     }
@@ -172,6 +175,17 @@ def _beyond(records: Records, setting: Record, splits) -> float | None:
     return best / 2 if best == rates[0] else best * 2
 
 
+def let_scores_age(records: Records, smoke: bool) -> None:
+    """Trains by O-SGD with scores of different ages, without a schedule."""
+    splits = _splits(1000 if smoke else EXAMPLES)
+    for seed in SEEDS[: 1 if smoke else None]:
+        for refresh, floor in STALE[-1:] if smoke else STALE:
+            name = f"oracle, every {refresh} steps, floor {floor}"
+            setting = {"method": name, "epochs": 10}
+            key = _key("stale", setting, models.LEARNING_RATES["mlp"], seed, splits)
+            _train(records, key, Oracle(refresh=refresh, floor=floor), splits)
+
+
 def compare_gains(records: Records, smoke: bool) -> None:
     """Trains by exact norms on all images; the monitor shows both gain ratios."""
     splits = _splits(2000 if smoke else 50_000)
@@ -196,6 +210,7 @@ def _train(records: Records, key: Record, sampling, splits) -> None:
         epochs=key["epochs"],
         rate=key["rate"],
         seed=key["seed"],
+        decay=key["part"] != "stale",
     )
     _, measured = training.train(run, splits)
     records.append(key, measured)

@@ -73,7 +73,7 @@ def schedule(
 
 
 def optimizer(
-    name: str, learning_rate: keras.optimizers.schedules.LearningRateSchedule
+    name: str, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule
 ) -> keras.optimizers.Optimizer:
     """Returns SGD with momentum 0.9 for `"sgd"`, Adam for `"adam"`."""
     if name == "sgd":

@@ -23,6 +23,7 @@ class Run:
         rate: peak learning rate.
         seed: of the initial weights and of every draw.
         optimizer: `"sgd"` (with momentum) or `"adam"`.
+        decay: whether the rate follows the examples' schedule, or stays as it is.
         softmax: whether the network ends in a softmax, or returns logits.
     """
 
@@ -32,6 +33,7 @@ class Run:
     rate: float
     seed: int
     optimizer: str = "sgd"
+    decay: bool = True
     softmax: bool = False
 
 
@@ -48,9 +50,9 @@ def build(run: Run, train: datasets.Split) -> keras.Sequential:
         options = {"sampling": run.sampling}
     x, _ = train
     model = models.BUILDERS[run.model](base, x, 1000 * run.seed, run.softmax)
-    schedule = models.schedule(run.rate, run.epochs, len(x))
+    rate = models.schedule(run.rate, run.epochs, len(x)) if run.decay else run.rate
     model.compile(
-        optimizer=models.optimizer(run.optimizer, schedule),
+        optimizer=models.optimizer(run.optimizer, rate),
         loss=models.loss(run.softmax),
         metrics=["accuracy"],
         **options,
