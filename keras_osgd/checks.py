@@ -12,8 +12,9 @@ from keras_osgd.losses import OutputLoss
 from keras_osgd.oracle import warn_of_staleness
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.score_table import ScoreTable
-from keras_osgd.scoring import Scorer, has_terms_of_the_batch
+from keras_osgd.scoring import Scorer
 from keras_osgd.training_data import TrainingData
+from keras_osgd.verification import verify
 from keras_osgd.warn_once import warn_once
 
 __all__ = [
@@ -177,17 +178,7 @@ def prepare_scorer(
     if isinstance(sampling, Oracle):
         warn_of_staleness(model, sampling, data)
     scorer = Scorer(model, described, data)
-    scorer.verify()
-    if not scorer.holds_statistics:
-        scorer.try_training()
-    if scorer.worked_out:
-        warn_once(
-            model,
-            "one by one",
-            f"No rule is known for the gradient norms of {scorer.worked_out}: they are "
-            "worked out one example at a time, which is exact but slow. Register one "
-            "with `keras_osgd.norms.register`.",
-        )
+    verify(scorer, in_training=True)
     if scorer.holds_statistics:
         warn_once(
             model,
@@ -230,7 +221,8 @@ def check_size(
 
 def warn_of_unweighted_losses(model: keras.Model) -> None:
     """Warns of losses that never see the importance weights."""
-    if has_terms_of_the_batch(model):
+    weights = sum(v.regularizer is not None for v in model.trainable_weights)
+    if len(model.losses) > weights:
         warn_once(
             model,
             "add_loss",

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_osgd import losses, training_data
 from keras_osgd.scoring import Scorer
+from keras_osgd.verification import verify
 
 __all__ = ["gradient_norms"]
 
@@ -33,7 +34,7 @@ def gradient_norms(
         x: inputs, arrays or tensors, nested or not; n examples.
         y: targets.
         sample_weight: as in `fit`.
-        batch_size: examples taken at once; changes time and memory only.
+        batch_size: examples taken at once, at least 1; changes time and memory only.
         training: whether Dropout and the like are active. BatchNormalization has no
             per-example gradient then; with `False` its statistics are held at their
             moving averages.
@@ -54,8 +55,13 @@ def gradient_norms(
 
     Reference: Goodfellow, "Efficient per-example gradient computations", 2015.
     """
+    if batch_size < 1:
+        raise ValueError(
+            "`batch_size` must be at least 1: so many examples are taken at once. "
+            f"Received: batch_size={batch_size}. Leave it out for 256."
+        )
     data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
     described = losses.describe(model, data)
     scorer = Scorer(model, described, data, training)
-    scorer.verify()
-    return scorer.of_all(data.arrays, batch_size)
+    verify(scorer, in_training=training)
+    return scorer.of_all(data.arrays, data.batch_size)

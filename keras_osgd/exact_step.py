@@ -36,7 +36,7 @@ def backward(
     scorer: scoring.Scorer,
     tape: tf.GradientTape,
     frames: Sequence[Frame],
-    loss: tf.Tensor,
+    losses: tuple[tf.Tensor, tf.Tensor],
     tensors: list[tf.Tensor],
     held: tf.Tensor | None,
 ) -> Backward:
@@ -48,53 +48,62 @@ def backward(
     Args:
         model: whose `losses` are those of this forward pass.
         scorer: knows which calls have a batch axis.
-        tape: persistent; still recording.
+        tape: persistent.
         frames: recorded calls.
-        loss: `[]`, of the batch, importance-weighted, with regularisation.
+        losses: `[]` each, of the batch, importance-weighted and scaled for the
+            optimizer: with regularisation, and without; the same tensor where that
+            depends on the weights alone.
         tensors: further tensors whose gradients are wanted.
         held: `[m]`, squared norms taken elsewhere, with BatchNormalization's statistics
             held; `None` where this pass gives them.
     """
-    variables = model.trainable_weights
+    (loss, of_data), variables = losses, model.trainable_weights
     watched = [keras_compat.tensor_of(v) for v in variables]
-    scale = model.optimizer.scale_loss
-    # A `compute_loss` of the user's own may leave the regularisation out.
-    own_loss = type(model).compute_loss is not keras.Model.compute_loss
-    regularised = own_loss and bool(model.losses)
-    separate = regularised or scoring.has_terms_of_the_batch(model)
+    references = [v.ref() for v in watched]
     uses = scorer.uses(frames if held is None else [], training=True)
-    scaled = scale(loss)
-    of_data = (
-        scale(loss - scoring.other_terms(model, loss.dtype)) if separate else scaled
-    )
-    with tape.stop_recording():
-        sources = (watched, tensors, uses.outputs)
-        of_mean, deltas, of_outputs = tape.gradient(of_data, sources)
-        known = dict(_by_reference(watched, of_mean)) if held is None else {}
-        measured = uses.measure(of_outputs, known)
+    sources = (watched, tensors, uses.outputs)
+    own, deltas, of_outputs = tape.gradient(of_data, sources)
+    known = dict(zip(references, own, strict=True)) if held is None else {}
+    measured = uses.measure(of_outputs, known)
+    scale = model.optimizer.scale_loss
+    if of_data is loss:
         regular = [_of_regularizer(variable, scale) for variable in variables]
-        gradients = tape.gradient(scaled, watched) if separate else list(of_mean)
-    squared = tf.zeros([])
-    for i, (reference, own) in enumerate(_by_reference(watched, of_mean)):
-        if own is None:
-            continue
-        if reference in measured.gradients and not tf.executing_eagerly():
-            own = tf.cast(measured.gradients[reference], own.dtype)
-            if not separate:
-                gradients[i] = own if regular[i] is None else own + regular[i]
-        elif regular[i] is not None and not separate:
-            own = tf.convert_to_tensor(own) - regular[i]
-        wide = widened(tf.convert_to_tensor(own))
-        squared += tf.cast(tf.reduce_sum(tf.square(wide)), tf.float32)
+        gradients, own = _apart(references, own, regular, measured.gradients)
+    else:
+        gradients = tape.gradient(loss, watched)
     size = scorer.batch_size
     unit = scale(tf.constant(loss_shares.scale(scorer.losses, size)))
     norms = tf.cast(measured.squared_norms, tf.float32) / tf.square(unit)
-    norms = norms if held is None else held
-    return Backward(gradients, deltas, norms, squared / tf.square(unit * size))
+    squared = _squared_norm(own) / tf.square(unit * size)
+    return Backward(gradients, deltas, norms if held is None else held, squared)
 
 
-def _by_reference(watched: Sequence[tf.Variable], values: Sequence[Any]) -> list:
-    return [(v.ref(), value) for v, value in zip(watched, values, strict=True)]
+def _apart(
+    references: Sequence[Any],
+    gradients: Sequence[Any],
+    regular: Sequence[Any],
+    free: dict[Any, tf.Tensor],
+) -> tuple[list[Any], list[Any]]:
+    """Returns the gradients with regularisation and without, by what is cheaper."""
+    whole, own = list(gradients), list(gradients)
+    for i, (gradient, added) in enumerate(zip(gradients, regular, strict=True)):
+        if gradient is None:
+            continue
+        if references[i] in free and not tf.executing_eagerly():
+            own[i] = tf.cast(free[references[i]], gradient.dtype)
+            whole[i] = own[i] if added is None else own[i] + added
+        elif added is not None:
+            own[i] = tf.convert_to_tensor(gradient) - added
+    return whole, own
+
+
+def _squared_norm(gradients: Sequence[Any]) -> tf.Tensor:
+    parts = [
+        tf.cast(tf.reduce_sum(tf.square(widened(tf.convert_to_tensor(g)))), tf.float32)
+        for g in gradients
+        if g is not None
+    ]
+    return tf.add_n([tf.zeros([]), *parts])
 
 
 def _of_regularizer(variable: keras.Variable, scale: Any) -> tf.Tensor | None:

@@ -16,6 +16,7 @@ from keras.src.models.functional import Functional
 __all__ = [
     "Functional",
     "call_model",
+    "calling",
     "compiled_losses",
     "compute_loss",
     "copied",
@@ -55,6 +56,19 @@ def track_loss(model: keras.Model, loss: tf.Tensor, batch_size: tf.Tensor) -> No
 def layers_of(model: keras.Model) -> list[keras.Layer]:
     """Returns all layers of the model, nested ones included."""
     return list(model._flatten_layers(include_self=False))
+
+
+@contextlib.contextmanager
+def calling(layer: keras.Layer, training: bool) -> Iterator[None]:
+    """Lets a layer, and those inside it, be called in a mode, argument or not."""
+    context = layer._get_call_context()
+    before = context.get_value("training")
+    context.set_value("training", training)
+    try:
+        yield
+    finally:
+        context.set_value("training", before)
+        layer._maybe_reset_call_context()
 
 
 def tensor_of(variable: keras.Variable) -> tf.Variable:

@@ -9,9 +9,9 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import keras_compat
-from keras_osgd.losses import OutputLoss, output_of
+from keras_osgd.losses import OutputLoss, output_of, weights_for
 
-__all__ = ["check", "scale", "unmasked"]
+__all__ = ["beside", "check", "depends_on_batch", "scale", "unmasked"]
 
 
 def check(model: keras.Model, described: Sequence[OutputLoss]) -> None:
@@ -42,6 +42,31 @@ def check(model: keras.Model, described: Sequence[OutputLoss]) -> None:
 def scale(described: Sequence[OutputLoss], batch_size: int) -> float:
     """Returns the factor of each example's loss in the batch's: 1, or 1/m for means."""
     return 1.0 / batch_size if described[0].batch_mean else 1.0
+
+
+def depends_on_batch(model: keras.Model) -> bool:
+    """Returns whether the loss may hold more than the weighted losses and the weights'.
+
+    That is so with `add_loss`, activity regularisers and a `compute_loss` of one's own.
+    """
+    weights = sum(v.regularizer is not None for v in model.trainable_weights)
+    own = type(model).compute_loss is not keras.Model.compute_loss
+    return own or len(model.losses) > weights
+
+
+def beside(
+    model: keras.Model, described: list[OutputLoss], x: Any, y: Any, y_pred: Any
+) -> tf.Tensor:
+    """Returns `[]`, what no example's weight multiplies in the loss: regularisation.
+
+    A `compute_loss` of one's own is asked for it: by what it returns for weights of 0.
+    """
+    if type(model).compute_loss is not keras.Model.compute_loss:
+        size = tf.shape(keras.tree.flatten(y_pred)[0])[0]
+        zeros = weights_for(described, tf.zeros([size], keras.config.floatx()), None)
+        return keras_compat.compute_loss(model, x, y, y_pred, zeros)
+    terms = [tf.reduce_sum(tf.cast(t, keras.config.floatx())) for t in model.losses]
+    return tf.add_n([tf.zeros([], keras.config.floatx()), *terms])
 
 
 def unmasked(

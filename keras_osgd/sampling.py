@@ -57,8 +57,6 @@ class RAIS(Sampling):
     """Robust, approximate importance sampling with an adapted learning rate.
 
     Args:
-        norm: "last_layer" (the gradient norms of the last layer's weights, free) or
-            "exact" (of all trainable weights; see `keras_osgd.gradient_norms`).
         floor: epsilon in [0, 1]. Every example keeps at least epsilon/n of the
             probability, so that no importance weight exceeds 1/epsilon.
         window: |D|, number of last observations the uncertainty set is fitted to.
@@ -73,6 +71,8 @@ class RAIS(Sampling):
         retreat_below: gain ratio below which training goes on uniformly until the
             gain rises again. 0 never retreats.
         require_full_batches: whether fewer examples than `batch_size` are an error.
+        norm: "last_layer" (the gradient norms of the last layer's weights, free) or
+            "exact" (of all trainable weights; see `keras_osgd.gradient_norms`).
 
     Raises:
         ValueError: if an argument is outside what is said above.
@@ -86,7 +86,6 @@ class RAIS(Sampling):
 
     def __init__(
         self,
-        norm: Literal["last_layer", "exact"] = "last_layer",
         floor: float = 0.05,
         window: int = 6400,
         features: Sequence[str] | None = None,
@@ -95,6 +94,7 @@ class RAIS(Sampling):
         seed: int | None = None,
         retreat_below: float = 1.03,
         require_full_batches: bool = False,
+        norm: Literal["last_layer", "exact"] = "last_layer",
     ) -> None:
         """Checks and keeps the configuration."""
         _check_choice("norm", norm, "last_layer", "exact")

@@ -177,9 +177,9 @@ class ImportanceSampled:
         if held.run is None or held.run.key != key or held.run.losses != described:
             held.run, held.wrapped = Run(method, self.sampling_state, *key), False
             held.run.losses = described
+            held.run.scorer = checks.prepare_scorer(self, method, described, data)
         if not held.wrapped:
             self.train_function = None
-        held.run.scorer = checks.prepare_scorer(self, method, described, data)
         held.run.optimizer, held.run.verbose = self.optimizer, verbose != 0
         held.run.warn_of_floor = functools.partial(checks.warn_of_floor, self, method)
         for line in filter(None, lines):

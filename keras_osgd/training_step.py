@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_osgd import distributions, exact_step, keras_compat, learning_rate, losses
+from keras_osgd import (
+    distributions,
+    exact_step,
+    keras_compat,
+    learning_rate,
+    loss_shares,
+    losses,
+)
 from keras_osgd import gain_ratio as gain_ratios
 from keras_osgd.norms import last_layer
 from keras_osgd.norms.calls import recording
@@ -78,32 +85,34 @@ def sampled_step(
 
 def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
     (x, y, sample), size = data, tf.cast(run.batch_size, tf.float32)
-    scorer, exact, statistics_held = run.scorer, None, None
+    scorer, held = run.scorer, None
     if scorer is not None and scorer.holds_statistics:
         alone = tf.cast(scorer(x, y, sample.sample_weight), tf.float32)
-        statistics_held = tf.square(weights * alone)
+        held = tf.square(weights * alone)
     with tf.GradientTape(persistent=scorer is not None) as tape:
         recorded = contextlib.nullcontext([]) if scorer is None else recording(model)
         with recorded as frames, last_layer.recording(model) as heads:
             y_pred = keras_compat.call_model(model, x, training=True)
             loss = keras_compat.compute_loss(model, x, y, y_pred, combined)
             _track_loss(model, loss, weights, size)
-        found = [
-            heads.of(losses.output_of(y_pred, item.path, order))
-            for order, item in enumerate(run.losses)
-        ]
-        outputs = [head.pre_activation for head in found]
-        if scorer is None:
-            scaled = model.optimizer.scale_loss(loss)
-        else:
-            gradients, deltas, *exact = exact_step.backward(
-                model, scorer, tape, frames, loss, outputs, statistics_held
-            )
+        scaled = of_data = model.optimizer.scale_loss(loss)
+        if scorer is not None and loss_shares.depends_on_batch(model):
+            beside = loss_shares.beside(model, run.losses, x, y, y_pred)
+            of_data = model.optimizer.scale_loss(loss - beside)
+    found = [
+        heads.of(losses.output_of(y_pred, item.path, order))
+        for order, item in enumerate(run.losses)
+    ]
+    outputs, exact = [head.pre_activation for head in found], None
     if scorer is None:
         sources = model.trainable_weights, outputs
         gradients, deltas = tape.gradient(scaled, sources)
     else:
-        exact = exact[0] / tf.square(weights), exact[1]
+        done = exact_step.backward(
+            model, scorer, tape, frames, (scaled, of_data), outputs, held
+        )
+        gradients, deltas = done.gradients, done.deltas
+        exact = done.squared_norms / tf.square(weights), done.squared_gradient
     squared, squared_gradient = _squared(model, run, found, deltas, size)
     last = squared / tf.square(weights), squared_gradient
     return _Pass(y_pred, gradients, last, exact)

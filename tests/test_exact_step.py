@@ -14,6 +14,7 @@ from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.pipeline import Sample
 from keras_osgd.sampling import RAIS
+from keras_osgd.verification import verify
 
 L = keras.layers
 M, N = 5, 20
@@ -71,7 +72,7 @@ def step(model, x, y, norm, sample_weight=None):
     scorer = None
     if norm == "exact":
         scorer = scoring.Scorer(model, described, data)
-        scorer.verify()
+        verify(scorer, in_training=False)
     clock = types.SimpleNamespace(
         lead=tf.Variable(0.0, dtype=tf.float64), advance=lambda *_: None
     )

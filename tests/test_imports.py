@@ -16,6 +16,7 @@ LINES = 250
 
 # A module may import those before it.
 ORDER = [
+    "warn_once",
     "score_table",
     "distributions",
     "nonnegative",
@@ -31,12 +32,12 @@ ORDER = [
     "losses",
     "loss_shares",
     "scoring",
+    "verification",
     "exact_norms",
     "pipeline",
     "observations",
     "sampling",
     "state",
-    "warn_once",
     "blocks",
     "planner",
     "oracle",

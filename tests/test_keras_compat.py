@@ -42,6 +42,8 @@ def _loss(model):
 
 NAMES = {  # name: (where it is looked for, what breaks without it)
     "_call_has_training_arg": (compiled, "call_model: layers with a training mode"),
+    "_get_call_context": (compiled, "calling: layers called again in training mode"),
+    "_maybe_reset_call_context": (compiled, "calling: modes of later calls"),
     "_compute_loss": (compiled, "compute_loss: every training step"),
     "_loss_tracker": (compiled, "track_loss: the `loss` that is shown"),
     "_flatten_layers": (compiled, "layers_of: the last layer is not found"),

@@ -9,6 +9,7 @@ import keras_osgd
 from keras_osgd import losses, norms, scoring, training_data
 from keras_osgd.norms import rules
 from keras_osgd.sampling import RAIS
+from keras_osgd.verification import verify
 
 L = keras.layers
 MODES = ["eager", "graph"]
@@ -165,7 +166,7 @@ def test_a_wrong_formula_is_found_out_and_its_weight_named(factor):
     model = functional((5,), L.Dense(4, name="right"), Scale(name="wrong"), L.Dense(2))
     weight = model.get_layer("wrong").scale.path
     with pytest.raises(ValueError, match=f"did not, for \\['{weight}'\\]") as error:
-        scorer_of(model, values(5), values(2)).verify()
+        verify(scorer_of(model, values(5), values(2)), in_training=True)
     assert "right" not in str(error.value)
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd import losses, scoring, training_data
+from keras_osgd.verification import verify
 
 L = keras.layers
 
@@ -245,8 +246,7 @@ def test_trying_a_model_out_and_taking_norms_in_training_change_no_state():
     model.evaluate(x, y, verbose=0)
     scorer = made_scorer(model, x, y)
     before = [v.numpy() for v in model.non_trainable_variables]
-    scorer.try_training()
-    scorer.verify()
+    verify(scorer, in_training=True)
     made_scorer(model, x, y, describe=False, described=scorer.losses)
     for was, now in zip(before, model.non_trainable_variables, strict=True):
         np.testing.assert_array_equal(was, now)

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from keras_osgd.norms.arrays import sizes
 from keras_osgd.norms.dense import bias_form
-from keras_osgd.norms.forms import InParts, PerExample, Products
+from keras_osgd.norms.forms import PerExample, Products
+from keras_osgd.norms.parts import InParts
 from keras_osgd.norms.rules import Call, Uses, register
 
 __all__ = ["patches"]

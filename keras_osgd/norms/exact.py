@@ -7,15 +7,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_osgd import keras_compat
-from keras_osgd.norms import forms, one_by_one, rules
+from keras_osgd.norms import one_by_one, rules
 from keras_osgd.norms.batch_axes import Axes, numbered
 from keras_osgd.norms.calls import Frame
+from keras_osgd.norms.forms import PerExample
 from keras_osgd.norms.normalization import coupling
+from keras_osgd.norms.parts import combined
 
 __all__ = ["Measured", "Uses"]
+
+_PACKAGE = __name__.split(".")[0]
 
 
 class Measured(NamedTuple):
@@ -24,14 +29,16 @@ class Measured(NamedTuple):
     Attributes:
         squared_norms: `[m]`, squared gradient-norm units, float32 or float64.
         gradients: variable reference -> the batch's gradient, for weights where it
-            came free.
+            came free by rules of this package.
         by_weight: variable reference -> its part of `squared_norms`.
+        forms: variable reference -> its per-example gradients.
         worked_out: names of layers whose gradients were taken one by one.
     """
 
     squared_norms: tf.Tensor
     gradients: dict[Any, tf.Tensor]
     by_weight: dict[Any, tf.Tensor]
+    forms: dict[Any, rules.Form]
     worked_out: list[str]
 
 
@@ -120,6 +127,7 @@ class Uses:
             ValueError: listing every layer that has no per-example gradients.
         """
         found, worked_out = collections.defaultdict(list), []
+        self._theirs: set[Any] = set()
         obstacles = list(self._obstacles)
         for (frame, own), own_deltas in zip(self.frames, deltas, strict=True):
             if all(delta is None for delta in own_deltas):
@@ -149,28 +157,48 @@ class Uses:
             if isinstance(weight, keras.Variable)
         ]
         if own.keys() <= {reference for reference, _ in known}:
+            if not frame.rule.forms.__module__.startswith(f"{_PACKAGE}."):
+                self._theirs |= own.keys()
             yield from (
-                (reference, form) for reference, form in known if reference in own
+                (reference, self._checked(frame, reference, form))
+                for reference, form in known
+                if reference in own
             )
             return
+        self._theirs |= own.keys()
         worked_out.append(frame.layer.name)
         yield from one_by_one.forms(
             frame, own, self._size, self._training, self._axes[id(frame)].arguments
         ).items()
 
+    def _checked(self, frame: Frame, reference: Any, form: rules.Form) -> rules.Form:
+        """Returns the form, if its gradients have the weight's shape."""
+        shape = tuple(self._variables[reference].shape)
+        if not isinstance(form, PerExample):
+            return form
+        if form.gradient.shape[1:].num_elements() != np.prod(shape, dtype=int):
+            raise rules.Obstacle(
+                f"the rule registered for {frame.layer.name} "
+                f"({type(frame.layer).__name__}) must return gradients of shape "
+                f"{(self._size, *shape)} for {self._variables[reference].path}, but "
+                f"returned {tuple(form.gradient.shape)}"
+            )
+        return form
+
     def _measured(self, found: dict, worked_out: list[str]) -> Measured:
-        by_weight, totals, before = {}, {}, []
+        by_weight, totals, before, whole = {}, {}, [], {}
         for reference, uses in reversed(found.items()):  # as the backward pass goes
             shape = self._variables[reference].shape
+            whole[reference] = combined(uses, shape)
             with tf.control_dependencies(before):  # one after another: less memory
-                own, total = forms.combined(uses, shape).measured(shape)
+                own, total = whole[reference].measured(shape)
             by_weight[reference], before = own, [own]
-            if total is not None:
+            if total is not None and reference not in self._theirs:
                 totals[reference] = total
         parts = [*by_weight.values(), tf.zeros([self._size])]
         wide = tf.float64 if any(s.dtype == tf.float64 for s in parts) else tf.float32
         norms = tf.add_n([tf.cast(s, wide) for s in parts])
-        return Measured(norms, totals, by_weight, worked_out)
+        return Measured(norms, totals, by_weight, whole, worked_out)
 
 
 def _floats(output: Any) -> list[tf.Tensor]:

@@ -70,8 +70,7 @@ def _scale_and_offset(
 
 def couples_examples(layer: keras.Layer) -> bool:
     """Returns whether the layer, in training mode, makes examples depend on others."""
-    batch = type(layer).call is _LAYERS.BatchNormalization.call
-    return batch and layer.trainable
+    return isinstance(layer, _LAYERS.BatchNormalization) and layer.trainable
 
 
 def coupling(call: Call) -> str | None:
@@ -81,7 +80,7 @@ def coupling(call: Call) -> str | None:
     example's loss then depends on all examples.
     """
     layer = call.layer
-    if not (couples_examples(layer) and call.arguments["training"]):
+    if not (couples_examples(layer) and call.arguments.get("training")):
         return None
     return (
         f"{layer.name} (BatchNormalization) in training mode normalizes by the "

@@ -37,13 +37,8 @@ def forms(
         Obstacle: if the layer draws random numbers, which a second call would draw
             anew, or cannot be called on one example.
     """
-    if training and keras_compat.draws_random_numbers(frame.layer):
-        raise rules.Obstacle(
-            f"{frame.layer.name} ({type(frame.layer).__name__}) draws random numbers "
-            "in training and no rule is registered for it: a second call would draw "
-            "others. Move its own weights into a layer of their own, or register one "
-            "with `keras_osgd.norms.register`"
-        )
+    if training:
+        _check_repeatable(frame.layer)
     leaves = keras.tree.flatten((frame.args, frame.kwargs))
     if batched is None or len(batched) != len(leaves):
         batched = [True] * len(leaves)
@@ -58,7 +53,8 @@ def forms(
         for i, row in zip(split, own, strict=False):
             given[i] = row
         args, kwargs = keras.tree.pack_sequence_as((frame.args, frame.kwargs), given)
-        with tf.GradientTape() as tape, keras.StatelessScope():
+        mode = keras_compat.calling(frame.layer, training)
+        with tf.GradientTape() as tape, keras.StatelessScope(), mode:
             output = keras.tree.flatten(_called_again(frame)(*args, **kwargs))
         found = tape.gradient(
             [output[i] for i in kept],
@@ -79,9 +75,22 @@ def forms(
     return dict(zip(variables, map(PerExample, found), strict=True))
 
 
+def _check_repeatable(layer: keras.Layer) -> None:
+    if keras_compat.draws_random_numbers(layer):
+        raise rules.Obstacle(
+            f"{layer.name} ({type(layer).__name__}) draws random numbers in training "
+            "and no rule is registered for it: a second call would draw others. Move "
+            "its own weights into a layer of their own, or register one with "
+            "`keras_osgd.norms.register`"
+        )
+
+
 def _reason(error: Exception) -> str:
     """Returns the line that says why: the bold one of what Keras made of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [
+        line for line in lines if line not in ("", "in user code:", "(in user code:)")
+    ]
     bold = [line for line in lines if line.startswith("\x1b[1m")]
     first = [*bold, *lines, type(error).__name__][0]
     return first.removeprefix("\x1b[1m").removesuffix("\x1b[0m")

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_osgd.norms.arrays import sizes, widened
 from keras_osgd.norms.cells import KINDS, ByGate, Cell, States, Step, masked, product
 from keras_osgd.norms.dense import bias_form
-from keras_osgd.norms.forms import PerExample, Products, sizes, widened
+from keras_osgd.norms.forms import PerExample, Products
 from keras_osgd.norms.rules import Call, Uses, register
 
 __all__: list[str] = []
