@@ -123,6 +123,28 @@ def test_nothing_is_changed_and_fit_warns_all_the_same(first):
         made.fit(X, Y, batch_size=4, verbose=0)
 
 
+class Counted(L.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.calls = keras.metrics.Sum(name="calls")
+
+    def call(self, x, training=False):
+        if training:
+            self.calls.update_state(1.0)
+        return x
+
+
+def test_no_weight_that_a_layer_assigns_itself_is_changed_nor_a_metric_of_a_layer():
+    spectral = L.SpectralNormalization(L.Dense(3))
+    made = model(spectral, Counted(), L.Dense(2))
+    variables = [*made.variables, *made.metrics_variables]
+    before = [np.array(v) for v in variables]
+    findings(made, X, Y, sampling=EXACT)
+    assert spectral.layer.kernel.trainable and "calls" in [m.name for m in made.metrics]
+    for a, v in zip(before, variables, strict=True):
+        np.testing.assert_array_equal(np.array(v), a, err_msg=v.path)
+
+
 def test_findings_are_printed_errors_first():
     printed = []
     made = model(ScaledAndDropped(), optimizer=keras.optimizers.SGD(clipnorm=1.0))

@@ -146,11 +146,15 @@ def replaced_calls(
 
 @contextlib.contextmanager
 def state_kept(model: keras.Model) -> Iterator[None]:
-    """Undoes what calls in the block do to counters, seeds and statistics.
+    """Undoes what calls in the block do to weights, seeds, statistics and metrics.
 
-    In a `keras.StatelessScope` Keras 3.15 hands `None` to the regularizers.
+    Weights as well, since SpectralNormalization assigns its layer's kernel. In a
+    `keras.StatelessScope` Keras 3.15 hands `None` to the regularizers.
     """
-    held = [(v, tf.identity(v)) for v in model.non_trainable_variables]
+    layers = [model, *keras_compat.layers_of(model)]
+    metrics = [v for layer in layers for v in layer.metrics_variables]
+    variables = {id(v): v for v in [*model.variables, *metrics]}
+    held = [(v, tf.identity(v)) for v in variables.values()]
     try:
         yield
     finally:
