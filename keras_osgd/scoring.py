@@ -149,7 +149,7 @@ class Scorer:
         y_pred = keras_compat.call_model(self._model, x, training=self._training)
         y_pred, weights = loss_shares.unmasked(self.losses, y_pred, sample_weight)
         weights = losses.weights_for(self.losses, ones, weights)
-        loss = keras_compat.compute_loss(self._model, x, y, y_pred, weights)
+        loss = keras_compat.untracked_loss(self._model, x, y, y_pred, weights)
         loss -= other_terms(self._model, loss.dtype)
         return loss / loss_shares.scale(self.losses, size)
 
