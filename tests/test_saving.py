@@ -226,6 +226,21 @@ def test_accelerate_and_release_keep_weights_and_optimizer():
     assert model.optimizer.iterations.numpy() == iterations + 19
 
 
+def test_accelerate_called_again_trains_by_the_new_method():
+    model = keras_osgd.accelerate(_trained(lambda: _sequential(keras.Sequential)))
+    planners = []
+    for method, epochs in [(RAIS(seed=0), 2), ("oracle", 1), (RAIS("exact"), 1)]:
+        assert keras_osgd.accelerate(model, method) is model
+        model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
+        planners.append(type(model.sampling_run.planner).__name__)
+        assert (model.sampling_run.scorer is None) == (model.sampling.norm != "exact")
+    assert planners == ["Planner", "OraclePlanner", "Planner"]
+    model.train_on_batch(X[:16], Y[:16])
+    keras_osgd.accelerate(model, "uniform")
+    model.fit(X, Y, batch_size=16, verbose=0)
+    assert model.sampling_run is None
+
+
 def test_accelerate_takes_loaded_subclassed_and_uncompiled_models(tmp_path):
     class Plain(keras.Model):
         def __init__(self):
