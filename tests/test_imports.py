@@ -36,6 +36,7 @@ ORDER = [
     "observations",
     "sampling",
     "state",
+    "continuation",
     "warn_once",
     "blocks",
     "planner",

@@ -10,6 +10,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+import small
 import tensorflow as tf
 
 import keras_osgd
@@ -79,7 +80,7 @@ def _assert_same_state(a, b):
         np.testing.assert_array_equal(value, right.table.state()[name])
     np.testing.assert_array_equal(left.owed, right.owed)
     np.testing.assert_array_equal(left.uncertainty_set.mean, right.uncertainty_set.mean)
-    for name in ("armed", "blocks", "drawn", "observed", "seed", "fingerprint"):
+    for name in ("armed", "blocks", "drawn", "observed", "seed", "fingerprint", "norm"):
         assert getattr(left, name) == getattr(right, name)
     np.testing.assert_array_equal(left.lead.numpy(), right.lead.numpy())
     np.testing.assert_array_equal(
@@ -145,6 +146,33 @@ def test_scores_of_other_data_loaded_inside_fit_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="100 examples .* Received: 300 examples"):
         model.fit(X[:100], Y[:100], epochs=2, verbose=0, callbacks=[Load()])
+
+
+def test_scores_of_another_norm_loaded_inside_fit_are_refused(tmp_path):
+    model = _trained(MODELS["sequential"])
+    model.save_weights(tmp_path / "w.weights.h5")
+    model.compile("sgd", model.loss, sampling=RAIS("exact", seed=0))
+
+    class Load(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.load_weights(tmp_path / "w.weights.h5")
+
+    with pytest.raises(ValueError, match="norm='exact'. Received: .*'last_layer'"):
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=[Load()])
+
+
+@pytest.mark.parametrize("norm", ["last_layer", "exact"])
+def test_files_bring_back_the_norm_and_those_without_one_have_the_last_layer_s(norm):
+    store = {}
+    model = small.model(sampling=RAIS(norm, seed=0))
+    small.fit(model)
+    model.sampling_state.save_own_variables(store)
+    loaded = small.model()
+    loaded.sampling_state.load_own_variables(store)
+    assert loaded.sampling_state.norm == norm
+    del store["norm"]
+    loaded.sampling_state.load_own_variables(store)
+    assert loaded.sampling_state.norm == "last_layer"
 
 
 @pytest.mark.parametrize("kind", MODELS)
