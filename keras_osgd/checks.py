@@ -17,6 +17,7 @@ __all__ = [
     "check_model",
     "check_optimizer",
     "check_size",
+    "has_no_bound",
     "prepare_scorer",
     "prepare_state",
     "restart_clock",
@@ -185,12 +186,24 @@ def warn_of_unweighted_losses(model: keras.Model) -> None:
         )
 
 
-def warn_of_floor(model: keras.Model, sampling: RAIS | Oracle, largest: float) -> None:
-    """Warns of importance weights without bound."""
+def has_no_bound(sampling: RAIS | Oracle, data: TrainingData) -> bool:
+    """Returns whether importance weights may grow beyond every bound.
+
+    Not by an oracle's fresh norms: a weight times its norm is the same for all then.
+    """
+    steps = sampling.block_steps(data.n, data.batch_size)
+    return sampling.floor == 0 and not (isinstance(sampling, Oracle) and steps == 1)
+
+
+def warn_of_floor(
+    model: keras.Model, sampling: RAIS | Oracle, largest: float | None = None
+) -> None:
+    """Warns of importance weights without bound, and names the largest if known."""
     if sampling.floor == 0:
+        now = "" if largest is None else f"The largest weight is now {largest:.3g}. "
         warn_once(
             model,
             "floor",
             "`floor` is 0: importance weights have no bound, and one rare draw can "
-            f"undo much training. The largest weight is now {largest:.3g}. Use 0.05.",
+            f"undo much training. {now}Use 0.05.",
         )

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.sampling import RAIS
+from keras_osgd.sampling import RAIS, Oracle
 
 L = keras.layers
 EXACT = RAIS(norm="exact")
@@ -99,6 +99,54 @@ def test_the_method_is_the_model_s_own_unless_given():
     assert findings(made, X, Y, sampling="rais", kind="error") == []
     [text] = findings(made, X, Y, sampling="uniform")
     assert "Keras' own training" in text
+
+
+def test_a_refresh_that_fit_refuses_is_an_error():
+    made = model()
+    made.compile("sgd", "mse", steps_per_execution=2)
+    [text] = findings(made, X, Y, sampling=Oracle(refresh=3), kind="error")
+    assert text.startswith("`refresh`, the steps") and "Set `Oracle(refresh=4)`" in text
+    assert findings(made, X, Y, sampling=Oracle(refresh=4), kind="error") == []
+
+
+def test_weights_without_bound_are_warned_of_where_fit_warns():
+    for method in (RAIS(floor=0.0), Oracle(refresh=2, floor=0.0)):
+        texts = findings(model(), X, Y, sampling=method, kind="warning")
+        [text] = [text for text in texts if text.startswith("`floor` is 0")]
+        assert "largest" not in text
+    for method in (RAIS(), Oracle(floor=0.0), Oracle(refresh=1), Oracle(floor=0.1)):
+        assert findings(model(), X, Y, sampling=method) == []
+
+
+def test_an_oracle_s_stale_scores_are_warned_of():
+    [text] = findings(model(), X, Y, sampling=Oracle(refresh=2), kind="warning")
+    assert "8 examples are scored every 2 steps" in text
+
+
+def test_class_weights_are_checked_as_in_fit():
+    made = model(loss=keras.losses.BinaryCrossentropy(True))
+    y = np.arange(8) % 2
+    assert findings(made, X, y, class_weight={0: 1.0, 1: 2.0}) == []
+    [text] = findings(made, X, y, class_weight={0: 1.0, 1: -2.0}, kind="error")
+    with pytest.raises(ValueError) as raised:
+        keras_osgd.accelerate(made).fit(X, y, class_weight={0: 1.0, 1: -2.0}, verbose=0)
+    assert text == str(raised.value)
+
+
+class NotForThree(Scaled):
+    def call(self, x):
+        if tf.executing_eagerly() and len(x) == 3:
+            text = "\n{{node a}} No such kernel.\nat b"
+            raise tf.errors.InternalError(None, None, text)
+        return x * self.scale
+
+
+def test_an_error_of_tensorflow_in_what_is_only_noted_is_a_note_of_one_line():
+    [text] = findings(model(NotForThree()), X, Y)
+    assert text.startswith("With exact gradient norms, which are not asked for: ")
+    assert text.endswith("InternalError: No such kernel.") and "\n" not in text
+    with pytest.raises(tf.errors.InternalError):
+        findings(model(NotForThree()), X, Y, sampling=EXACT)
 
 
 def test_a_model_that_is_not_compiled_is_an_error():

@@ -261,17 +261,20 @@ def test_the_default_refresh_follows_n_and_steps_per_execution():
     assert oracle.refresh_steps(Oracle(refresh=7), 60_000, 64, 7) == 7
 
 
-def test_a_stale_default_is_warned_of_once(monkeypatch):
+def test_stale_scores_are_warned_of_once(monkeypatch):
     monkeypatch.setattr(sampling, "_FRESH", N)
     fresh = _model(sampling="oracle")
     assert small.warned(_fit, fresh) == []
     monkeypatch.setattr(sampling, "_FRESH", N - 1)
-    asked_for = _model(sampling=Oracle(refresh=80))
-    assert small.warned(_fit, asked_for) == []
+    assert small.warned(_fit, _model(sampling=Oracle(refresh=1))) == []
+    asked_for = _model(sampling=Oracle(refresh=2))
+    messages = small.warned(_fit, asked_for) + small.warned(_fit, asked_for)
+    assert len(messages) == 1
+    assert "30 examples are scored every 2 steps: in between" in messages[0]
     model = _model(sampling="oracle")
     messages = small.warned(_fit, model) + small.warned(_fit, model)
     assert len(messages) == 1
-    assert "30 examples are scored every 50 steps" in messages[0]
+    assert "30 examples are scored every 50 steps by default: " in messages[0]
     assert "14.7 / 15.5 / 44.8 %" in messages[0]
     assert "about as much as 8 of them" in messages[0]
     p = model.sampling_run.probabilities()
