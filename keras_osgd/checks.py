@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
-
 import keras
 
-from keras_osgd import keras_compat
+from keras_osgd.continuation import prepare_state, restart_clock
 from keras_osgd.learning_rate import inner_optimizer, rule_for
 from keras_osgd.losses import OutputLoss
 from keras_osgd.oracle import warn_of_staleness
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.score_table import ScoreTable
 from keras_osgd.scoring import Scorer
 from keras_osgd.training_data import TrainingData
 from keras_osgd.verification import verify
@@ -21,6 +18,7 @@ __all__ = [
     "check_model",
     "check_optimizer",
     "check_size",
+    "has_no_bound",
     "prepare_scorer",
     "prepare_state",
     "restart_clock",
@@ -48,57 +46,6 @@ def check_model(model: keras.Model) -> None:
             f"keras_osgd supports one replica; found {replicas}. Train without a "
             'strategy, or compile with sampling="uniform".'
         )
-
-
-def restart_clock(model: keras.Model) -> None:
-    """Forgets how far ahead another optimizer was, if this one has not made a step.
-
-    Called by `compile`, before steps without sampling can hide that it is another, and
-    by `fit`, after weights may have been loaded that another one has trained.
-    """
-    lead = model.sampling_state.lead
-    if lead is None or model.optimizer is None:
-        return
-    if int(keras_compat.steps_taken(inner_optimizer(model.optimizer))) == 0:
-        lead.assign(0.0)
-
-
-def prepare_state(
-    model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
-) -> str | None:
-    """Makes the state fit data and optimizer.
-
-    Scores go on for the same rows, and effective iterations for the same optimizer;
-    else they start afresh.
-
-    Returns:
-        A line that says so where earlier scores were dropped, else `None`.
-    """
-    state = model.sampling_state
-    fingerprint = data.fingerprint()
-    features = sampling.features_for(data.n)
-    state.start_clock()
-    restart_clock(model)
-    known = state.table
-    other_data = state.fingerprint != fingerprint
-    if known is not None and not other_data and known.features == features:
-        return None
-    seed = sampling.seed
-    if seed is None:
-        seed = random.randrange(2**31)  # which keras.utils.set_random_seed seeds
-    table = ScoreTable(data.n, data.classes(), features)
-    state.undivided(state.allocate, table, fingerprint, int(seed))
-    if known is None:
-        return None
-    if other_data:
-        return (
-            f"The training data is not what the scores were made for ({known.size} "
-            f"examples then, {data.n} now, or other rows): they start afresh."
-        )
-    return (
-        f"The scores were kept with features {known.features} and are now asked for "
-        f"with {features}: they start afresh."
-    )
 
 
 def check_optimizer(model: keras.Model, sampling: RAIS | Oracle) -> bool:
@@ -231,12 +178,24 @@ def warn_of_unweighted_losses(model: keras.Model) -> None:
         )
 
 
-def warn_of_floor(model: keras.Model, sampling: RAIS | Oracle, largest: float) -> None:
-    """Warns of importance weights without bound."""
+def has_no_bound(sampling: RAIS | Oracle, data: TrainingData) -> bool:
+    """Returns whether importance weights may grow beyond every bound.
+
+    Not by an oracle's fresh norms: a weight times its norm is the same for all then.
+    """
+    steps = sampling.block_steps(data.n, data.batch_size)
+    return sampling.floor == 0 and not (isinstance(sampling, Oracle) and steps == 1)
+
+
+def warn_of_floor(
+    model: keras.Model, sampling: RAIS | Oracle, largest: float | None = None
+) -> None:
+    """Warns of importance weights without bound, and names the largest if known."""
     if sampling.floor == 0:
+        now = "" if largest is None else f"The largest weight is now {largest:.3g}. "
         warn_once(
             model,
             "floor",
             "`floor` is 0: importance weights have no bound, and one rare draw can "
-            f"undo much training. The largest weight is now {largest:.3g}. Use 0.05.",
+            f"undo much training. {now}Use 0.05.",
         )

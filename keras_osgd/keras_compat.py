@@ -29,6 +29,7 @@ __all__ = [
     "steps_taken",
     "tensor_of",
     "track_loss",
+    "untracked_loss",
     "update_compiled_metrics",
     "without_mask",
 ]
@@ -46,6 +47,26 @@ def compute_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
     return model._compute_loss(
         x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
     )
+
+
+def untracked_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
+    """Returns `compute_loss`, kept out of the means that Keras shows.
+
+    Of several outputs' losses, every call counts in `OUTPUT_loss`.
+    """
+    compiled = model._compile_loss
+    known = compiled is not None and compiled.built
+    trackers = compiled._metrics if compiled is not None else []
+    if known:
+        # No empty list: Keras goes through as many losses as there are trackers.
+        compiled._metrics = [None] * len(trackers)
+    try:
+        return compute_loss(model, x, y, y_pred, sample_weight)
+    finally:
+        if known:
+            compiled._metrics = trackers
+        for tracker in () if known else trackers:  # made by this call
+            tracker.reset_state()
 
 
 def track_loss(model: keras.Model, loss: tf.Tensor, batch_size: tf.Tensor) -> None:

@@ -64,7 +64,7 @@ def beside(
     if type(model).compute_loss is not keras.Model.compute_loss:
         size = tf.shape(keras.tree.flatten(y_pred)[0])[0]
         zeros = weights_for(described, tf.zeros([size], keras.config.floatx()), None)
-        return keras_compat.compute_loss(model, x, y, y_pred, zeros)
+        return keras_compat.untracked_loss(model, x, y, y_pred, zeros)
     terms = [tf.reduce_sum(tf.cast(t, keras.config.floatx())) for t in model.losses]
     return tf.add_n([tf.zeros([], keras.config.floatx()), *terms])
 

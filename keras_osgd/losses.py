@@ -82,7 +82,7 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
 def _built(model, x, y, y_pred) -> list[tuple[tuple, keras.losses.Loss]]:
     """Returns (path, loss) of each loss; Keras builds them when they are called."""
     if model.loss is not None:
-        keras_compat.compute_loss(model, x, y, y_pred, None)
+        keras_compat.untracked_loss(model, x, y, y_pred, None)
     found = keras_compat.compiled_losses(model) if model.loss is not None else []
     if not found:
         raise ValueError(
@@ -122,7 +122,7 @@ def _problem_of_shapes(refused: list[tuple]) -> str | None:
 def _check_weights_heeded(model, x, y, y_pred, described) -> None:
     halves = tf.fill([len(output_of(y_pred, described[0].path, 0))], 0.5)
     whole, half = (
-        keras_compat.compute_loss(model, x, y, y_pred, weights)
+        keras_compat.untracked_loss(model, x, y, y_pred, weights)
         for weights in (None, weights_for(described, halves, None))
     )
     if tf.reduce_all((half == whole) & (whole != 0)):

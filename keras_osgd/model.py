@@ -74,7 +74,8 @@ def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
     """Lets an existing model, compiled or loaded or neither, train with sampling.
 
     The model itself is changed and returned; weights, optimizer and its state stay.
-    Files saved meanwhile load where keras_osgd is missing.
+    Files saved meanwhile load where keras_osgd is missing. Called again, it changes the
+    sampling method.
 
     Args:
         model: any Keras model.
@@ -101,7 +102,8 @@ def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
         )
         model.stop_training = stop
         model.train_function = None
-    model.sampling_held.sampling = method
+    # As `compile`: a run plans by the method that it was made with.
+    model.sampling_held.sampling, model.sampling_held.run = method, None
     return model
 
 

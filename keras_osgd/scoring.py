@@ -150,7 +150,7 @@ class Scorer:
         y_pred = keras_compat.call_model(self.model, x, training=self._training)
         y_pred, weights = loss_shares.unmasked(self.losses, y_pred, sample_weight)
         weights = losses.weights_for(self.losses, ones, weights)
-        loss = keras_compat.compute_loss(self.model, x, y, y_pred, weights)
+        loss = keras_compat.untracked_loss(self.model, x, y, y_pred, weights)
         loss -= loss_shares.beside(self.model, self.losses, x, y, y_pred)
         return loss / loss_shares.scale(self.losses, size)
 

@@ -39,6 +39,7 @@ class SamplingState(keras.Operation):
         seed: of all draws.
         fit_failures: fits of equation (7) that failed; the last good one stayed.
         fingerprint: of the training data the scores belong to.
+        norm: that the scores are, "last_layer" or "exact".
         in_use: whether a `fit` is running on it.
     """
 
@@ -50,7 +51,7 @@ class SamplingState(keras.Operation):
         self.uncertainty_set: UncertaintySet | None = None
         self.gain: GainRatio | None = None
         self.lead: tf.Variable | None = None
-        self.fingerprint = ""
+        self.fingerprint, self.norm = "", "last_layer"
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.seed, self.fit_failures = 0, 0
         self.in_use = False
@@ -73,11 +74,14 @@ class SamplingState(keras.Operation):
             self.gain = GainRatio()
             self.lead = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
-    def allocate(self, table: ScoreTable, fingerprint: str, seed: int) -> None:
+    def allocate(
+        self, table: ScoreTable, fingerprint: str, seed: int, norm: str
+    ) -> None:
         """Starts afresh with an empty table; effective iterations go on."""
         self.start_clock()
         self.gain.averages.assign(tf.zeros(4))
         self.table, self.fingerprint, self.seed = table, fingerprint, seed
+        self.norm = norm
         self.owed = np.zeros(table.size)
         self.uncertainty_set = None
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
@@ -103,6 +107,7 @@ class SamplingState(keras.Operation):
         store["gain"] = self.gain.averages.numpy()
         store["lead"] = self.lead.numpy()
         store["fingerprint"] = _as_array(self.fingerprint)
+        store["norm"] = _as_array(self.norm)
         for name in _COUNTERS:
             store[name] = np.int64(getattr(self, name))
         fitted = self.uncertainty_set
@@ -124,12 +129,16 @@ class SamplingState(keras.Operation):
         }
         owed = np.array(store["owed"], np.float64)
         features = tuple(_as_text(store["features"]).split())
-        if self.table is None or not self.table.holds(arrays, features):
+        # Files written before norms were told apart have none.
+        norm = _as_text(store["norm"]) if "norm" in store.keys() else "last_layer"  # noqa: SIM118
+        fits = self.table is not None and self.table.holds(arrays, features)
+        if not fits or self.in_use and norm != self.norm:
             if self.in_use:
                 raise ValueError(
                     "Scores loaded during `fit` must belong to the data in training, "
-                    f"{self.table.size} examples with features {self.table.features}. "
-                    f"Received: {len(owed)} examples with features {features}. "
+                    f"{self.table.size} examples with features {self.table.features} "
+                    f"and norm={self.norm!r}. Received: {len(owed)} examples with "
+                    f"features {features} and norm={norm!r}. "
                     "Load them before `fit`, or load only the weights."
                 )
             self.table = ScoreTable(len(owed), arrays.get("classes"), features)
@@ -138,7 +147,7 @@ class SamplingState(keras.Operation):
         self.owed = owed
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))
-        self.fingerprint = _as_text(store["fingerprint"])
+        self.fingerprint, self.norm = _as_text(store["fingerprint"]), norm
         for name in _COUNTERS:
             setattr(self, name, int(np.array(store[name])))
         if "uncertainty_mean" in store.keys():  # noqa: SIM118

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.sampling import RAIS
+from keras_osgd.sampling import RAIS, Oracle
 
 L = keras.layers
 EXACT = RAIS(norm="exact")
@@ -101,6 +101,54 @@ def test_the_method_is_the_model_s_own_unless_given():
     assert "Keras' own training" in text
 
 
+def test_a_refresh_that_fit_refuses_is_an_error():
+    made = model()
+    made.compile("sgd", "mse", steps_per_execution=2)
+    [text] = findings(made, X, Y, sampling=Oracle(refresh=3), kind="error")
+    assert text.startswith("`refresh`, the steps") and "Set `Oracle(refresh=4)`" in text
+    assert findings(made, X, Y, sampling=Oracle(refresh=4), kind="error") == []
+
+
+def test_weights_without_bound_are_warned_of_where_fit_warns():
+    for method in (RAIS(floor=0.0), Oracle(refresh=2, floor=0.0)):
+        texts = findings(model(), X, Y, sampling=method, kind="warning")
+        [text] = [text for text in texts if text.startswith("`floor` is 0")]
+        assert "largest" not in text
+    for method in (RAIS(), Oracle(floor=0.0), Oracle(refresh=1), Oracle(floor=0.1)):
+        assert findings(model(), X, Y, sampling=method) == []
+
+
+def test_an_oracle_s_stale_scores_are_warned_of():
+    [text] = findings(model(), X, Y, sampling=Oracle(refresh=2), kind="warning")
+    assert "8 examples are scored every 2 steps" in text
+
+
+def test_class_weights_are_checked_as_in_fit():
+    made = model(loss=keras.losses.BinaryCrossentropy(True))
+    y = np.arange(8) % 2
+    assert findings(made, X, y, class_weight={0: 1.0, 1: 2.0}) == []
+    [text] = findings(made, X, y, class_weight={0: 1.0, 1: -2.0}, kind="error")
+    with pytest.raises(ValueError) as raised:
+        keras_osgd.accelerate(made).fit(X, y, class_weight={0: 1.0, 1: -2.0}, verbose=0)
+    assert text == str(raised.value)
+
+
+class NotForThree(Scaled):
+    def call(self, x):
+        if tf.executing_eagerly() and len(x) == 3:
+            text = "\n{{node a}} No such kernel.\nat b"
+            raise tf.errors.InternalError(None, None, text)
+        return x * self.scale
+
+
+def test_an_error_of_tensorflow_in_what_is_only_noted_is_a_note_of_one_line():
+    [text] = findings(model(NotForThree()), X, Y)
+    assert text.startswith("With exact gradient norms, which are not asked for: ")
+    assert text.endswith("InternalError: No such kernel.") and "\n" not in text
+    with pytest.raises(tf.errors.InternalError):
+        findings(model(NotForThree()), X, Y, sampling=EXACT)
+
+
 def test_a_model_that_is_not_compiled_is_an_error():
     made = keras.Sequential([keras.Input((4,)), L.Dense(1)])
     [text] = findings(made, X, Y, kind="error")
@@ -121,6 +169,28 @@ def test_nothing_is_changed_and_fit_warns_all_the_same(first):
         np.testing.assert_array_equal(a, b)
     with pytest.warns(UserWarning, match="Gradient clipping"):
         made.fit(X, Y, batch_size=4, verbose=0)
+
+
+class Counted(L.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.calls = keras.metrics.Sum(name="calls")
+
+    def call(self, x, training=False):
+        if training:
+            self.calls.update_state(1.0)
+        return x
+
+
+def test_no_weight_that_a_layer_assigns_itself_is_changed_nor_a_metric_of_a_layer():
+    spectral = L.SpectralNormalization(L.Dense(3))
+    made = model(spectral, Counted(), L.Dense(2))
+    variables = [*made.variables, *made.metrics_variables]
+    before = [np.array(v) for v in variables]
+    findings(made, X, Y, sampling=EXACT)
+    assert spectral.layer.kernel.trainable and "calls" in [m.name for m in made.metrics]
+    for a, v in zip(before, variables, strict=True):
+        np.testing.assert_array_equal(np.array(v), a, err_msg=v.path)
 
 
 def test_findings_are_printed_errors_first():

@@ -43,6 +43,8 @@ def test_the_warning_of_no_floor_comes_once_and_only_then():
     messages = small.warned(checks.warn_of_floor, model, RAIS(floor=0), 1234.5)
     assert len(messages) == 1 and "largest weight is now 1.23e+03." in messages[0]
     assert small.warned(checks.warn_of_floor, model, RAIS(floor=0), 9.0) == []
+    [message] = small.warned(checks.warn_of_floor, small.model(), RAIS(floor=0))
+    assert "undo much training. Use 0.05." in message
 
 
 @pytest.mark.parametrize("floor", [-0.01, 1.01, float("nan")])

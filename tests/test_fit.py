@@ -5,6 +5,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import small
 import tensorflow as tf
 
 import keras_osgd
@@ -282,6 +283,20 @@ def test_so_it_does_on_weights_that_another_has_trained(compiled_first, tmp_path
         model.compile(SGD(), trained.loss)
     _fit(model, epochs=1)
     np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+
+
+def test_scores_start_afresh_with_a_notice_where_the_norm_is_another(capsys):
+    model = small.model(sampling=RAIS(seed=0))
+    small.fit(model, epochs=2)
+    assert model.sampling_state.norm == "last_layer"
+    for norm in ("exact", "last_layer"):
+        model.compile("sgd", model.loss, sampling=RAIS(norm, seed=0))
+        small.fit(model, verbose=2)
+        assert f"are now asked for in those of norm={norm!r}" in capsys.readouterr().out
+        steps = len(small.X) // small.BATCH_SIZE
+        assert model.sampling_state.observed <= steps * small.BATCH_SIZE
+        small.fit(model, verbose=2)
+        assert "afresh" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("other", ["fewer", "rows"])

@@ -38,6 +38,7 @@ ORDER = [
     "observations",
     "sampling",
     "state",
+    "continuation",
     "blocks",
     "planner",
     "oracle",

@@ -62,6 +62,10 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
         lambda: compiled()._compile_loss,
         "compiled_losses: losses are not described",
     ),
+    "_metrics": (
+        lambda: compiled()._compile_loss,
+        "untracked_loss: scorings count in the losses shown of several outputs",
+    ),
     "_fn_kwargs": (
         lambda: _loss(compiled()).loss,
         "loss_options: the axis of the classes and the ignored class",
@@ -150,6 +154,32 @@ def test_compute_loss_calls_that_of_the_user_in_either_signature(cls):
     y, y_pred = tf.constant([[1.0], [2.0]]), tf.constant([[0.0], [0.0]])
     loss = keras_compat.compute_loss(model, None, y, y_pred, tf.constant([1.0, 0.5]))
     assert float(loss) == 3.0 * (1.0 + 0.5 * 4.0) / 2
+
+
+@pytest.mark.parametrize("eagerly", [True, False])
+@pytest.mark.parametrize("built", [True, False])
+def test_an_untracked_loss_is_the_same_and_leaves_no_count(eagerly, built):
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(1, name=name)(inputs) for name in "ab"]
+    model = keras.Model(inputs, outputs)
+    model.compile(loss=["mse", "mae"])
+    ones = tf.ones((3, 1))
+    y, y_pred = [5.0 * ones, 5.0 * ones], [ones, 2.0 * ones]
+
+    def untracked():
+        return keras_compat.untracked_loss(model, None, y, y_pred, None)
+
+    def counts():
+        return [float(v) for v in model._compile_loss.variables]
+
+    if built:
+        keras_compat.compute_loss(model, None, y, y_pred, None)
+        model.reset_metrics()
+    function = untracked if eagerly else tf.function(untracked, autograph=False)
+    assert float(function()) == 16.0 + 3.0
+    assert counts() == [0.0] * 4
+    keras_compat.compute_loss(model, None, y, y_pred, None)
+    assert counts() == [48.0, 3.0, 9.0, 3.0]
 
 
 def test_track_loss_weights_each_batch_by_its_size():

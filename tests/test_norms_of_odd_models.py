@@ -1,5 +1,7 @@
 """Odd but legal models: their exact norms are those of single examples."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd import losses, scoring, training_data
+from keras_osgd.norms import calls, last_layer
 from keras_osgd.verification import verify
 
 L = keras.layers
@@ -52,6 +55,44 @@ def norms_one_by_one(model, x, y):
         dense = [tf.convert_to_tensor(g).numpy() for g in gradients if g is not None]
         found.append(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in dense)))
     return np.array(found)
+
+
+def _in_another_thread(function, *args):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function(*args)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_calls_in_another_thread_are_not_recorded_and_are_what_they_were():
+    model = functional((3,), L.Dense(4, "tanh"), L.Dense(2, "softmax"))
+    x, other = values(3), values(3, seed=1)
+    expected = model(other).numpy()
+    with calls.recording(model) as frames, last_layer.recording(model) as heads:
+        before = _in_another_thread(model, other)
+        y_pred = model(x)
+        after = _in_another_thread(model, other)
+    for found in (before, after):
+        np.testing.assert_array_equal(found, expected)
+    assert [frame.layer for frame in frames] == [model]
+    dense = [f for f in frames[0].everything() if type(f.layer) is L.Dense]
+    assert len(dense) == 2
+    np.testing.assert_array_equal(dense[0].args[0], x)
+    np.testing.assert_array_equal(heads.of(y_pred).inputs, dense[1].args[0])
+    assert len(heads.of(y_pred).inputs) == 4
+
+
+def test_an_activation_taken_off_stays_on_in_other_threads():
+    layer = L.Dense(4, "tanh")
+    x = values(3)
+    expected = layer(x).numpy()
+    with calls.without_activation(layer) as activation:
+        np.testing.assert_array_equal(_in_another_thread(layer, x), expected)
+        z = layer(x)
+    assert np.abs(z - expected).max() > 1e-3
+    np.testing.assert_array_equal(activation(z), expected)
+    np.testing.assert_array_equal(layer(x), expected)
 
 
 @pytest.fixture(autouse=True)

@@ -173,6 +173,33 @@ def test_a_second_fit_scores_at_the_weights_it_begins_with(scorings):
     assert len(scorings) == 2
 
 
+def _two_outputs(**options):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, "tanh")(inputs)
+    hidden = keras.layers.BatchNormalization()(hidden)
+    outputs = {name: keras.layers.Dense(1, name=name)(hidden) for name in "ab"}
+    model = keras_osgd.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.0), {"a": "mse", "b": "mae"}, **options)
+    return model
+
+
+Y_AB = {"a": X[:, :1] * 3.0, "b": X[:, 1:2]}
+
+
+@pytest.mark.parametrize("method", [Oracle(1, 1.0, seed=0), RAIS("exact", 1.0, seed=0)])
+def test_scorings_do_not_count_in_the_losses_shown_of_several_outputs(method):
+    model = _two_outputs(sampling=method)  # drawn uniformly: all weights are 1
+    history = _fit(model, y=Y_AB).history
+    shown = history["a_loss"][0] + history["b_loss"][0]
+    np.testing.assert_allclose(history["loss"], shown, rtol=1e-5)
+    [tracker] = [m for m in model.metrics if m.name == "a_loss"]
+    assert float(tracker.count) == STEPS * M
+    model.reset_metrics()
+    keras_osgd.gradient_norms(model, X, Y_AB)
+    assert all(float(v) == 0.0 for v in model.metrics_variables)
+
+
 @pytest.mark.parametrize("draws", ["reshuffled", "independent"])
 def test_a_saved_model_trains_on_as_the_one_that_was_not_saved(draws, tmp_path):
     model = _model(sampling=Oracle(refresh=3, draws=draws, seed=0))
@@ -234,17 +261,20 @@ def test_the_default_refresh_follows_n_and_steps_per_execution():
     assert oracle.refresh_steps(Oracle(refresh=7), 60_000, 64, 7) == 7
 
 
-def test_a_stale_default_is_warned_of_once(monkeypatch):
+def test_stale_scores_are_warned_of_once(monkeypatch):
     monkeypatch.setattr(sampling, "_FRESH", N)
     fresh = _model(sampling="oracle")
     assert small.warned(_fit, fresh) == []
     monkeypatch.setattr(sampling, "_FRESH", N - 1)
-    asked_for = _model(sampling=Oracle(refresh=80))
-    assert small.warned(_fit, asked_for) == []
+    assert small.warned(_fit, _model(sampling=Oracle(refresh=1))) == []
+    asked_for = _model(sampling=Oracle(refresh=2))
+    messages = small.warned(_fit, asked_for) + small.warned(_fit, asked_for)
+    assert len(messages) == 1
+    assert "30 examples are scored every 2 steps: in between" in messages[0]
     model = _model(sampling="oracle")
     messages = small.warned(_fit, model) + small.warned(_fit, model)
     assert len(messages) == 1
-    assert "30 examples are scored every 50 steps" in messages[0]
+    assert "30 examples are scored every 50 steps by default: " in messages[0]
     assert "14.7 / 15.5 / 44.8 %" in messages[0]
     assert "about as much as 8 of them" in messages[0]
     p = model.sampling_run.probabilities()

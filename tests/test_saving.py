@@ -10,6 +10,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+import small
 import tensorflow as tf
 
 import keras_osgd
@@ -79,7 +80,7 @@ def _assert_same_state(a, b):
         np.testing.assert_array_equal(value, right.table.state()[name])
     np.testing.assert_array_equal(left.owed, right.owed)
     np.testing.assert_array_equal(left.uncertainty_set.mean, right.uncertainty_set.mean)
-    for name in ("armed", "blocks", "drawn", "observed", "seed", "fingerprint"):
+    for name in ("armed", "blocks", "drawn", "observed", "seed", "fingerprint", "norm"):
         assert getattr(left, name) == getattr(right, name)
     np.testing.assert_array_equal(left.lead.numpy(), right.lead.numpy())
     np.testing.assert_array_equal(
@@ -145,6 +146,33 @@ def test_scores_of_other_data_loaded_inside_fit_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="100 examples .* Received: 300 examples"):
         model.fit(X[:100], Y[:100], epochs=2, verbose=0, callbacks=[Load()])
+
+
+def test_scores_of_another_norm_loaded_inside_fit_are_refused(tmp_path):
+    model = _trained(MODELS["sequential"])
+    model.save_weights(tmp_path / "w.weights.h5")
+    model.compile("sgd", model.loss, sampling=RAIS("exact", seed=0))
+
+    class Load(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.load_weights(tmp_path / "w.weights.h5")
+
+    with pytest.raises(ValueError, match="norm='exact'. Received: .*'last_layer'"):
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=[Load()])
+
+
+@pytest.mark.parametrize("norm", ["last_layer", "exact"])
+def test_files_bring_back_the_norm_and_those_without_one_have_the_last_layer_s(norm):
+    store = {}
+    model = small.model(sampling=RAIS(norm, seed=0))
+    small.fit(model)
+    model.sampling_state.save_own_variables(store)
+    loaded = small.model()
+    loaded.sampling_state.load_own_variables(store)
+    assert loaded.sampling_state.norm == norm
+    del store["norm"]
+    loaded.sampling_state.load_own_variables(store)
+    assert loaded.sampling_state.norm == "last_layer"
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -224,6 +252,21 @@ def test_accelerate_and_release_keep_weights_and_optimizer():
     assert not [name for name in vars(model) if "osgd" in name]
     model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
     assert model.optimizer.iterations.numpy() == iterations + 19
+
+
+def test_accelerate_called_again_trains_by_the_new_method():
+    model = keras_osgd.accelerate(_trained(lambda: _sequential(keras.Sequential)))
+    planners = []
+    for method, epochs in [(RAIS(seed=0), 2), ("oracle", 1), (RAIS("exact"), 1)]:
+        assert keras_osgd.accelerate(model, method) is model
+        model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
+        planners.append(type(model.sampling_run.planner).__name__)
+        assert (model.sampling_run.scorer is None) == (model.sampling.norm != "exact")
+    assert planners == ["Planner", "OraclePlanner", "Planner"]
+    model.train_on_batch(X[:16], Y[:16])
+    keras_osgd.accelerate(model, "uniform")
+    model.fit(X, Y, batch_size=16, verbose=0)
+    assert model.sampling_run is None
 
 
 def test_accelerate_takes_loaded_subclassed_and_uncompiled_models(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,8 +119,16 @@ def _apart(output: Any) -> Any:
 
 @contextlib.contextmanager
 def without_activation(layer: keras.Layer) -> Iterator[Any]:
-    """Takes a layer's activation off during the block, and returns it."""
-    activation, vars(layer)["activation"] = vars(layer).get("activation"), None
+    """Takes a layer's activation off during the block, and returns it.
+
+    Other threads' calls keep it.
+    """
+    activation, thread = vars(layer).get("activation"), threading.get_ident()
+
+    def put_off(x: Any) -> Any:
+        return x if threading.get_ident() == thread else activation(x)
+
+    vars(layer)["activation"] = None if activation is None else put_off
     try:
         yield activation
     finally:
@@ -130,12 +139,27 @@ def without_activation(layer: keras.Layer) -> Iterator[Any]:
 def replaced_calls(
     layers: Any, wrap: Callable[[keras.Layer, Callable], Callable]
 ) -> Iterator[None]:
-    """Lets each layer's `call` be `wrap(layer, call)` during the block."""
+    """Lets each layer's `call` be `wrap(layer, call)` in this thread's block.
+
+    Calls made meanwhile by other threads go to the layer's own `call`: they are no part
+    of this forward pass, and tapes of two threads must not be nested.
+    """
+    thread = threading.get_ident()
+
+    def replaced(layer: keras.Layer, original: Callable) -> Callable:
+        wrapped = wrap(layer, original)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            ours = threading.get_ident() == thread
+            return (wrapped if ours else original)(*args, **kwargs)
+
+        return call
+
     layers = list(layers)
     own = [vars(layer).get("call") for layer in layers]
     try:
         for layer in layers:
-            vars(layer)["call"] = wrap(layer, layer.call)
+            vars(layer)["call"] = replaced(layer, layer.call)
         yield
     finally:
         for layer, call in zip(layers, own, strict=True):
@@ -146,11 +170,15 @@ def replaced_calls(
 
 @contextlib.contextmanager
 def state_kept(model: keras.Model) -> Iterator[None]:
-    """Undoes what calls in the block do to counters, seeds and statistics.
+    """Undoes what calls in the block do to weights, seeds, statistics and metrics.
 
-    In a `keras.StatelessScope` Keras 3.15 hands `None` to the regularizers.
+    Weights as well, since SpectralNormalization assigns its layer's kernel. In a
+    `keras.StatelessScope` Keras 3.15 hands `None` to the regularizers.
     """
-    held = [(v, tf.identity(v)) for v in model.non_trainable_variables]
+    layers = [model, *keras_compat.layers_of(model)]
+    metrics = [v for layer in layers for v in layer.metrics_variables]
+    variables = {id(v): v for v in [*model.variables, *metrics]}
+    held = [(v, tf.identity(v)) for v in variables.values()]
     try:
         yield
     finally:
