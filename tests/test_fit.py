@@ -290,7 +290,7 @@ def test_scores_start_afresh_with_a_notice_where_the_norm_is_another(capsys):
     small.fit(model, epochs=2)
     assert model.sampling_state.norm == "last_layer"
     for norm in ("exact", "last_layer"):
-        model.compile("sgd", model.loss, sampling=RAIS(norm, seed=0))
+        model.compile("sgd", model.loss, sampling=RAIS(norm=norm, seed=0))
         small.fit(model, verbose=2)
         assert f"are now asked for in those of norm={norm!r}" in capsys.readouterr().out
         steps = len(small.X) // small.BATCH_SIZE

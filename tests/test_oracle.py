@@ -187,7 +187,9 @@ def _two_outputs(**options):
 Y_AB = {"a": X[:, :1] * 3.0, "b": X[:, 1:2]}
 
 
-@pytest.mark.parametrize("method", [Oracle(1, 1.0, seed=0), RAIS("exact", 1.0, seed=0)])
+@pytest.mark.parametrize(
+    "method", [Oracle(1, 1.0, seed=0), RAIS(1.0, norm="exact", seed=0)]
+)
 def test_scorings_do_not_count_in_the_losses_shown_of_several_outputs(method):
     model = _two_outputs(sampling=method)  # drawn uniformly: all weights are 1
     history = _fit(model, y=Y_AB).history
@@ -275,7 +277,7 @@ def test_stale_scores_are_warned_of_once(monkeypatch):
     messages = small.warned(_fit, model) + small.warned(_fit, model)
     assert len(messages) == 1
     assert "30 examples are scored every 50 steps by default: " in messages[0]
-    assert "14.7 / 15.5 / 44.8 %" in messages[0]
+    assert "20.4 / 21.1 % every 5 / 20 steps" in messages[0]
     assert "about as much as 8 of them" in messages[0]
     p = model.sampling_run.probabilities()
     assert p.min() >= 0.1 / N  # the floor that goes with it

@@ -151,7 +151,7 @@ def test_scores_of_other_data_loaded_inside_fit_are_refused(tmp_path):
 def test_scores_of_another_norm_loaded_inside_fit_are_refused(tmp_path):
     model = _trained(MODELS["sequential"])
     model.save_weights(tmp_path / "w.weights.h5")
-    model.compile("sgd", model.loss, sampling=RAIS("exact", seed=0))
+    model.compile("sgd", model.loss, sampling=RAIS(norm="exact", seed=0))
 
     class Load(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -164,7 +164,7 @@ def test_scores_of_another_norm_loaded_inside_fit_are_refused(tmp_path):
 @pytest.mark.parametrize("norm", ["last_layer", "exact"])
 def test_files_bring_back_the_norm_and_those_without_one_have_the_last_layer_s(norm):
     store = {}
-    model = small.model(sampling=RAIS(norm, seed=0))
+    model = small.model(sampling=RAIS(norm=norm, seed=0))
     small.fit(model)
     model.sampling_state.save_own_variables(store)
     loaded = small.model()
@@ -257,7 +257,7 @@ def test_accelerate_and_release_keep_weights_and_optimizer():
 def test_accelerate_called_again_trains_by_the_new_method():
     model = keras_osgd.accelerate(_trained(lambda: _sequential(keras.Sequential)))
     planners = []
-    for method, epochs in [(RAIS(seed=0), 2), ("oracle", 1), (RAIS("exact"), 1)]:
+    for method, epochs in [(RAIS(seed=0), 2), ("oracle", 1), (RAIS(norm="exact"), 1)]:
         assert keras_osgd.accelerate(model, method) is model
         model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
         planners.append(type(model.sampling_run.planner).__name__)
