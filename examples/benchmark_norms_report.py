@@ -88,7 +88,7 @@ def _time(records: list[Record]) -> list[Record]:
                 "exact norms, ms": f"{np.median(record['exact']):.1f}",
                 "ratio": f"{middle:.2f}",
                 "quartiles": f"{low:.2f}-{high:.2f}",
-                "target": f"{_TARGETS.get(network, float('nan')):.2f}",
+                "target": f"{_TARGETS[network]:.2f}" if network in _TARGETS else "-",
             }
         )
     return rows
