@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -96,18 +97,31 @@ def _sliced(inputs: tf.Tensor, axes: list, channels: int) -> tf.Tensor:
     return tf.transpose(stacked, [0, 2, 1])  # which the product takes back
 
 
-@register(_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D, pre_activation=True)
-def convolution(call: Call) -> Uses:
+def _of_tensors(*layers: type[keras.Layer]) -> Callable:
+    """Registers a function of the layer, its inputs and delta, channels last.
+
+    The bias is seen to; layers on lengths that are not known are worked out otherwise.
+    """
+
+    def decorate(function: Callable[..., Uses]) -> Callable:
+        @register(*layers, pre_activation=True)
+        def of_call(call: Call) -> Uses:
+            layer, tensors = call.layer, (call.inputs, call.delta)
+            inputs, delta = (_channels_last(tensor, layer) for tensor in tensors)
+            if None in [*inputs.shape[1:], *delta.shape[1:]]:
+                return []
+            found = function(layer, inputs, delta)
+            return [*found, (layer.bias, bias_form(delta))] if layer.use_bias else found
+
+        return function
+
+    return decorate
+
+
+@_of_tensors(_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
+def convolution(layer: keras.Layer, inputs: tf.Tensor, delta: tf.Tensor) -> Uses:
     """Convolutions: the sum over positions of delta_t times the patch at t."""
-    layer = call.layer
-    inputs, delta = (
-        _channels_last(call.inputs, layer),
-        _channels_last(call.delta, layer),
-    )
-    if not _static(inputs, delta):
-        return []
-    found: Uses = [(layer.kernel, _in_parts(inputs, delta, layer))]
-    return _with_bias(found, layer, delta)
+    return [(layer.kernel, _in_parts(inputs, delta, layer))]
 
 
 def _products(taken: tf.Tensor, delta: tf.Tensor, layer: keras.Layer) -> Products:
@@ -154,31 +168,21 @@ def _depthwise(
     return PerExample(tf.reshape(gradient, [size, *kernel.shape]))
 
 
-@register(_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D, pre_activation=True)
-def depthwise_convolution(call: Call) -> Uses:
+@_of_tensors(_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
+def depthwise_convolution(
+    layer: keras.Layer, inputs: tf.Tensor, delta: tf.Tensor
+) -> Uses:
     """Depthwise convolutions: each channel by itself."""
-    layer = call.layer
-    inputs, delta = (
-        _channels_last(call.inputs, layer),
-        _channels_last(call.delta, layer),
-    )
-    if not _static(inputs, delta):
-        return []
     taken = _by_channel(_patches_of(layer, inputs, delta), layer)
     form = _depthwise(taken, delta, layer.depth_multiplier, layer.kernel)
-    return _with_bias([(layer.kernel, form)], layer, delta)
+    return [(layer.kernel, form)]
 
 
-@register(_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D, pre_activation=True)
-def separable_convolution(call: Call) -> Uses:
+@_of_tensors(_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D)
+def separable_convolution(
+    layer: keras.Layer, inputs: tf.Tensor, delta: tf.Tensor
+) -> Uses:
     """Separable convolutions: a depthwise one and a product at each position."""
-    layer = call.layer
-    inputs, delta = (
-        _channels_last(call.inputs, layer),
-        _channels_last(call.delta, layer),
-    )
-    if not _static(inputs, delta):
-        return []
     taken = _by_channel(_patches_of(layer, inputs, delta), layer)
     size, positions, taps, channels = sizes(taken)
     depthwise, pointwise = (
@@ -195,40 +199,24 @@ def separable_convolution(call: Call) -> Uses:
     inner = tf.matmul(deltas, product, transpose_b=True)
     kernel, multiplier = layer.depthwise_kernel, layer.depth_multiplier
     split = (layer.filters, product.shape[0])
-    found: Uses = [
+    return [
         (kernel, _depthwise(taken, inner, multiplier, kernel)),
         (layer.pointwise_kernel, Products(between, deltas, split, (1, 0))),
     ]
-    return _with_bias(found, layer, delta)
 
 
-@register(
-    _LAYERS.Conv1DTranspose,
-    _LAYERS.Conv2DTranspose,
-    _LAYERS.Conv3DTranspose,
-    pre_activation=True,
-)
-def transposed_convolution(call: Call) -> Uses:
+@_of_tensors(_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
+def transposed_convolution(
+    layer: keras.Layer, inputs: tf.Tensor, delta: tf.Tensor
+) -> Uses:
     """Transposed convolutions: inputs times patches of delta."""
-    layer = call.layer
-    inputs, delta = (
-        _channels_last(call.inputs, layer),
-        _channels_last(call.delta, layer),
-    )
-    if not _static(inputs, delta):
-        return []
-    found: Uses = [(layer.kernel, _in_parts(delta, inputs, layer))]
-    return _with_bias(found, layer, delta)
+    return [(layer.kernel, _in_parts(delta, inputs, layer))]
 
 
 def _channels_last(tensor: tf.Tensor, layer: keras.Layer) -> tf.Tensor:
     if layer.data_format == "channels_last":
         return tensor
     return tf.transpose(tensor, [0, *range(2, tensor.shape.rank), 1])
-
-
-def _static(*tensors: tf.Tensor) -> bool:
-    return all(None not in tensor.shape[1:].as_list() for tensor in tensors)
 
 
 def _patches_of(layer: keras.Layer, large: tf.Tensor, small: tf.Tensor) -> tf.Tensor:
@@ -244,7 +232,3 @@ def _patches_of(layer: keras.Layer, large: tf.Tensor, small: tf.Tensor) -> tf.Te
 
 def _each(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
     return (value,) * rank if isinstance(value, int) else tuple(value)
-
-
-def _with_bias(found: Uses, layer: keras.Layer, delta: tf.Tensor) -> Uses:
-    return [*found, (layer.bias, bias_form(delta))] if layer.use_bias else found
