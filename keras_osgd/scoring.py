@@ -91,13 +91,15 @@ class Scorer:
         n = len(keras.tree.flatten(arrays[0])[0])
         found = []
         for first in range(0, n, batch_size):
-            rows = keras.tree.map_structure(
-                lambda a, at=first: (
-                    None if a is None else tf.convert_to_tensor(a[at : at + batch_size])
+            # The last batch is a full one too, for rows seen before: no second trace.
+            rows = slice(max(0, min(first, n - batch_size)), first + batch_size)
+            batch = keras.tree.map_structure(
+                lambda a, rows=rows: (
+                    None if a is None else tf.convert_to_tensor(a[rows])
                 ),
                 arrays,
             )
-            found.append(self(*rows).numpy())
+            found.append(self(*batch).numpy()[first - rows.start :])
             progress(min(first + batch_size, n))
         return np.concatenate(found)
 
