@@ -16,11 +16,10 @@ Parts, in the order in which `all` runs them:
 """
 
 import argparse
-import pathlib
-import tempfile
 import time
 
 import benchmark_costs
+import benchmark_options
 import benchmark_report
 import datasets
 import models
@@ -202,33 +201,15 @@ def _name(setting: Record) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("part", choices=(*PARTS, "all"))
+    smoke = "2000 examples and fewer repetitions, kept apart: does it run at all?"
+    parser = benchmark_options.parser(__doc__, PARTS, smoke)
     parser.add_argument(
         "--models", nargs="+", choices=tuple(models.BUILDERS), default=["mlp", "cnn"]
     )
     parser.add_argument(
         "--methods", nargs="+", choices=tuple(SAMPLING), default=list(SAMPLING)
     )
-    parser.add_argument(
-        "--results",
-        type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "results",
-        help="folder of the measurements and of what is made from them",
-    )
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="2000 examples and fewer repetitions, kept apart: does it run at all?",
-    )
-    options = parser.parse_args()
-    if options.smoke:
-        options.results = (
-            pathlib.Path(tempfile.gettempdir()) / "keras_osgd_benchmark_smoke"
-        )
-    return options
+    return benchmark_options.parsed(parser, "benchmark")
 
 
 if __name__ == "__main__":

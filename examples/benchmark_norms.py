@@ -12,16 +12,14 @@ Parts, in the order in which `all` runs them:
     memory    the peak memory of both, each in a process of its own
     tune      learning rates for the next part, on validation error
     osgd      uniform training, RAIS and O-SGD on 5000 images: test error
+    draws     O-SGD scored every 5 steps, drawn independently and reshuffled
     stale     O-SGD scored every 1, 5, 20 and 80 steps, at a constant rate
     gain      the gain ratio by exact norms and by the last layer's, in one training
     report    the tables and the figure
 """
 
-import argparse
-import pathlib
-import tempfile
-
 import benchmark_norms_report
+import benchmark_options
 import datasets
 import keras
 import models
@@ -33,7 +31,17 @@ from benchmark_records import Record, Records, mean_validation_errors, tuned_rat
 
 from keras_osgd.sampling import RAIS, Oracle
 
-PARTS = ("accuracy", "time", "memory", "tune", "osgd", "stale", "gain", "report")
+PARTS = (
+    "accuracy",
+    "time",
+    "memory",
+    "tune",
+    "osgd",
+    "draws",
+    "stale",
+    "gain",
+    "report",
+)
 EXAMPLES = 5000
 METHODS = {
     "uniform": lambda: "plain",
@@ -59,7 +67,9 @@ _NOT_IN_FLOAT64 = (
 
 def main() -> None:
     """Runs the parts named on the command line."""
-    options = _options()
+    smoke = "a few cases and examples, kept apart: does it run at all?"
+    parser = benchmark_options.parser(__doc__, PARTS, smoke)
+    options = benchmark_options.parsed(parser, "norms")
     records = Records(options.results / "norms_runs.jsonl")
     parts = {
         "accuracy": lambda: measure_accuracy(records, options.smoke),
@@ -69,6 +79,7 @@ def main() -> None:
         ),
         "tune": lambda: train_all(records, options.smoke, tuning=True),
         "osgd": lambda: train_all(records, options.smoke, tuning=False),
+        "draws": lambda: compare_draws(records, options.smoke),
         "stale": lambda: let_scores_age(records, options.smoke),
         "gain": lambda: compare_gains(records, options.smoke),
         "report": lambda: benchmark_norms_report.write(records, options.results),
@@ -175,15 +186,31 @@ def _beyond(records: Records, setting: Record, splits) -> float | None:
     return best / 2 if best == rates[0] else best * 2
 
 
+def compare_draws(records: Records, smoke: bool) -> None:
+    """Trains by O-SGD, scored every 5 steps, with both kinds of draws."""
+    oracles = {
+        f"oracle, every 5 steps, {draws}": Oracle(refresh=5, draws=draws)
+        for draws in ("independent", "reshuffled")
+    }
+    _train_oracles(records, "draws", oracles, smoke)
+
+
 def let_scores_age(records: Records, smoke: bool) -> None:
     """Trains by O-SGD with scores of different ages, without a schedule."""
+    oracles = {
+        f"oracle, every {refresh} steps, floor {floor}": Oracle(refresh, floor)
+        for refresh, floor in (STALE[-1:] if smoke else STALE)
+    }
+    _train_oracles(records, "stale", oracles, smoke)
+
+
+def _train_oracles(records: Records, part: str, oracles: dict, smoke: bool) -> None:
     splits = _splits(1000 if smoke else EXAMPLES)
     for seed in SEEDS[: 1 if smoke else None]:
-        for refresh, floor in STALE[-1:] if smoke else STALE:
-            name = f"oracle, every {refresh} steps, floor {floor}"
+        for name, oracle in oracles.items():
             setting = {"method": name, "epochs": 10}
-            key = _key("stale", setting, models.LEARNING_RATES["mlp"], seed, splits)
-            _train(records, key, Oracle(refresh=refresh, floor=floor), splits)
+            key = _key(part, setting, models.LEARNING_RATES["mlp"], seed, splits)
+            _train(records, key, oracle, splits)
 
 
 def compare_gains(records: Records, smoke: bool) -> None:
@@ -226,28 +253,6 @@ def _train(records: Records, key: Record, sampling, splits) -> None:
 def _splits(examples: int) -> datasets.Splits:
     train, validation, test = datasets.fashion_mnist()
     return (train[0][:examples], train[1][:examples]), validation, test
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("part", choices=(*PARTS, "all"))
-    parser.add_argument(
-        "--results",
-        type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "results",
-        help="folder of the measurements and of what is made from them",
-    )
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="a few cases and examples, kept apart: does it run at all?",
-    )
-    options = parser.parse_args()
-    if options.smoke:
-        options.results = pathlib.Path(tempfile.gettempdir()) / "keras_osgd_norms_smoke"
-    return options
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def write(records: Records, folder: pathlib.Path) -> None:
         "time": _time(records.select(part="time")),
         "memory": _memory(records.select(part="memory")),
         "osgd": _osgd(_tuned_runs(records)),
+        "draws": _osgd(records.select(part="draws")),
         "stale": _osgd(records.select(part="stale")),
         "gain": _gain(records.select(part="gain")),
     }
@@ -35,6 +36,7 @@ def write(records: Records, folder: pathlib.Path) -> None:
             ("memory", "Peak memory of a step, MB above the model"),
             ("accuracy", "Relative error against single-example gradients"),
             ("osgd", "5000 images of Fashion-MNIST, MLP 784-256-10"),
+            ("draws", "O-SGD by independent and by reshuffled draws, cosine schedule"),
             ("stale", "O-SGD with scores of different ages, at a constant rate"),
             ("gain", "Gain ratio by exact norms and by the last layer's, 50k images"),
         )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_osgd import draws
+from keras_osgd.observations import figures
 from keras_osgd.pipeline import Plan, PlanBuffers
 from keras_osgd.sampling import Sampling
 from keras_osgd.state import SamplingState
@@ -95,6 +96,24 @@ class Blocks:
             importance = plan.importance
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return (*columns, importance)
+
+    @property
+    def last_plan(self) -> Plan:
+        """The plan made last."""
+        return self.plans[-1]
+
+    def figures(
+        self,
+        gains: np.ndarray,
+        weights: np.ndarray,
+        norms: np.ndarray,
+        importance: bool,
+    ) -> dict[str, float]:
+        """Returns what `SamplingMonitor` shows of some steps; see `figures`."""
+        return figures(gains, weights, norms, importance) | {
+            "largest_weight": self.last_plan.largest_weight,
+            "share_unseen": self._state.table.share_unseen,
+        }
 
     def give_back(self, step: int) -> None:
         """Undoes the credit and debit of all draws from `step` on."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 
-from keras_osgd.continuation import prepare_state, restart_clock
 from keras_osgd.learning_rate import inner_optimizer, rule_for
+from keras_osgd.loss_shares import has_terms_of_the_batch
 from keras_osgd.losses import OutputLoss
 from keras_osgd.oracle import warn_of_staleness
 from keras_osgd.sampling import RAIS, Oracle
@@ -20,8 +20,6 @@ __all__ = [
     "check_size",
     "has_no_bound",
     "prepare_scorer",
-    "prepare_state",
-    "restart_clock",
     "warn_of_floor",
     "warn_of_unweighted_losses",
     "warn_once",
@@ -168,8 +166,7 @@ def check_size(
 
 def warn_of_unweighted_losses(model: keras.Model) -> None:
     """Warns of losses that never see the importance weights."""
-    weights = sum(v.regularizer is not None for v in model.trainable_weights)
-    if len(model.losses) > weights:
+    if has_terms_of_the_batch(model):
         warn_once(
             model,
             "add_loss",

@@ -11,7 +11,14 @@ import tensorflow as tf
 from keras_osgd import keras_compat
 from keras_osgd.losses import OutputLoss, output_of, weights_for
 
-__all__ = ["beside", "check", "depends_on_batch", "scale", "unmasked"]
+__all__ = [
+    "beside",
+    "check",
+    "depends_on_batch",
+    "has_terms_of_the_batch",
+    "scale",
+    "unmasked",
+]
 
 
 def check(model: keras.Model, described: Sequence[OutputLoss]) -> None:
@@ -44,14 +51,22 @@ def scale(described: Sequence[OutputLoss], batch_size: int) -> float:
     return 1.0 / batch_size if described[0].batch_mean else 1.0
 
 
+def has_terms_of_the_batch(model: keras.Model) -> bool:
+    """Returns whether `model.losses` holds more than the weights' regularisation."""
+    weights = sum(v.regularizer is not None for v in model.trainable_weights)
+    return len(model.losses) > weights
+
+
 def depends_on_batch(model: keras.Model) -> bool:
     """Returns whether the loss may hold more than the weighted losses and the weights'.
 
     That is so with `add_loss`, activity regularisers and a `compute_loss` of one's own.
     """
-    weights = sum(v.regularizer is not None for v in model.trainable_weights)
-    own = type(model).compute_loss is not keras.Model.compute_loss
-    return own or len(model.losses) > weights
+    return _is_own(model) or has_terms_of_the_batch(model)
+
+
+def _is_own(model: keras.Model) -> bool:
+    return type(model).compute_loss is not keras.Model.compute_loss
 
 
 def beside(
@@ -61,7 +76,7 @@ def beside(
 
     A `compute_loss` of one's own is asked for it: by what it returns for weights of 0.
     """
-    if type(model).compute_loss is not keras.Model.compute_loss:
+    if _is_own(model):
         size = tf.shape(keras.tree.flatten(y_pred)[0])[0]
         zeros = weights_for(described, tf.zeros([size], keras.config.floatx()), None)
         return keras_compat.untracked_loss(model, x, y, y_pred, zeros)

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_osgd import distributions
 from keras_osgd.blocks import LEAST_FLOOR, Blocks
-from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, figures
+from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog
 from keras_osgd.pipeline import Plan, PlanBuffers
 from keras_osgd.sampling import Oracle
 from keras_osgd.scoring import Scorer
@@ -147,10 +147,7 @@ class OraclePlanner:
             np.concatenate([old, added])[-length:]
             for old, added, length in zip(self._recent, new, lengths, strict=True)
         ]
-        self._newest = figures(*self._recent, importance) | {
-            "largest_weight": self.last_plan.largest_weight,
-            "share_unseen": self._state.table.share_unseen,
-        }
+        self._newest = self._blocks.figures(*self._recent, importance)
         if not self._fresh and len(self._recent[0]) == _RECENT_STEPS:
             self._decide(importance)
 
@@ -163,7 +160,7 @@ class OraclePlanner:
     @property
     def last_plan(self) -> Plan:
         """The plan made last."""
-        return self._blocks.plans[-1]
+        return self._blocks.last_plan
 
     @property
     def candidate(self) -> np.ndarray | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_osgd import distributions
 from keras_osgd.blocks import LEAST_FLOOR, Blocks
-from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window, figures
+from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window
 from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
@@ -103,7 +103,7 @@ class Planner:
     @property
     def last_plan(self) -> Plan:
         """The plan made last."""
-        return self._blocks.plans[-1]
+        return self._blocks.last_plan
 
     @property
     def candidate(self) -> np.ndarray | None:
@@ -158,10 +158,7 @@ class Planner:
         self._fit()
         recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
         self._blocks.decide(recent, importance, self._sampling.retreat_below)
-        self._newest = figures(gains, weights, norms, importance) | {
-            "largest_weight": self.last_plan.largest_weight,
-            "share_unseen": self._state.table.share_unseen,
-        }
+        self._newest = self._blocks.figures(gains, weights, norms, importance)
 
     def _fit(self) -> None:
         """Fits equation (7) to the window; the last good fit stays if this fails."""

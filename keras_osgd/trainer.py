@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd import checks, keras_compat, losses, training_data
+from keras_osgd import checks, continuation, keras_compat, losses, training_data
 from keras_osgd.effective_epochs import callback_list
 from keras_osgd.pipeline import Sample
 from keras_osgd.run import Run
@@ -74,7 +74,7 @@ class ImportanceSampled:
         method = get_sampling(sampling)
         super().compile(*args, **kwargs)
         self.sampling_held.sampling, self.sampling_held.run = method, None
-        checks.restart_clock(self)
+        continuation.restart_clock(self)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns Keras' compile configuration with the sampling method."""
@@ -172,7 +172,7 @@ class ImportanceSampled:
         checks.warn_of_unweighted_losses(self)
         lines = [checks.check_size(self, method, data)]
         adapt = checks.check_optimizer(self, method)
-        lines.append(checks.prepare_state(self, method, data))
+        lines.append(continuation.prepare_state(self, method, data))
         key = (data.n, data.batch_size, self.steps_per_execution, adapt)
         if held.run is None or held.run.key != key or held.run.losses != described:
             held.run, held.wrapped = Run(method, self.sampling_state, *key), False

@@ -22,9 +22,9 @@ def layer_normalization(call: Call) -> Uses:
     return _scale_and_offset(call, layer.gamma, layer.beta, axes)
 
 
-@register(_LAYERS.GroupNormalization)
-def group_normalization(call: Call) -> Uses:
-    """GroupNormalization: a weight for each channel."""
+@register(_LAYERS.GroupNormalization, _LAYERS.BatchNormalization)
+def channel_normalization(call: Call) -> Uses:
+    """Group- and BatchNormalization, its statistics held: weights of each channel."""
     layer = call.layer
     scale = layer.gamma if layer.scale else None
     offset = layer.beta if layer.center else None
@@ -37,15 +37,6 @@ def rms_normalization(call: Call) -> Uses:
     axis = call.layer.axis
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     return _scale_and_offset(call, call.layer.scale, None, axes)
-
-
-@register(_LAYERS.BatchNormalization)
-def batch_normalization(call: Call) -> Uses:
-    """BatchNormalization with its statistics held; see `coupling`."""
-    layer = call.layer
-    scale = layer.gamma if layer.scale else None
-    offset = layer.beta if layer.center else None
-    return _scale_and_offset(call, scale, offset, (layer.axis,))
 
 
 def _scale_and_offset(
