@@ -42,6 +42,10 @@ class Records:
         """Returns whether `key` has been measured."""
         return _text(key) in self._records
 
+    def __getitem__(self, key: Record) -> Record:
+        """Returns the record of `key`."""
+        return self._records[_text(key)]
+
     def append(self, key: Record, measured: Record) -> Record:
         """Adds one record to the file and returns it."""
         record = _rounded({"key": key, **measured, "environment": environment()})

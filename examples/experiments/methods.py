@@ -1,0 +1,113 @@
+"""The methods that are compared: how each draws examples, and what it may tune."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+from experiments import ablations
+from experiments.rivals import RIVALS
+
+from keras_osgd.sampling import RAIS, Oracle
+
+Sampling = Callable[[int], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A method's own parameter.
+
+    Attributes:
+        name: in the method's paper.
+        default: its authors' choice.
+        low: smallest value tried.
+        high: largest value tried.
+        log: whether values are spread evenly in their logarithm.
+    """
+
+    name: str
+    default: float
+    low: float
+    high: float
+    log: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a method trains.
+
+    Attributes:
+        title: in tables.
+        sampling: from the seed, what `keras_osgd`'s `compile` takes; `None` for plain
+            Keras and for rivals.
+        parameter: its own, tuned beside the learning rate.
+        without: takes a part away while training runs.
+        rival: whether it is trained by `rivals.loop`.
+        cleans: whether it trains a second time, without what the first time's scores
+            suspect of a wrong label.
+        measured: whether the variance is measured on the way.
+        steps_per_execution: of the runs that are not timed.
+    """
+
+    title: str
+    sampling: Sampling | None = None
+    parameter: Parameter | None = None
+    without: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    rival: bool = False
+    cleans: bool = False
+    measured: bool = False
+    steps_per_execution: int = 10
+
+
+def _rais(**options: object) -> Sampling:
+    return lambda seed: RAIS(seed=seed, **options)
+
+
+def _rivals() -> dict[str, Method]:
+    made = {}
+    for name, rival in RIVALS.items():
+        parameter = None
+        if rival.DEFAULT is not None:
+            low, high, scale = rival.RANGE
+            parameter = Parameter(
+                rival.PARAMETER, rival.DEFAULT, low, high, scale == "log"
+            )
+        made[name] = Method(rival.TITLE, parameter=parameter, rival=True)
+    return made
+
+
+METHODS = {
+    "uniform": Method("uniform (Keras' fit)"),
+    "with_replacement": Method(
+        "uniform with replacement",
+        _rais(floor=1.0, draws="independent", adapt_learning_rate=False),
+    ),
+    "rais": Method("RAIS", _rais()),
+    "rais_independent": Method("RAIS, independent draws", _rais(draws="independent")),
+    "rais_fixed_rate": Method(
+        "RAIS, rate not adapted", _rais(adapt_learning_rate=False)
+    ),
+    "rais_exact": Method("RAIS, exact norms", _rais(norm="exact")),
+    "rais_no_floor": Method("RAIS without the floor", _rais(floor=0.0)),
+    "rais_two_features": Method(
+        "RAIS, features constant and last", _rais(features=("constant", "last"))
+    ),
+    "rais_no_retreat": Method("RAIS without retreat", _rais(retreat_below=0.0)),
+    "rais_not_robust": Method(
+        "RAIS without robustness", _rais(), without=ablations.without_robustness
+    ),
+    "rais_no_start": Method(
+        "RAIS without the uniform first pass", _rais(), without=ablations.without_start
+    ),
+    "point_estimate": Method(
+        "point estimate, floor 0.1",
+        _rais(floor=0.1, features=("constant", "last")),
+        without=ablations.point_estimate,
+    ),
+    "rais_cleaned": Method(
+        "RAIS, then again without the suspects", _rais(), cleans=True
+    ),
+    "rais_measured": Method("RAIS", _rais(), measured=True),
+    "oracle": Method("O-SGD", lambda seed: Oracle(seed=seed), steps_per_execution=1),
+    **_rivals(),
+}
+"""By name. A new method needs a line here and a place in `studies.STUDIES`."""

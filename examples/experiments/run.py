@@ -1,0 +1,78 @@
+"""Runs the experiments and writes their report.
+
+    python examples/experiments/run.py NAME       one study, `all`, or `report`
+
+A run is written to `results/runs.jsonl` when it ends and is not repeated: stop at any
+time and start again. Errors and steps come from runs side by side, one to a core;
+seconds from runs alone on the machine, interleaved with their baseline.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import tempfile
+
+sys.path[:0] = [str(pathlib.Path(__file__).parents[level]) for level in (1, 2)]
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from benchmark_records import Records  # noqa: E402
+from experiments import reporting  # noqa: E402
+from experiments.conduct import Conductor  # noqa: E402
+from experiments.progress import Progress  # noqa: E402
+from experiments.studies import STUDIES, Study, smoke  # noqa: E402
+
+
+def main() -> None:
+    """Carries out what the command line names."""
+    options = _options()
+    studies = dict(STUDIES)
+    if options.smoke:
+        studies = {name: smoke(study) for name, study in studies.items()}
+    records = Records(options.results / "runs.jsonl")
+    if options.name != "report":
+        chosen = list(studies) if options.name == "all" else [options.name]
+        for name in chosen:
+            _carry_out(studies[name], records, options)
+    reporting.write(records, studies, options.results)
+    print(f"Report: {options.results / 'report.md'}")
+
+
+def _carry_out(study: Study, records: Records, options: argparse.Namespace) -> None:
+    with Progress(study.title, study.runs) as progress:
+        conductor = Conductor(records, progress, options.jobs, options.smoke)
+        conductor.side_by_side(study)
+        if not options.untimed:
+            conductor.alone(study)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=(*STUDIES, "all", "report"))
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="runs side by side"
+    )
+    parser.add_argument(
+        "--untimed", action="store_true", help="leave out the runs alone on the machine"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="small parts of the data, two trials, one seed, kept apart: does it run?",
+    )
+    parser.add_argument(
+        "--results",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parent / "results",
+        help="folder of the runs and of the report made from them",
+    )
+    options = parser.parse_args()
+    if options.smoke:
+        options.results = pathlib.Path(tempfile.gettempdir()) / "keras_osgd_smoke"
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""The studies: which methods meet on which data, how often, and for what question."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One method at one length of the schedule, tuned on its own.
+
+    Attributes:
+        data: a name in `sets.NAMES`.
+        network: a name in `networks.NAMES`.
+        method: a name in `methods.METHODS`.
+        epochs: T. Methods without an adapted rate get a shorter one, so that all end
+            after about as many steps.
+        optimizer: a name in `tuning.RATES`.
+        batch_size: m.
+    """
+
+    data: str
+    network: str
+    method: str
+    epochs: int
+    optimizer: str = "momentum"
+    batch_size: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A question and the runs that answer it.
+
+    Attributes:
+        name: on the command line.
+        title: in the report.
+        question: what it is to settle.
+        contenders: what is trained.
+        trials: of tuning, for each contender.
+        seeds: of the final runs on Fashion-MNIST; elsewhere the first three of them.
+        timed: repetitions alone on the machine, interleaved within a group.
+    """
+
+    name: str
+    title: str
+    question: str
+    contenders: tuple[Contender, ...]
+    trials: int
+    seeds: tuple[int, ...]
+    timed: int = 0
+
+    def seeds_of(self, contender: Contender) -> tuple[int, ...]:
+        """Returns the seeds of a contender's final runs."""
+        return self.seeds if contender.data == "fashion" else self.seeds[:3]
+
+    @property
+    def runs(self) -> int:
+        """Number of runs side by side."""
+        return sum(self.trials + len(self.seeds_of(c)) for c in self.contenders)
+
+
+def smoke(study: Study) -> Study:
+    """Returns a study that ends soon: each method once, and few on further data."""
+    kept, seen, places = [], set(), set()
+    for contender in study.contenders:
+        place = contender.data, contender.network, contender.optimizer
+        new = contender.method not in seen
+        basic = contender.method in ("uniform", "rais")
+        if new or basic and (place, contender.method) not in places:
+            kept.append(dataclasses.replace(contender, epochs=2))
+        seen.add(contender.method)
+        places.add((place, contender.method))
+    return dataclasses.replace(
+        study,
+        contenders=tuple(kept),
+        trials=min(study.trials, 1),
+        seeds=study.seeds[:1],
+        timed=min(study.timed, 1),
+    )
+
+
+UNIFORM = (4, 6, 8, 11, 16)
+"""Epochs of uniform training: the curve that others are held against."""
+
+_ALL = (
+    ("with_replacement", 6),
+    ("rais", 6),
+    ("rais", 10),
+    ("rais", 14),
+    ("rais_independent", 10),
+    ("rais_fixed_rate", 6),
+    ("rais_exact", 10),
+    ("point_estimate", 10),
+    ("presampling", 6),
+    ("online_batch_selection", 6),
+    ("selective_backprop", 8),
+    ("infobatch", 8),
+    ("effective_minibatch", 10),
+)
+_FEW = (("rais", 10), ("infobatch", 8), ("effective_minibatch", 10))
+
+
+def group(
+    data: str,
+    network: str,
+    methods: Iterable[tuple[str, int]] = (("rais", 10),),
+    uniform: Sequence[int] = (4, 6, 10),
+    **others: object,
+) -> tuple[Contender, ...]:
+    """Returns contenders that are held against each other."""
+    named = [*(("uniform", epochs) for epochs in uniform), *methods]
+    return tuple(
+        Contender(data, network, method, epochs, **others) for method, epochs in named
+    )
+
+
+def _scaled(methods: Iterable[tuple[str, int]], factor: float) -> list[tuple[str, int]]:
+    return [(name, max(1, round(epochs * factor))) for name, epochs in methods]
+
+
+_MAIN = (
+    *group("fashion", "cnn", _ALL, UNIFORM),
+    *group("fashion", "mlp", _ALL, UNIFORM),
+    *group("rotated-50k", "cnn", _FEW, (4, 6, 10)),
+    *group("rotated-200k", "cnn", _scaled(_FEW, 0.6), (3, 4, 6)),
+    *group("shuttle", "table", _scaled(_FEW, 2), (8, 12, 20)),
+    *group("letter", "table", _scaled(_FEW, 3), (12, 18, 30)),
+    *group("descriptions", "text", _FEW, (4, 6, 10)),
+    *group("words", "word", _scaled(_FEW, 0.2), (1, 2), batch_size=256),
+)
+_ONE = (0,)
+_THREE = (0, 1, 2)
+_FIVE = (0, 1, 2, 3, 4)
+
+STUDIES = {
+    study.name: study
+    for study in (
+        Study(
+            "main",
+            "Methods and data",
+            "Which method reaches equal test error in the fewest steps and seconds?",
+            _MAIN,
+            6,
+            _FIVE,
+            timed=2,
+        ),
+        Study(
+            "size",
+            "Size of the training set",
+            "How many examples does importance sampling need?",
+            (
+                *group("fashion-5k", "mlp", (("rais", 20), ("oracle", 20)), (8, 12, 20)),
+                *group("fashion-10k", "mlp", (("rais", 15),), (6, 10, 15)),
+                *group("fashion-25k", "mlp", (("rais", 10),), (5, 8, 12)),
+            ),
+            5,
+            _THREE,
+        ),
+        Study(
+            "augmentation",
+            "Augmentation",
+            "What is left when every visit shows another image?",
+            (
+                *group("shifted-weak", "cnn"),
+                *group("shifted-strong", "cnn"),
+            ),
+            5,
+            _THREE,
+        ),
+        Study(
+            "noise",
+            "Flipped labels",
+            "What do wrong labels cost, and what does finding them give back?",
+            (
+                *group("noise-5", "mlp", (("rais", 10), ("rais_cleaned", 10))),
+                *group("noise-20", "mlp", (("rais", 10), ("rais_cleaned", 10))),
+            ),
+            5,
+            _THREE,
+        ),
+        Study(
+            "parts",
+            "Each part removed in turn",
+            "What does each part of RAIS contribute?",
+            group(
+                "fashion",
+                "cnn",
+                (
+                    ("rais", 10),
+                    ("rais_not_robust", 10),
+                    ("rais_no_floor", 10),
+                    ("rais_two_features", 10),
+                    ("rais_independent", 10),
+                    ("rais_fixed_rate", 6),
+                    ("rais_no_start", 10),
+                    ("rais_no_retreat", 10),
+                ),
+                UNIFORM,
+            ),
+            6,
+            _FIVE,
+        ),
+        Study(
+            "batch",
+            "Batch size",
+            "At which batch sizes does a lower variance still buy time?",
+            tuple(
+                item
+                for size in (32, 128, 256, 512)
+                for item in group("fashion", "mlp", batch_size=size)
+            ),
+            5,
+            _THREE,
+        ),
+        Study(
+            "depth",
+            "Networks",
+            "Does it carry over to residual networks and transformers?",
+            (
+                *group("fashion", "resnet", uniform=(4, 6)),
+                *group("fashion", "resnet_bn", uniform=(4, 6)),
+                *group("fashion", "transformer", uniform=(4, 6)),
+            ),
+            4,
+            _THREE,
+        ),
+        Study(
+            "optimizers",
+            "Optimizers",
+            "Is the rule for the learning rate right for each optimizer?",
+            tuple(
+                item
+                for name in ("sgd", "adam", "adamw")
+                for item in group(
+                    "fashion",
+                    "mlp",
+                    (("rais", 10), ("rais_fixed_rate", 6)),
+                    optimizer=name,
+                )
+            ),
+            5,
+            _THREE,
+        ),
+        Study(
+            "oracle",
+            "The variance that O-SGD would save",
+            "How much of the optimum does RAIS attain, and how good are its estimates?",
+            (
+                Contender("fashion", "mlp", "rais_measured", 10),
+                Contender("fashion", "cnn", "rais_measured", 10),
+                Contender("rotated-50k", "cnn", "rais_measured", 10),
+                Contender("fashion-5k", "mlp", "rais_measured", 20),
+                Contender("fashion-5k", "mlp", "oracle", 20),
+            ),
+            1,
+            _ONE,
+        ),
+        Study(
+            "overhead",
+            "Where the time goes",
+            "What does a step of importance sampling cost beside the training itself?",
+            (
+                Contender("fashion", "mlp", "overhead", 1),
+                Contender("fashion", "cnn", "overhead", 1),
+            ),
+            0,
+            (),
+        ),
+    )
+}
