@@ -1,14 +1,15 @@
 """The two networks of the examples, their learning-rate schedule and optimizer."""
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 BATCH_SIZE = 64
 LEARNING_RATES = {"mlp": 0.05, "cnn": 0.04}
+L2 = 1e-4  # on kernels
 _WARMUP_STEPS = 200
-_L2 = 1e-4
 
 
 def mlp(
@@ -16,6 +17,8 @@ def mlp(
     images: np.ndarray,
     seed: int,
     softmax: bool = False,
+    classes: int = 10,
+    augmentation: Sequence[keras.layers.Layer] = (),
 ) -> keras.Sequential:
     """Returns an untrained 784-256-10 network (on 28x28 images).
 
@@ -27,13 +30,15 @@ def mlp(
             it the test error is about half a percentage point higher.
         seed: of the initial weights.
         softmax: whether the last layer ends in a softmax, or returns logits.
+        classes: number of outputs.
+        augmentation: layers before all others.
     """
     layers = [
         keras.layers.Flatten(),
-        _dense(256, seed, activation="relu"),
-        _head(seed + 1, softmax),
+        dense(256, seed, activation="relu"),
+        _head(seed + 1, softmax, classes),
     ]
-    return base([*_input(images), *layers], name="mlp")
+    return base([*image_input(images, augmentation), *layers], name="mlp")
 
 
 def cnn(
@@ -41,16 +46,18 @@ def cnn(
     images: np.ndarray,
     seed: int,
     softmax: bool = False,
+    classes: int = 10,
+    augmentation: Sequence[keras.layers.Layer] = (),
 ) -> keras.Sequential:
     """Returns an untrained small convolutional network; arguments as for `mlp`."""
     layers = [
         _convolution(8, 5, seed),
         _convolution(16, 3, seed + 1),
         keras.layers.Flatten(),
-        _dense(64, seed + 2, activation="relu"),
-        _head(seed + 3, softmax),
+        dense(64, seed + 2, activation="relu"),
+        _head(seed + 3, softmax, classes),
     ]
-    return base([*_input(images), *layers], name="cnn")
+    return base([*image_input(images, augmentation), *layers], name="cnn")
 
 
 BUILDERS = {"mlp": mlp, "cnn": cnn}
@@ -88,26 +95,30 @@ def loss(softmax: bool = False) -> keras.losses.Loss:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
 
 
-def _input(images: np.ndarray) -> list:
+def image_input(
+    images: np.ndarray, augmentation: Sequence[keras.layers.Layer] = ()
+) -> list:
+    """Returns the first layers of a network on images, as `mlp` says."""
     mean_image = images.mean(axis=0)
     variance = np.full_like(mean_image, np.mean(np.square(images - mean_image)))
     standardise = keras.layers.Normalization(
         axis=(1, 2, 3), mean=mean_image, variance=variance
     )
-    return [keras.Input(mean_image.shape), standardise]
+    return [keras.Input(mean_image.shape), *augmentation, standardise]
 
 
-def _dense(units: int, seed: int, activation: str | None = None) -> keras.layers.Dense:
+def dense(units: int, seed: int, activation: str | None = None) -> keras.layers.Dense:
+    """Returns a Dense layer with a seeded kernel and the examples' regularisation."""
     return keras.layers.Dense(
         units,
         activation=activation,
         kernel_initializer=keras.initializers.GlorotUniform(seed),
-        kernel_regularizer=keras.regularizers.L2(_L2),
+        kernel_regularizer=keras.regularizers.L2(L2),
     )
 
 
-def _head(seed: int, softmax: bool) -> keras.layers.Dense:
-    return _dense(10, seed, activation="softmax" if softmax else None)
+def _head(seed: int, softmax: bool, classes: int) -> keras.layers.Dense:
+    return dense(classes, seed, activation="softmax" if softmax else None)
 
 
 def _convolution(filters: int, size: int, seed: int) -> keras.layers.Conv2D:
@@ -118,5 +129,5 @@ def _convolution(filters: int, size: int, seed: int) -> keras.layers.Conv2D:
         padding="same",
         activation="relu",
         kernel_initializer=keras.initializers.GlorotUniform(seed),
-        kernel_regularizer=keras.regularizers.L2(_L2),
+        kernel_regularizer=keras.regularizers.L2(L2),
     )
