@@ -1,0 +1,1 @@
+"""The experiments: controlled comparisons of importance sampling with its rivals."""
