@@ -45,6 +45,8 @@ def keep(
 class InfoBatch(Rival):
     """Parameter: r; clock: passes over what is kept of the data, over epochs."""
 
+    TITLE = "InfoBatch (Qin et al.)"
+    PARAMETER = "r"
     DEFAULT = 0.5
     RANGE = (0.1, 0.9, "linear")
 

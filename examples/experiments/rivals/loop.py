@@ -32,6 +32,7 @@ class Counts:
         gradients: examples whose gradient was taken, steps * m.
         forward: examples passed forward only.
         effective_epochs: progress on the method's own clock, in epochs.
+        gain_ratio: the rate factor of the last step.
         tracing_seconds: spent in the first call of each graph, which traces and
             compiles it; to be left out of a run's seconds.
     """
@@ -40,6 +41,7 @@ class Counts:
     gradients: int = 0
     forward: int = 0
     effective_epochs: float = 0.0
+    gain_ratio: float = 1.0
     tracing_seconds: float = 0.0
 
 
@@ -61,7 +63,7 @@ def train(
 
     Args:
         model: a plain Keras model, compiled with a loss object (one value an example)
-            and an optimizer of fixed rate, which is overwritten.
+            and an optimizer, whose own rate or schedule is replaced.
         data: x and y with n rows each.
         rival: fresh; see `Rival`.
         schedule: a Keras schedule, or any function of a tensor `[]`.
@@ -72,10 +74,8 @@ def train(
             a multiple of 1/epochs, and at the end.
 
     Raises:
-        ValueError: if the optimizer has a schedule of its own.
         Diverged: if a loss is not finite, at most 50 steps later.
     """
-    _check_rate(model.optimizer)
     rows, counts, timed = Rows(data), Counts(), _Timer()
     rival.begin(len(data[1]), batch_size, epochs, seed)
     step = steps.training_step(model, rows, schedule, batch_size)
@@ -89,6 +89,7 @@ def train(
 
     def report(progress: float) -> None:
         counts.effective_epochs = progress * epochs
+        counts.gain_ratio = rival.rate_factor
         counts.tracing_seconds = timed.first_calls
         while ends and progress >= ends[0] - 1e-9:
             ends.pop(0)
@@ -131,13 +132,4 @@ def _check_finite(losses: np.ndarray, step: int) -> None:
         raise Diverged(
             f"The loss must stay finite. Received: {losses[~np.isfinite(losses)][0]} "
             f"at step {step}. Lower the learning rate."
-        )
-
-
-def _check_rate(optimizer: keras.optimizers.Optimizer) -> None:
-    if not isinstance(optimizer.learning_rate, keras.Variable):
-        raise ValueError(
-            "The optimizer must have a fixed learning rate, which the loop sets before "
-            f"each step. Received: {type(optimizer).__name__} with a schedule. Compile "
-            "with any number, and pass the schedule to `train`."
         )

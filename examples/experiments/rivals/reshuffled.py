@@ -14,6 +14,8 @@ class Reshuffled(Rival):
     batches are full and nothing is dropped.
     """
 
+    TITLE = "uniform, in the rivals' loop"
+
     def begin(self, n: int, batch_size: int, epochs: float, seed: int) -> None:
         """Starts the first pass."""
         super().begin(n, batch_size, epochs, seed)

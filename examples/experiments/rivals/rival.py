@@ -39,13 +39,17 @@ class Rival(abc.ABC):
         parameter: the method's own; `DEFAULT` if `None`.
 
     Attributes:
-        DEFAULT: value of the parameter; `None` for a method without one.
+        TITLE: of the method in tables.
+        PARAMETER: name of its own parameter in the paper; `None` for a method without.
+        DEFAULT: value of the parameter, or `None`.
         RANGE: where to tune it: lowest, highest, and "log" or "linear".
         rate_factor: what the optimizer's scheduled rate is multiplied by.
         steps: done.
         total: iterations of the learning-rate schedule, epochs * ceil(n / m).
     """
 
+    TITLE: ClassVar[str]
+    PARAMETER: ClassVar[str | None] = None
     DEFAULT: ClassVar[float | None] = None
     RANGE: ClassVar[tuple[float, float, str] | None] = None
     rate_factor = 1.0

@@ -25,11 +25,12 @@ def training_step(
     beside the part that XLA compiles, as in Keras, where the pipeline does it.
 
     Args:
-        model: compiled with a loss object and a fixed rate, which is overwritten.
+        model: compiled with a loss object; its optimizer's rate is replaced for good.
         rows: of (x, y).
         schedule: from a position, `[]` float32, to a rate; called in the graph.
         batch_size: m; one trace.
     """
+    model.optimizer.learning_rate = rate = _Rate()
     core = _compiled(model, lambda x, y, weights: _train(model, x, y, weights))
 
     @tf.function(
@@ -42,8 +43,7 @@ def training_step(
         ],
     )
     def step(index, weights, position, factor):
-        rate = tf.cast(schedule(position), tf.float32)
-        model.optimizer.learning_rate.assign(factor * rate)
+        rate.value.assign(factor * tf.cast(schedule(position), tf.float32))
         return core(*rows(index), weights)
 
     return lambda *inputs: _observed(step(*inputs).numpy())
@@ -73,6 +73,17 @@ def scoring(model: keras.Model, rows: Rows) -> Callable[[np.ndarray], Observed]:
         return Observed(*joined, squared_gradient=np.nan)
 
     return call
+
+
+class _Rate(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that is set from outside; as a schedule it may replace one."""
+
+    def __init__(self) -> None:
+        self.value = tf.Variable(0.0, trainable=False)
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the rate that was set."""
+        return self.value.read_value()
 
 
 def _compiled(model: keras.Model, function: Callable) -> Callable:
