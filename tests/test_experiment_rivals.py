@@ -159,7 +159,7 @@ def test_every_rival_learns_digits_and_two_runs_are_equal(digits, name):
     entries = []
     model, counts = train(training, name, 6, on_epoch=entries.append)
     error = np.mean(model.predict(x, verbose=0).argmax(-1) != y)
-    assert error < 0.08  # 0.05 to 0.06 each; chance is 0.9
+    assert error < 0.08  # 0.03 to 0.06 each; chance is 0.9
     runs = [flat(train(training, name, 2, seed=seed)[0]) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert np.abs(runs[0] - runs[2]).max() > 1e-3

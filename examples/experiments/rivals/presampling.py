@@ -55,7 +55,7 @@ class Presampling(Rival):
     TITLE = "presampling (Katharopoulos & Fleuret)"
     PARAMETER = "tau_th"
     DEFAULT = 1.5
-    RANGE = (1.05, 1.7, "linear")  # tau is at most sqrt(B/m) where all is in m of B
+    RANGE = (1.1, 4.0, "log")
 
     def begin(self, n: int, batch_size: int, epochs: float, seed: int) -> None:
         """Starts uniform, with tau = 0."""
