@@ -49,6 +49,9 @@ def _prepare(threads: int | None) -> None:
     if threads is not None:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
         os.environ["TF_NUM_INTEROP_THREADS"] = str(threads)
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")  # each run is a new model and traces anew
 
 
 def _work(setting: Setting, smoke: bool) -> tuple[str, object]:

@@ -65,12 +65,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--results",
         type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "results",
         help="folder of the runs and of the report made from them",
     )
     options = parser.parse_args()
-    if options.smoke:
-        options.results = pathlib.Path(tempfile.gettempdir()) / "keras_osgd_smoke"
+    if options.results is None:
+        folder = pathlib.Path(__file__).parent / "results"
+        smoke = pathlib.Path(tempfile.gettempdir()) / "keras_osgd_smoke"
+        options.results = smoke if options.smoke else folder
     return options
 
 

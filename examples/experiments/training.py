@@ -160,20 +160,18 @@ def _train_rival(
     x, _ = data.train
     model = build(setting, keras.Sequential, data)
     model.compile(**compile_options(setting, len(x)))
-    made = rivals.RIVALS[setting.method]
     recorder.set_model(model)
-    recorder.started = time.perf_counter()
+    recorder.start_clock()
     try:
         rivals.train(
             model,
             data.train,
-            made,
-            setting.parameter,
+            rivals.RIVALS[setting.method](setting.parameter),
             schedule(setting, len(x)),
             setting.batch_size,
             setting.epochs,
             setting.seed,
-            recorder.add,
+            recorder.add_counts,
         )
     except rivals.Diverged as error:
         recorder.failed = str(error)
@@ -193,7 +191,7 @@ class Recorder(keras.callbacks.Callback):
         self._n = len(data.train[0])
         self._created = time.perf_counter()
         self._started = math.nan
-        self._paused = 0.0
+        self._paused = self._tracing_seconds = 0.0
         self._first_step_seconds = math.nan
         self._waiting_since: float | None = None
         self._before: Record = {"steps": 0, "effective_epochs": 0.0}
@@ -259,6 +257,14 @@ class Recorder(keras.callbacks.Callback):
         for name, value in entry.items():
             self._history.setdefault(name, []).append(value)
         self._paused += time.perf_counter() - entered
+
+    def add_counts(self, counts: Record) -> None:
+        """Records an epoch of `rivals.train`, without the tracing of its graphs."""
+        self._paused += counts["tracing_seconds"] - self._tracing_seconds
+        self._tracing_seconds = counts["tracing_seconds"]
+        self._first_step_seconds = self._tracing_seconds
+        names = ("steps", "gradients", "forward", "effective_epochs", "gain_ratio")
+        self.add(*(counts[name] for name in names))
 
     def begin_second(self) -> None:
         """Goes on counting in a second training; its tracing is left out."""
