@@ -1,0 +1,3 @@
+NAMES = ()
+UNBALANCED = ()
+load = None
