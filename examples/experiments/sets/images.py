@@ -18,7 +18,7 @@ _PERCENT_FLIPPED = {"noise-5": 5, "noise-20": 20}
 NAMES = ("fashion", *_SIZES, *_COPIES, *_AUGMENTATION, *_PERCENT_FLIPPED)
 
 _CLASSES = 10
-_BATCH = 5_000  # images rotated at once: 31 MB for each array of coordinates
+_BATCH = 200  # images rotated at once: of 5000, the arrays leave the cache, 4x slower
 _SUBSET_SEED, _ROTATION_SEED, _NOISE_SEED = 1, 2, 3
 
 
@@ -54,11 +54,11 @@ def rotated(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
     """Returns each image rotated about its centre, by bilinear interpolation.
 
     The same as `scipy.ndimage.rotate(image, degrees[i], reshape=False, order=1)` for
-    each, several times as fast.
+    each, in a third of the time.
 
     Args:
         images: `[n, height, width]` float32; 0 outside.
-        degrees: `[n]`, counter-clockwise.
+        degrees: `[n]`, signed as scipy's.
     """
     (height, width), angle = images.shape[1:], np.radians(degrees)
     cosine, sine = (f(angle)[:, None, None] for f in (np.cos, np.sin))
