@@ -130,6 +130,7 @@ def _some(y: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Returns `size` rows in random order; of each class at least one."""
     order = np.random.default_rng(seed).permutation(len(y))
     _, first = np.unique(y[order], return_index=True)
-    rest = np.setdiff1d(np.arange(len(order)), first)
-    rows = np.concatenate([first, np.sort(rest)])[:size]
+    late = np.ones(len(order), bool)
+    late[first] = False
+    rows = np.concatenate([first, np.flatnonzero(late)[:size]])[:size]
     return order[np.sort(rows)]
