@@ -127,6 +127,11 @@ def test_letters_are_numbered_by_the_training_part_and_others_are_unknown():
     found = words.tokens(words.code_points(["éab", "zaß"]), letters)
     np.testing.assert_array_equal(found[:, :4], [[4, 2, 3, 0], [1, 2, 1, 0]])
     assert found.shape == (2, words.LENGTH)
+    arrays = words.prepared({"x": {"ab", "cd", "ef"}}, most=3, held_out=1)
+    assert len(arrays["letters"]) == 2
+    np.testing.assert_array_equal(arrays["train_x"][0, :3], [2, 3, 0])
+    for part in ("validation", "test"):
+        np.testing.assert_array_equal(arrays[f"{part}_x"][0, :3], [1, 1, 0])
 
 
 def test_what_is_prepared_is_kept_and_a_torn_file_made_again(tmp_path, monkeypatch):

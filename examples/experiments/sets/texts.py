@@ -50,7 +50,7 @@ def parse(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
                 section = fields["Section"].rpartition("/")[2]
                 yield section, fields["Description"]
             fields = {}
-        elif not line[0].isspace():  # else it goes on with the field before
+        else:  # a line that goes on starts with a space, and so matches no field
             name, _, value = line.partition(":")
             # A translated description is "Description-en".
             fields[name.removesuffix("-en")] = value.strip()
