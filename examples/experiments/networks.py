@@ -174,7 +174,7 @@ def _transformer(bases: _Bases, data: Any, seed: int) -> keras.Model:
         normalised = keras.layers.LayerNormalization()(x)
         x = keras.layers.Add()([x, attention(normalised, normalised)])
         y = keras.layers.LayerNormalization()(x)
-        y = models.dense(2 * _WIDTH, first + 5, activation="gelu")(y)
+        y = models.dense(2 * _WIDTH, first + 5, activation="relu")(y)
         x = keras.layers.Add()([x, models.dense(_WIDTH, first + 6)(y)])
     x = keras.layers.LayerNormalization()(x)
     x = keras.layers.GlobalAveragePooling1D()(x)
