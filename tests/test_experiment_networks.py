@@ -129,7 +129,7 @@ def test_every_network_trains_by_importance_without_a_warning(name):
     before = [w.numpy().copy() for w in model.trainable_weights]
 
     def fit():
-        model.fit(*given.train, batch_size=8, epochs=6, verbose=0)
+        model.fit(*given.train, batch_size=8, epochs=5, verbose=0)
 
     assert warned(fit) == []
     gain = float(model.sampling_run.gain.current(8.0))
