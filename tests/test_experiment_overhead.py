@@ -7,6 +7,7 @@ import types
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
@@ -31,7 +32,8 @@ def test_every_part_is_measured_and_nothing_is_traced_meanwhile(monkeypatch):
     compute_loss = keras.Model.compute_loss
 
     def counted(self, *args, **kwargs):
-        traced.append(self)
+        if not tf.executing_eagerly():  # at the start of a `fit` losses are looked at
+            traced.append(self)
         return compute_loss(self, *args, **kwargs)
 
     monkeypatch.setattr(keras.Model, "compute_loss", counted)
