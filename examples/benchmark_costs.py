@@ -62,11 +62,11 @@ def measure_overhead(
             method: _overhead_model(network, method, train) for method in METHODS
         }
         for model in trained.values():
-            _step_milliseconds(model, train, _WARMUP_EPOCHS)
+            milliseconds_a_step(model, train, _WARMUP_EPOCHS)
         for number, key in enumerate(missing, start=1):
             turn = key["repetition"] % len(METHODS)
             step_milliseconds = {
-                method: _step_milliseconds(trained[method], train, _EPOCHS)
+                method: milliseconds_a_step(trained[method], train, _EPOCHS)
                 for method in (*METHODS[turn:], *METHODS[:turn])
             }
             records.append(key, {"step_milliseconds": step_milliseconds})
@@ -147,39 +147,45 @@ def _overhead_model(
     return training.build(run, train)
 
 
-def _step_milliseconds(
-    model: keras.Sequential, train: datasets.Split, epochs: int
+def milliseconds_a_step(
+    model: keras.Model,
+    train: datasets.Split,
+    epochs: int,
+    steps_per_epoch: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> float:
-    """Returns the mean time of a step of `fit`, without its first step."""
+    """Returns the mean time of a step of `fit`, without its first execution."""
     timer = _StepTimer()
     model.fit(
         *train,
         batch_size=models.BATCH_SIZE,
         epochs=epochs,
-        callbacks=[timer],
+        steps_per_epoch=steps_per_epoch,
+        callbacks=[*callbacks, timer],
         verbose=0,
     )
     return timer.milliseconds()
 
 
 class _StepTimer(keras.callbacks.Callback):
-    """Counts and times the steps after the first."""
+    """Counts and times the executions after the first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._steps = 0
+        self._executions = 0
         self._started = self._ended = 0.0
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        self._steps += 1
-        if self._steps == 2:
+        self._executions += 1
+        if self._executions == 2:
             self._started = time.perf_counter()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self._ended = time.perf_counter()
 
     def milliseconds(self) -> float:
-        return 1000 * (self._ended - self._started) / (self._steps - 1)
+        steps = (self._executions - 1) * self.model.steps_per_execution
+        return 1000 * (self._ended - self._started) / steps
 
 
 def _measure_planning(examples: int) -> dict[str, float | int | None]:

@@ -6,11 +6,8 @@ from typing import Any, NamedTuple
 import keras
 import models
 
+from experiments import image_networks
 from experiments.augmentation import ShiftAndFlip
-
-_PATCH = 7  # pixels
-_WIDTH = 32  # of the transformer
-_HEADS = 2
 
 
 class _Bases(NamedTuple):
@@ -91,127 +88,18 @@ def _of_examples(builder, bases: _Bases, data: Any, seed: int) -> keras.Model:
 
 
 def _resnet(bases: _Bases, data: Any, seed: int) -> keras.Model:
-    return _residual(bases, data, seed, normalise=False)
+    first = models.image_input(data.train[0], _augmentation(data, seed))
+    return image_networks.residual(bases.model, first, data.classes, seed)
 
 
 def _resnet_bn(bases: _Bases, data: Any, seed: int) -> keras.Model:
-    return _residual(bases, data, seed, normalise=True)
-
-
-def _residual(bases: _Bases, data: Any, seed: int, normalise: bool) -> keras.Model:
-    """Returns three residual blocks of 8, 16 and 32 filters (He et al. 2016)."""
-    inputs, x = _images(data, seed)
-    x = _convolution(8, 3, 2, seed)(x)
-    if normalise:
-        x = keras.layers.BatchNormalization()(x)
-    x = keras.layers.ReLU()(x)
-    for stage, filters in enumerate((8, 16, 32)):
-        x = _block(x, filters, 1 if stage == 0 else 2, seed + 10 * stage, normalise)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    outputs = models.dense(data.classes, seed + 100)(x)
-    name = "resnet_bn" if normalise else "resnet"
-    return bases.model(inputs, outputs, name=name)
-
-
-def _block(x, filters: int, strides: int, seed: int, normalise: bool):
-    shortcut, bias = x, not normalise
-    x = _convolution(filters, 3, strides, seed + 1, bias)(x)
-    if normalise:
-        x = keras.layers.BatchNormalization()(x)
-    x = keras.layers.ReLU()(x)
-    # Without normalisation each block starts as its shortcut (Zhang, Dauphin & Ma,
-    # "Fixup initialization", 2019), so that no activation grows with the depth.
-    initial = None if normalise else "zeros"
-    x = _convolution(filters, 3, 1, seed + 2, bias, initial)(x)
-    if normalise:
-        x = keras.layers.BatchNormalization()(x)
-    if strides > 1:
-        shortcut = _convolution(filters, 1, strides, seed + 3)(shortcut)
-    return keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
-
-
-def _convolution(
-    filters: int,
-    size: int,
-    strides: int,
-    seed: int,
-    bias: bool = True,
-    initial: str | None = None,
-) -> keras.layers.Conv2D:
-    return keras.layers.Conv2D(
-        filters,
-        size,
-        strides=strides,
-        padding="same",
-        use_bias=bias,
-        kernel_initializer=initial or keras.initializers.HeNormal(seed),
-        kernel_regularizer=keras.regularizers.L2(models.L2),
-    )
+    first = models.image_input(data.train[0], _augmentation(data, seed))
+    return image_networks.residual(bases.model, first, data.classes, seed, True)
 
 
 def _transformer(bases: _Bases, data: Any, seed: int) -> keras.Model:
-    """Returns two encoder blocks on 7x7 patches (Dosovitskiy et al. 2021)."""
-    inputs, x = _images(data, seed)
-    x = _patches(x)
-    # A bias for each position and unit is a learned embedding of positions.
-    x = keras.layers.EinsumDense(
-        "mtp,pw->mtw",
-        output_shape=(x.shape[1], _WIDTH),
-        bias_axes="tw",
-        kernel_initializer=keras.initializers.GlorotUniform(seed),
-        bias_initializer=keras.initializers.RandomNormal(stddev=0.02, seed=seed + 1),
-        kernel_regularizer=keras.regularizers.L2(models.L2),
-    )(x)
-    attentions = []
-    for block in range(2):
-        first = seed + 10 * (block + 1)
-        attention = keras.layers.MultiHeadAttention(
-            _HEADS,
-            _WIDTH // _HEADS,
-            kernel_regularizer=keras.regularizers.L2(models.L2),
-        )
-        attentions.append((attention, first))
-        normalised = keras.layers.LayerNormalization()(x)
-        x = keras.layers.Add()([x, attention(normalised, normalised)])
-        y = keras.layers.LayerNormalization()(x)
-        y = models.dense(2 * _WIDTH, first + 5, activation="gelu")(y)
-        x = keras.layers.Add()([x, models.dense(_WIDTH, first + 6)(y)])
-    x = keras.layers.LayerNormalization()(x)
-    x = keras.layers.GlobalAveragePooling1D()(x)
-    outputs = models.dense(data.classes, seed + 100)(x)
-    model = bases.model(inputs, outputs, name="transformer")
-    for attention, first in attentions:
-        _seed_kernels(attention, first)
-    return model
-
-
-def _patches(x):
-    height, width, channels = x.shape[1:]
-    rows, columns = height // _PATCH, width // _PATCH
-    x = keras.layers.Reshape((rows, _PATCH, columns, _PATCH * channels))(x)
-    x = keras.layers.Permute((1, 3, 2, 4))(x)
-    return keras.layers.Reshape((rows * columns, _PATCH * _PATCH * channels))(x)
-
-
-def _seed_kernels(attention: keras.layers.MultiHeadAttention, seed: int) -> None:
-    """Draws the kernels of an attention layer, each from a seed of its own.
-
-    A seeded initialiser given to the layer would make queries, keys and values equal:
-    it is cloned with its seed. Fans are those of the square matrices that these are.
-    """
-    kernels = [w for w in attention.trainable_weights if w.name == "kernel"]
-    for number, kernel in enumerate(kernels):
-        initial = keras.initializers.GlorotUniform(seed + number)
-        kernel.assign(keras.ops.reshape(initial((_WIDTH, _WIDTH)), kernel.shape))
-
-
-def _images(data: Any, seed: int) -> tuple:
-    """Returns the input of a network on images, and what follows: standardised."""
-    inputs, *layers = models.image_input(data.train[0], _augmentation(data, seed))
-    x = inputs
-    for layer in layers:
-        x = layer(x)
-    return inputs, x
+    first = models.image_input(data.train[0], _augmentation(data, seed))
+    return image_networks.transformer(bases.model, first, data.classes, seed)
 
 
 def _table(bases: _Bases, data: Any, seed: int) -> keras.Model:

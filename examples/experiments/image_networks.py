@@ -1,0 +1,150 @@
+"""The networks on images that are more than a row of layers."""
+
+from collections.abc import Sequence
+
+import keras
+import models
+
+_PATCH = 7  # pixels
+_WIDTH = 32  # of the transformer
+_HEADS = 2
+
+
+def residual(
+    base: type[keras.Model],
+    first: Sequence,
+    classes: int,
+    seed: int,
+    normalise: bool = False,
+) -> keras.Model:
+    """Returns three residual blocks of 8, 16 and 32 filters (He et al. 2016).
+
+    Each halves the image, the first one too: a step then takes about as long as three
+    of the CNN, and not five.
+
+    Args:
+        base: `keras.Model` or `keras_osgd.Model`.
+        first: the input and the layers that follow it, from `models.image_input`.
+        classes: number of outputs.
+        seed: of the initial weights.
+        normalise: whether with BatchNormalization.
+    """
+    inputs, x = _applied(first)
+    x = _convolution(8, 3, 2, seed)(x)
+    if normalise:
+        x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.ReLU()(x)
+    for stage, filters in enumerate((8, 16, 32)):
+        x = _block(x, filters, seed + 10 * stage, normalise)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = models.dense(classes, seed + 100)(x)
+    name = "resnet_bn" if normalise else "resnet"
+    return base(inputs, outputs, name=name)
+
+
+def _block(x, filters: int, seed: int, normalise: bool):
+    bias = not normalise
+    # Pooled, not strided (He, T. et al., "Bag of tricks", 2019): TensorFlow 2.21
+    # crashes on gradients of strided 1x1 convolutions of some even sizes on CPUs.
+    shortcut = keras.layers.AveragePooling2D(2, padding="same")(x)
+    shortcut = _convolution(filters, 1, 1, seed + 3)(shortcut)
+    x = _convolution(filters, 3, 2, seed + 1, bias)(x)
+    if normalise:
+        x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.ReLU()(x)
+    # Without normalisation each block starts as its shortcut (Zhang, Dauphin & Ma,
+    # "Fixup initialization", 2019), so that no activation grows with the depth.
+    initial = None if normalise else "zeros"
+    x = _convolution(filters, 3, 1, seed + 2, bias, initial)(x)
+    if normalise:
+        x = keras.layers.BatchNormalization()(x)
+    return keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
+
+
+def _convolution(
+    filters: int,
+    size: int,
+    strides: int,
+    seed: int,
+    bias: bool = True,
+    initial: str | None = None,
+) -> keras.layers.Conv2D:
+    return keras.layers.Conv2D(
+        filters,
+        size,
+        strides=strides,
+        padding="same",
+        use_bias=bias,
+        kernel_initializer=initial or keras.initializers.HeNormal(seed),
+        kernel_regularizer=keras.regularizers.L2(models.L2),
+    )
+
+
+def transformer(
+    base: type[keras.Model], first: Sequence, classes: int, seed: int
+) -> keras.Model:
+    """Returns two encoder blocks on 7x7 patches (Dosovitskiy et al. 2021).
+
+    Arguments as for `residual`.
+    """
+    inputs, x = _applied(first)
+    x = _patches(x)
+    # A bias for each position and unit is a learned embedding of positions.
+    x = keras.layers.EinsumDense(
+        "mtp,pw->mtw",
+        output_shape=(x.shape[1], _WIDTH),
+        bias_axes="tw",
+        kernel_initializer=keras.initializers.GlorotUniform(seed),
+        bias_initializer=keras.initializers.RandomNormal(stddev=0.02, seed=seed + 1),
+        kernel_regularizer=keras.regularizers.L2(models.L2),
+    )(x)
+    attentions = []
+    for block in range(2):
+        start = seed + 10 * (block + 1)
+        attention = keras.layers.MultiHeadAttention(
+            _HEADS,
+            _WIDTH // _HEADS,
+            kernel_regularizer=keras.regularizers.L2(models.L2),
+        )
+        attentions.append((attention, start))
+        normalised = keras.layers.LayerNormalization()(x)
+        x = keras.layers.Add()([x, attention(normalised, normalised)])
+        y = keras.layers.LayerNormalization()(x)
+        y = models.dense(2 * _WIDTH, start + 5, activation="relu")(y)
+        x = keras.layers.Add()([x, models.dense(_WIDTH, start + 6)(y)])
+    x = keras.layers.LayerNormalization()(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    outputs = models.dense(classes, seed + 100)(x)
+    model = base(inputs, outputs, name="transformer")
+    for attention, start in attentions:
+        _seed_kernels(attention, start)
+    return model
+
+
+def _patches(x):
+    height, width, channels = x.shape[1:]
+    rows, columns = height // _PATCH, width // _PATCH
+    x = keras.layers.Reshape((rows, _PATCH, columns, _PATCH * channels))(x)
+    x = keras.layers.Permute((1, 3, 2, 4))(x)
+    return keras.layers.Reshape((rows * columns, _PATCH * _PATCH * channels))(x)
+
+
+def _seed_kernels(attention: keras.layers.MultiHeadAttention, seed: int) -> None:
+    """Draws the kernels of an attention layer, each from a seed of its own.
+
+    A seeded initialiser given to the layer would make queries, keys and values equal:
+    it is cloned with its seed. Fans are those of the square matrices that these are.
+    """
+    kernels = [w for w in attention.trainable_weights if w.name == "kernel"]
+    for number, kernel in enumerate(kernels):
+        initial = keras.initializers.GlorotUniform(seed + number)
+        kernel.assign(keras.ops.reshape(initial((_WIDTH, _WIDTH)), kernel.shape))
+
+
+def _applied(layers: Sequence) -> tuple:
+    """Returns the input, and what the layers after it make of it."""
+    inputs, *others = layers
+    x = inputs
+    for layer in others:
+        x = layer(x)
+    return inputs, x
