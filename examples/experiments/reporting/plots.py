@@ -55,6 +55,7 @@ def save_errors(
                 (cost(x), *_error(x, group.metric)) for x in runs if cost(x) is not None
             ]
             _draw(axes, sorted(points), style_of[method], ceiling)
+        axes.set_ylim(top=ceiling)
         _finish(axes, label, f"test {group.metric.replace('_', ' ')} (%)")
     handles = [_handle(style_of[method]) for method in methods]
     labels = [_legend(group, method, titles, ceiling) for method in methods]
@@ -98,8 +99,8 @@ def _draw(
         elinewidth=0.9,
         capsize=2,
         clip_on=False,
+        zorder=4 if style == _OURS else 3,
     )
-    axes.set_ylim(top=top)
 
 
 def _legend(group: Group, method: str, titles: Titles, ceiling: float) -> str:
@@ -133,6 +134,7 @@ def save_learning_curves(
     for runs, steps, errors in histories:
         color, marker, dashes = style_of[runs.method]
         look = {"color": color, "marker": marker, "linestyle": dashes}
+        look["zorder"] = 4 if runs.method == "rais" else 3
         axes.plot(steps, errors, **look, linewidth=1.2, markersize=4.5)
         before = labels.get(runs.method, f"{titles.of(runs.method)}, T =")
         comma = "," if runs.method in labels else ""
