@@ -1,5 +1,6 @@
 """Writes `report.md` and its figures."""
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -50,68 +51,81 @@ def write(
             names begin with "rais" if `None`.
         targets: what was to be shown.
     """
-    titles = Titles(title_of)
     groups = group_runs(records.select(), studies.values(), metric_of)
-    compared = {id(group): compare(group) for group in groups}
-    comparisons = [item for group in groups for item in compared[id(group)]]
+    methods = list(
+        dict.fromkeys(runs.method for group in groups for runs in group.runs)
+    )
     if rivals is None:
-        rivals = {
-            runs.method
-            for group in groups
-            for runs in group.runs
-            if runs.method != "uniform" and not runs.method.startswith("rais")
-        }
+        rivals = [name for name in methods if not name.startswith(("uniform", "rais"))]
+    look = _Look(folder, Titles(title_of), rivals, plots.styles(methods))
+    compared = {group: compare(group) for group in groups}
+    comparisons = [item for items in compared.values() for item in items]
     folder.mkdir(parents=True, exist_ok=True)
-    style_of = plots.styles(runs.method for group in groups for runs in group.runs)
     sections = [
         "# Experiments",
-        verdicts.headline(groups, comparisons, titles),
-        "## Targets\n\n" + targets_table(targets, comparisons, rivals, titles),
+        verdicts.headline(groups, comparisons, look.titles),
+        "## Targets\n\n" + targets_table(targets, comparisons, rivals, look.titles),
+        *_summary_figures(comparisons, look),
+        _LEGEND,
     ]
-    if comparisons:
-        names = summary_plot.save(folder, comparisons, rivals, titles, style_of)
-        sections += [f"![Ratios to uniform training]({name})" for name in names]
-    sections.append(_LEGEND)
     for study in studies.values():
-        members = [group for group in groups if group.study is study]
-        sections.append(f"## {study.title}\n\n{study.question}")
-        for group in members:
-            sections += _group(group, compared[id(group)], rivals, titles)
-            if study.name in _PLOTTED and group.uniform:
-                sections += _figures(folder, group, titles, style_of)
-        # Runs are shared, and their further figures belong to the special studies.
-        if study.name not in _PLOTTED:
-            sections.append(measures_section(members, titles))
+        members = {group: compared[group] for group in groups if group.study is study}
+        sections += _study(study, members, look)
     text = "\n\n".join(section for section in sections if section) + "\n"
     (folder / "report.md").write_text(text)
 
 
-def _group(
-    group: Group,
-    comparisons: Sequence[Comparison],
-    rivals: Collection[str],
-    titles: Titles,
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """What all sections share."""
+
+    folder: pathlib.Path
+    titles: Titles
+    rivals: Collection[str]
+    style_of: Mapping[str, plots.Style]
+
+
+def _summary_figures(comparisons: Sequence[Comparison], look: _Look) -> list[str]:
+    if not comparisons:
+        return []
+    names = summary_plot.save(
+        look.folder, comparisons, look.rivals, look.titles, look.style_of
+    )
+    return [f"![Ratios to uniform training]({name})" for name in names]
+
+
+def _study(
+    study: Study, groups: Mapping[Group, list[Comparison]], look: _Look
 ) -> list[str]:
+    sections = [f"## {study.title}", study.question]
+    is_plotted = study.name in _PLOTTED
+    for group, comparisons in groups.items():
+        sections += _group(group, comparisons, look)
+        if is_plotted and group.uniform:
+            sections += _figures(group, look)
+    # Runs are shared, and their further figures belong to the special studies.
+    if not is_plotted:
+        sections.append(measures_section(groups, look.titles))
+    return sections
+
+
+def _group(group: Group, comparisons: list[Comparison], look: _Look) -> list[str]:
+    titles = look.titles
     sections = [f"### {titles.group(group)}", runs_table(group, titles)]
     if comparisons:
         sections += [
             "Relative to uniform training (95 % interval):",
             comparisons_table(comparisons, titles),
-            best_rival_line(list(comparisons), rivals, titles),
+            best_rival_line(comparisons, look.rivals, titles),
         ]
     return sections
 
 
-def _figures(
-    folder: pathlib.Path,
-    group: Group,
-    titles: Titles,
-    style_of: Mapping[str, plots.Style],
-) -> list[str]:
+def _figures(group: Group, look: _Look) -> list[str]:
     name = re.sub(r"[^a-z0-9]+", "-", "-".join(map(str, group.name)).lower())
-    plots.save_errors(folder / f"error-{name}.png", group, titles, style_of)
-    plots.save_learning_curves(folder / f"curves-{name}.png", group, titles, style_of)
-    title = titles.group(group)
+    title, shared = look.titles.group(group), (group, look.titles, look.style_of)
+    plots.save_errors(look.folder / f"error-{name}.png", *shared)
+    plots.save_learning_curves(look.folder / f"curves-{name}.png", *shared)
     return [
         f"![Test error of {title}](error-{name}.png)",
         f"![Validation error while training, {title}](curves-{name}.png)",

@@ -103,7 +103,8 @@ class Runs:
         return statistics.median(self.step_seconds) * steps
 
 
-@dataclasses.dataclass(frozen=True)
+# Compared by identity: records cannot be hashed.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Group:
     """Contenders of one study that are held against each other.
 

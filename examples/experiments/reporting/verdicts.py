@@ -40,7 +40,8 @@ def headline(
     name = titles.of(OURS)
     text = (
         f"{name} against uniform training at equal test error, in {len(ours)} "
-        "comparisons (a network on its data, at one length T; 95 % intervals)."
+        f"comparison{'' if len(ours) == 1 else 's'} (a network on its data, at one "
+        "length T; 95 % intervals)."
     )
     for figure in ("steps", "seconds"):
         text += " " + _figure(figure, ours, titles)
