@@ -41,7 +41,7 @@ def _study(study: Record) -> str:
             _METHODS[row["method"]],
             str(row["epochs"]),
             f"{row['rate']:g}",
-            _with_interval(row["test_error"], row["test_error_interval"]),
+            with_interval(row["test_error"], row["test_error_interval"]),
             f"{row['validation_error']:.2f}",
             f"{row['steps']:.0f}",
             f"{row['epochs_processed']:.1f}",
@@ -64,7 +64,7 @@ def _study(study: Record) -> str:
         "gain",
     ]
     text = f"### {study['title']}: {len(study['seeds'])} seeds\n\n"
-    text += _table(columns, rows)
+    text += markdown_table(columns, rows)
     if "equal_error" in study:
         text += "\n\n" + _equal_error(study["equal_error"])
     return text
@@ -113,7 +113,7 @@ def _overhead(rows: list[Record]) -> str:
     ]
     return (
         "### Time of a step relative to plain Keras, batch size 64: median "
-        "(quartiles)\n\n" + _table(columns, table)
+        "(quartiles)\n\n" + markdown_table(columns, table)
     )
 
 
@@ -139,7 +139,7 @@ def _scale(rows: list[Record]) -> str:
         "memory held, MB",
         "memory at its peak, MB",
     ]
-    return "### Planning a block, synthetic scores\n\n" + _table(columns, table)
+    return "### Planning a block, synthetic scores\n\n" + markdown_table(columns, table)
 
 
 def _targets(targets: list[Record]) -> str:
@@ -156,7 +156,9 @@ def _targets(targets: list[Record]) -> str:
         ]
         for target in targets
     ]
-    return "### Targets\n\n" + _table(["figure", "at most", "measured", ""], table)
+    return "### Targets\n\n" + markdown_table(
+        ["figure", "at most", "measured", ""], table
+    )
 
 
 def _environments(environments: list[Record]) -> str:
@@ -186,12 +188,12 @@ def _curves(study: Record) -> dict[str, error_plot.Curve]:
     }
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _with_interval(value: float, interval: list[float] | None) -> str:
+def with_interval(value: float, interval: list[float] | None) -> str:
     return f"{value:.2f}" + (f" ({_interval(interval)})" if interval else "")
 
 

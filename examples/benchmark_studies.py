@@ -58,7 +58,7 @@ def _row(method: str, epochs: int, runs: list[Record]) -> Record:
         "epochs": epochs,
         "rate": runs[0]["key"]["rate"],
         "test_error": statistics.fmean(errors),
-        "test_error_interval": _t_interval(errors),
+        "test_error_interval": t_interval(errors),
         "validation_error": statistics.fmean(r["validation_error"] for r in runs),
         "steps": statistics.fmean(run["steps"] for run in runs),
         "epochs_processed": statistics.fmean(run["epochs_processed"] for run in runs),
@@ -192,7 +192,7 @@ def equal_error_length(
     return float(before + share * (after - before)), "="
 
 
-def _t_interval(values: list[float]) -> list[float] | None:
+def t_interval(values: list[float]) -> list[float] | None:
     """Returns the 95 % interval of the mean, for independent normal values."""
     if len(values) < 2:
         return None

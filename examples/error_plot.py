@@ -8,12 +8,21 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the markers and dashes
 # keep the curves apart in grey print.
-_STYLES = (
+STYLES = (
     ("#D55E00", "o", "-"),
     ("#0072B2", "s", "--"),
     ("#009E73", "^", "-."),
     ("#CC79A7", "D", ":"),
     ("#000000", "v", "--"),
+    ("#56B4E9", "P", "-"),
+    ("#E69F00", "X", "-."),
+    ("#777777", "<", ":"),
+    ("#009E73", "p", "--"),
+    ("#CC79A7", ">", "-"),
+    ("#E69F00", "h", ":"),
+    ("#56B4E9", "d", "-."),
+    ("#0072B2", "*", "--"),
+    ("#777777", "8", "-"),
 )
 _HIGHEST_ERROR = 1.7  # of the axis, in units of the lowest error
 
@@ -38,7 +47,7 @@ def save(path: pathlib.Path, rows: Mapping[str, Mapping[str, Curve]]) -> None:
     figure = Figure(figsize=(9, 3.7 * len(rows)), dpi=200, layout="constrained")
     axes = figure.subplots(len(rows), 2, sharey="row", squeeze=False)
     for (left, right), (title, curves) in zip(axes, rows.items(), strict=True):
-        for (name, curve), style in zip(curves.items(), _STYLES, strict=False):
+        for (name, curve), style in zip(curves.items(), STYLES, strict=False):
             color, marker, dashes = style
             look = {
                 "color": color,

@@ -1,0 +1,201 @@
+"""What a contender costs relative to uniform training of equal error."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+from benchmark_studies import equal_error_length
+from experiments.reporting.runs import Group, Runs
+
+RESAMPLES = 1000
+_LEVELS = (0.025, 0.975)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: from all seeds.
+        sign: "=", or "<=" and ">=" where uniform training's curve ends too early, so
+            that the value is a bound; "?" for a quotient of two such bounds.
+        low: end of the interval; -inf where the curve gives none. `None` for lack of a
+            second seed.
+        high: likewise, inf where the curve gives none.
+    """
+
+    value: float
+    sign: str
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One contender against uniform training of its group.
+
+    Attributes:
+        group: that both belong to.
+        runs: of the contender.
+        steps: its steps over those of uniform training at equal test error.
+        seconds: likewise; `None` until both have been timed.
+        steps_by_validation: likewise at equal validation error.
+        seconds_by_validation: likewise.
+        difference: its test error minus uniform training's at equal steps, in percent
+            points: it exists also where the curve is flat.
+    """
+
+    group: Group
+    runs: Runs
+    steps: Estimate
+    seconds: Estimate | None
+    steps_by_validation: Estimate
+    seconds_by_validation: Estimate | None
+    difference: Estimate
+
+
+def compare(group: Group, resamples: int = RESAMPLES) -> list[Comparison]:
+    """Returns the comparison of each contender that has run, other than uniform.
+
+    Empty if uniform training has not run.
+    """
+    uniform = group.uniform
+    if not uniform:
+        return []
+    return [
+        _compare(group, runs, uniform, resamples)
+        for runs in group.runs
+        if runs.method != "uniform" and runs.errors
+    ]
+
+
+def _compare(
+    group: Group, runs: Runs, uniform: Sequence[Runs], resamples: int
+) -> Comparison:
+    draws = _Draws([runs, *uniform], resamples)
+    steps, curve_steps = draws.table("steps")
+    step_seconds = draws.step_seconds()
+    lengths = np.array([item.contender.epochs for item in uniform], float)
+    ratios = []
+    for part in ("test", "validation"):
+        errors, curve = draws.table(part, group.metric)
+        reached = [
+            equal_error_length(lengths, curve[i], errors[i]) for i in range(len(errors))
+        ]
+        bounds = np.array([{">": -1, "=": 0, "<": 1}[sign] for _, sign in reached])
+        rows = list(zip(reached, curve_steps, strict=True))
+        matched = np.array([np.interp(x[0], lengths, row) for x, row in rows])
+        ratios.append(_estimate(steps / matched, bounds, draws.has_interval))
+        if step_seconds is None:
+            ratios.append(None)
+            continue
+        own, curve_seconds = step_seconds[0], step_seconds[1] * curve_steps
+        rows = list(zip(reached, curve_seconds, strict=True))
+        matched = np.array([np.interp(x[0], lengths, row) for x, row in rows])
+        ratios.append(_estimate(own * steps / matched, bounds, draws.has_interval))
+    return Comparison(group, runs, *ratios, _difference(draws, group.metric))
+
+
+def _difference(draws: "_Draws", metric: str) -> Estimate:
+    errors, curve = draws.table("test", metric)
+    steps, curve_steps = draws.table("steps")
+    expected = [
+        np.interp(
+            steps[i],
+            curve_steps[i],
+            scipy.optimize.isotonic_regression(curve[i], increasing=False).x,
+        )
+        for i in range(len(errors))
+    ]
+    # Fewer steps than the curve has: uniform training would be worse than its end.
+    bounds = np.where(
+        steps < curve_steps[:, 0], -1, np.where(steps > curve_steps[:, -1], 1, 0)
+    )
+    return _estimate(errors - expected, bounds, draws.has_interval)
+
+
+def _estimate(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Estimate:
+    """Returns the first value with the percentiles of the others.
+
+    Args:
+        values: `[1 + resamples]`.
+        bounds: same shape; -1 where the truth may be lower, 1 where it may be higher.
+        has_interval: whether the others say anything.
+    """
+    sign = {-1: "<=", 0: "=", 1: ">="}[int(bounds[0])]
+    if not has_interval:
+        return Estimate(float(values[0]), sign, None, None)
+    ends = [
+        float(np.quantile(unknown, level, method="inverted_cdf"))
+        for unknown, level in zip(
+            (
+                np.where(bounds < 0, -math.inf, values)[1:],
+                np.where(bounds > 0, math.inf, values)[1:],
+            ),
+            _LEVELS,
+            strict=True,
+        )
+    ]
+    return Estimate(float(values[0]), sign, *ends)
+
+
+class _Draws:
+    """Means over seeds as they could have been: a bootstrap with normal weights.
+
+    Every seed gets one normal weight, the same for all methods that ran it: so methods
+    are paired wherever they share seeds. Deviations from the mean are scaled such that
+    a single mean has exactly Student's interval; drawing five seeds with replacement
+    gives intervals that hold in 83 % of the cases where 95 % are claimed (measured).
+    The first entry is the mean itself.
+    """
+
+    def __init__(self, items: Sequence[Runs], resamples: int) -> None:
+        rng = np.random.default_rng(0)
+        self._items = items
+        self._rng = rng
+        seeds = sorted(set().union(*(item.errors for item in items)))
+        self._weights = {
+            seed: np.concatenate([[0.0], rng.normal(size=resamples)]) for seed in seeds
+        }
+        self._levels = rng.uniform(size=1 + resamples)
+        self.has_interval = all(len(item.errors) > 1 for item in items)
+
+    def table(
+        self, part: str, name: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `[1 + resamples]` of the contender, `[1 + resamples, k]` of uniform.
+
+        Args:
+            part: name of a figure, or "test" or "validation".
+            name: of the error in those.
+        """
+        means = [self._means(item, item.values(part, name)) for item in self._items]
+        return means[0], np.stack(means[1:], axis=1)
+
+    def _means(self, item: Runs, values: Sequence[float]) -> np.ndarray:
+        values = np.array(values, float)
+        weights = np.stack([self._weights[seed] for seed in item.errors])
+        count = len(values)
+        deviations = (values - values.mean()) @ weights
+        if count > 1:
+            chi_squared = scipy.stats.chi2.ppf(self._levels, count - 1)
+            deviations *= np.sqrt(1 / (count * chi_squared))
+        return values.mean() + deviations
+
+    def step_seconds(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns seconds a step of both, `[1 + resamples]`; `None` if not timed."""
+        # The timed runs of uniform training are one sample for all its lengths.
+        own, uniform = self._items[0].step_seconds, self._items[1].step_seconds
+        if not own or not uniform:
+            return None
+        return self._medians(own), self._medians(uniform)[:, None]
+
+    def _medians(self, values: Sequence[float]) -> np.ndarray:
+        values = np.array(values)
+        shape = (len(self._levels) - 1, len(values))
+        drawn = self._rng.integers(len(values), size=shape)
+        resampled = np.median(values[drawn], axis=1)
+        return np.concatenate([[np.median(values)], resampled])

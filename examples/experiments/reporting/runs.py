@@ -1,0 +1,223 @@
+"""Which recorded runs belong to which contender of a study."""
+
+import collections
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from benchmark_records import Record
+
+_NAMES = ("data", "network", "method", "epochs", "optimizer", "batch_size")
+# Records keep six significant digits.
+_SAME = 2e-5
+
+
+class Contender(Protocol):
+    """One method at one length, tuned on its own."""
+
+    data: str
+    network: str
+    method: str
+    epochs: float
+    optimizer: str
+    batch_size: int
+
+
+class Study(Protocol):
+    """Contenders that answer one question."""
+
+    name: str
+    title: str
+    question: str
+    contenders: tuple[Contender, ...]
+    trials: int
+
+    def seeds_of(self, contender: Contender) -> tuple[int, ...]:
+        """Returns the seeds of a contender's final runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """What has been recorded of one contender.
+
+    Attributes:
+        contender: whose runs these are.
+        metric: the error in percent that choices and comparisons are made by.
+        chosen: tuning run of the lowest validation error, `None` before tuning.
+        edges: "rate" and "parameter" where the chosen one is the lowest or the highest
+            that was tried, so that the best may lie outside.
+        trials: tuning runs done, of `wanted_trials`.
+        errors: final runs at the chosen rate and parameter, by seed.
+        wanted: number of final runs that the study asks for.
+        timed: runs alone on the machine, at the same rate and parameter; for uniform
+            training those of the whole group, as its step costs the same at all T.
+        measured: all runs that carry further figures.
+    """
+
+    contender: Contender
+    metric: str
+    chosen: Record | None
+    edges: tuple[str, ...]
+    trials: int
+    wanted_trials: int
+    errors: dict[int, Record]
+    wanted: int
+    timed: list[Record]
+    measured: list[Record]
+
+    @property
+    def method(self) -> str:
+        """The name of the contender's method."""
+        return self.contender.method
+
+    @property
+    def failures(self) -> int:
+        """Number of final runs that diverged."""
+        return sum(bool(run["failed"]) for run in self.errors.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether no run that the study asks for is missing."""
+        return len(self.errors) == self.wanted and self.trials >= self.wanted_trials
+
+    def values(self, part: str, name: str | None = None) -> list[float]:
+        """Returns a figure of every final run: of "test", "validation", or its own."""
+        return [
+            run[part] if name is None else run[part][name]
+            for run in self.errors.values()
+        ]
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """Seconds a step of each timed run, without the first step's tracing."""
+        return [run["seconds"] / run["steps"] for run in self.timed]
+
+    @property
+    def seconds(self) -> float | None:
+        """Median seconds a step of the timed runs x mean steps of the final runs."""
+        if not self.timed or not self.errors:
+            return None
+        steps = statistics.fmean(self.values("steps"))
+        return statistics.median(self.step_seconds) * steps
+
+
+# Compared by identity: records cannot be hashed.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Contenders of one study that are held against each other.
+
+    Attributes:
+        study: that it belongs to.
+        name: data, network, optimizer and batch size.
+        runs: of each contender, in the study's order.
+    """
+
+    study: Study
+    name: tuple[str, str, str, int]
+    runs: tuple[Runs, ...]
+
+    @property
+    def metric(self) -> str:
+        """The error that the group is compared by."""
+        return self.runs[0].metric
+
+    @property
+    def uniform(self) -> list[Runs]:
+        """Uniform training that has been run, by increasing length."""
+        found = [runs for runs in self.runs if runs.method == "uniform" and runs.errors]
+        return sorted(found, key=lambda runs: runs.contender.epochs)
+
+
+def group_runs(
+    records: Iterable[Record],
+    studies: Iterable[Study],
+    metric_of: Callable[[str], str],
+) -> list[Group]:
+    """Returns every group of every study, also those of which no run is recorded.
+
+    Args:
+        records: all of them; those that no study asks for are passed over.
+        studies: in the report's order.
+        metric_of: from a data set's name to "error" or "balanced_error".
+    """
+    index = collections.defaultdict(list)
+    for record in records:
+        index[tuple(record["key"][name] for name in _NAMES)].append(record)
+    groups = []
+    for study in studies:
+        members: dict[tuple, list[Runs]] = {}
+        for item in dict.fromkeys(study.contenders):
+            found = index[tuple(getattr(item, name) for name in _NAMES)]
+            runs = _runs(study, item, found, metric_of(item.data))
+            name = (item.data, item.network, item.optimizer, item.batch_size)
+            members.setdefault(name, []).append(runs)
+        groups += [
+            Group(study, name, tuple(_share_timing(runs)))
+            for name, runs in members.items()
+        ]
+    return groups
+
+
+def _share_timing(members: list[Runs]) -> list[Runs]:
+    uniform = [runs for runs in members if runs.method == "uniform"]
+    timed = [run for runs in uniform for run in runs.timed]
+    return [
+        dataclasses.replace(runs, timed=timed) if runs.method == "uniform" else runs
+        for runs in members
+    ]
+
+
+def _runs(
+    study: Study, contender: Contender, records: list[Record], metric: str
+) -> Runs:
+    tuned = [record for record in records if record["key"]["purpose"] == "tune"]
+    # Another study may have tried more; the trials of fewer are the first of those.
+    tuned = tuned[: study.trials]
+    chosen = min(tuned, key=lambda run: run["validation"][metric], default=None)
+    own = [run for run in records if chosen is not None and _is_same(run, chosen)]
+    seeds = study.seeds_of(contender)
+    errors = {
+        run["key"]["seed"]: run
+        for run in own
+        if run["key"]["purpose"] == "error" and run["key"]["seed"] in seeds
+    }
+    # A study without tuning has nothing to choose by.
+    kept = records if study.trials == 0 else own
+    return Runs(
+        contender=contender,
+        metric=metric,
+        chosen=chosen,
+        edges=tuple(
+            name for name in ("rate", "parameter") if _at_edge(chosen, tuned, name)
+        ),
+        trials=len(tuned),
+        wanted_trials=study.trials,
+        errors=dict(sorted(errors.items())),
+        wanted=len(seeds),
+        timed=[run for run in own if run["key"]["purpose"] == "seconds"],
+        measured=[run for run in kept if run.get("measures")],
+    )
+
+
+def _is_same(run: Record, chosen: Record) -> bool:
+    """Returns whether a run has the chosen rate and parameter."""
+    pairs = [(run["key"][name], chosen["key"][name]) for name in ("rate", "parameter")]
+    return all(
+        first is second
+        or (
+            first is not None
+            and second is not None
+            and math.isclose(first, second, rel_tol=_SAME)
+        )
+        for first, second in pairs
+    )
+
+
+def _at_edge(chosen: Record | None, tuned: list[Record], name: str) -> bool:
+    tried = {run["key"][name] for run in tuned} - {None}
+    # Of two values each is an edge.
+    if len(tried) < 3:
+        return False
+    return chosen["key"][name] in (min(tried), max(tried))

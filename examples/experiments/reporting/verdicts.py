@@ -1,0 +1,111 @@
+"""The report's first paragraph: where RAIS wins, and by name where it does not."""
+
+from collections.abc import Iterable, Sequence
+
+from experiments.reporting import wording
+from experiments.reporting.comparison import Comparison, Estimate
+from experiments.reporting.runs import Contender, Group
+from experiments.reporting.wording import Titles
+
+OURS = "rais"
+
+
+def distinct(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Returns each contender's comparison in the first study that has it."""
+    found: dict[Contender, Comparison] = {}
+    for comparison in comparisons:
+        found.setdefault(comparison.runs.contender, comparison)
+    return list(found.values())
+
+
+def best_rival(
+    comparison: Comparison, comparisons: Iterable[Comparison], rivals: Iterable[str]
+) -> Comparison | None:
+    """Returns the rival of the same group of the fewest seconds at equal test error."""
+    timed = [
+        other
+        for other in comparisons
+        if other.group is comparison.group
+        and other.runs.method in rivals
+        and other.seconds is not None
+    ]
+    return min(timed, key=lambda other: other.seconds.value, default=None)
+
+
+def headline(
+    groups: Iterable[Group], comparisons: Sequence[Comparison], titles: Titles
+) -> str:
+    """Returns the first paragraph: every comparison that RAIS does not win by name."""
+    ours = [item for item in distinct(comparisons) if item.runs.method == OURS]
+    name = titles.of(OURS)
+    text = (
+        f"{name} against uniform training at equal test error, in {len(ours)} "
+        f"comparison{'' if len(ours) == 1 else 's'} (a network on its data, at one "
+        "length T; 95 % intervals)."
+    )
+    for figure in ("steps", "seconds"):
+        text += " " + _figure(figure, ours, titles)
+    missing = _missing(groups, ours, titles)
+    if missing:
+        text += f" Not run yet: {'; '.join(missing)}."
+    partial = [titles.comparison(x) for x in ours if not _is_complete(x)]
+    if partial:
+        text += f" Runs are still missing in: {'; '.join(partial)}."
+    failed = [titles.comparison(x) for x in ours if x.runs.failures]
+    if failed:
+        text += f" {name} diverged at least once in: {'; '.join(failed)}."
+    return text
+
+
+def _figure(figure: str, ours: Sequence[Comparison], titles: Titles) -> str:
+    """Returns how many comparisons need fewer of `figure`, and which do not."""
+    measured = [
+        (item, getattr(item, figure))
+        for item in ours
+        if getattr(item, figure) is not None
+    ]
+    fewer, equal, more = (
+        [pair for pair in measured if verdict(pair[1]) == which]
+        for which in ("fewer", "equal", "more")
+    )
+    text = (
+        f"**{figure.capitalize()}**: fewer in {len(fewer)}, not shown to differ in "
+        f"{len(equal)}, more in {len(more)}."
+    )
+    untimed = len(ours) - len(measured)
+    if untimed:
+        text += f" Not timed: {untimed}."
+    for title, pairs in (("More", more), ("Not shown to differ", equal)):
+        if pairs:
+            named = [
+                f"{titles.comparison(item)} {wording.estimate(value)}"
+                for item, value in pairs
+            ]
+            text += f" {title}: {'; '.join(named)}."
+    return text
+
+
+def verdict(figure: Estimate) -> str:
+    """Returns "fewer" or "more" if the interval is clear of 1, else "equal"."""
+    if figure.low is None or figure.low <= 1 <= figure.high:
+        return "equal"
+    return "fewer" if figure.high < 1 else "more"
+
+
+def _missing(
+    groups: Iterable[Group], ours: Sequence[Comparison], titles: Titles
+) -> list[str]:
+    compared = {item.runs.contender for item in ours}
+    return list(
+        dict.fromkeys(
+            f"{titles.group(group)} (T = {runs.contender.epochs:g})"
+            for group in groups
+            for runs in group.runs
+            if runs.method == OURS and runs.contender not in compared
+        )
+    )
+
+
+def _is_complete(comparison: Comparison) -> bool:
+    against = [runs for runs in comparison.group.runs if runs.method == "uniform"]
+    return all(runs.complete for runs in (comparison.runs, *against))
