@@ -54,6 +54,12 @@ def chosen(
     return {"rate": best.rate, "parameter": best.parameter}
 
 
+def overhead_setting(contender: Contender) -> Setting:
+    """Returns the key under which the time of a step by part is kept."""
+    rate = {"rate": 0.0, "parameter": None}
+    return _setting(contender, rate, purpose="overhead")
+
+
 def _setting(contender: Contender, trial: Record, **others: object) -> Setting:
     return Setting(
         contender.data,

@@ -34,9 +34,9 @@ class Pool:
         """Returns a future of `training.run(setting)`; see `_work`."""
         return self._processes.submit(_work, setting, self._smoke)
 
-    def measure_overhead(self, network: str, data: str) -> concurrent.futures.Future:
+    def measure_overhead(self, setting: Setting) -> concurrent.futures.Future:
         """Returns a future of `overhead.measure`."""
-        return self._processes.submit(_overhead, network, data, self._smoke)
+        return self._processes.submit(_overhead, setting, self._smoke)
 
     def close(self) -> None:
         """Waits for what is under way and drops the rest."""
@@ -69,12 +69,13 @@ def _work(setting: Setting, smoke: bool) -> tuple[str, object]:
         return "error", traceback.format_exc()
 
 
-def _overhead(network: str, data: str, smoke: bool) -> tuple[str, object]:
+def _overhead(setting: Setting, smoke: bool) -> tuple[str, object]:
     from experiments import overhead, sets
 
     try:
         repetitions, steps = (3, 20) if smoke else (9, 200)
-        found = overhead.measure(network, sets.load(data, smoke), repetitions, steps)
+        data = sets.load(setting.data, smoke)
+        found = overhead.measure(setting.network, data, repetitions, steps)
         return "done", {"measures": found}
     except sets.Missing as error:
         return "missing", str(error)

@@ -82,6 +82,7 @@ UNIFORM = (4, 6, 8, 11, 16)
 """Epochs of uniform training: the curve that others are held against."""
 
 _ALL = (
+    ("reshuffled", 6),
     ("with_replacement", 6),
     ("rais", 6),
     ("rais", 10),

@@ -50,7 +50,7 @@ def run(setting: Setting, smoke: bool = False) -> Record:
             x, y = data.train
             frozen = variance.FrozenVariance(x, y, setting.batch_size)
             model = _train_in_fit(setting, method, data, recorder, frozen)
-            measures = {"variance": frozen.found}
+            measures = {"variance": frozen.measured}
         else:
             model = _train_in_fit(setting, method, data, recorder)
     measured = recorder.measured() | {"measures": measures}
