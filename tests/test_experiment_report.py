@@ -274,7 +274,7 @@ def test_missing_runs_failures_and_edges_are_shown(tmp_path):
     assert rows["| never_run"].endswith("0 of 3 tuning runs done; 0 of 5 runs done |")
     paragraph = first_paragraph(text)
     assert "Runs are still missing in: fashion, cnn (T = 8)." in paragraph
-    assert "Not run yet: words, cnn (T = 8)." in paragraph
+    assert "Not compared yet: words, cnn (T = 8)." in paragraph
 
 
 def _last_trial(made):
@@ -359,3 +359,11 @@ def test_nothing_recorded_is_still_a_report(tmp_path):
     text = report(tmp_path, study, [])
     assert "in 0 comparisons" in first_paragraph(text)
     assert "0 of 5 runs done" in text
+
+
+def test_a_method_without_uniform_training_to_compare_with_is_still_shown(tmp_path):
+    study, made = world({("rais", 8): SIX_TENTHS})
+    kept = [run for run in made if run["key"]["method"] == "rais"]
+    text = report(tmp_path, study, kept)
+    assert f"| RAIS | 8 | 0.04 | - | 5 | {curve(800):.2f}" in text
+    assert "Not compared yet: fashion, cnn (T = 8)." in first_paragraph(text)

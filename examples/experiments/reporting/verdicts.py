@@ -47,7 +47,7 @@ def headline(
         text += " " + _figure(figure, ours, titles)
     missing = _missing(groups, ours, titles)
     if missing:
-        text += f" Not run yet: {'; '.join(missing)}."
+        text += f" Not compared yet: {'; '.join(missing)}."
     partial = [titles.comparison(x) for x in ours if not _is_complete(x)]
     if partial:
         text += f" Runs are still missing in: {'; '.join(partial)}."
