@@ -49,9 +49,7 @@ def trained(without, n=N, epochs=6, steps_per_epoch=None, **options):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1), loss, sampling=sampling)
     with without():
-        model.fit(
-            x, y, 20, epochs, verbose=0, steps_per_epoch=steps_per_epoch
-        )
+        model.fit(x, y, 20, epochs, verbose=0, steps_per_epoch=steps_per_epoch)
     return model
 
 
@@ -75,27 +73,56 @@ def test_methods_without_a_parameter_tune_the_rate_alone(optimizer):
     assert {trial["parameter"] for trial in found} == {None}
 
 
+def tried(records, contender, errors, count=3):
+    """Answers every trial asked for by `errors` of its rate; returns their rates."""
+    rates = []
+    while True:
+        setting = choice.next_trial(records, contender, count, "error")
+        if setting is None:
+            return rates
+        assert choice.chosen(records, contender, count, "error") is None
+        assert setting.purpose == "tune" and setting.seed == tuning.SEED
+        error = errors(setting.rate)
+        record = {"validation": {"error": error, "balanced_error": -error}}
+        records.append(setting.key, record)
+        rates.append(setting.rate)
+
+
 def test_the_choice_is_the_lowest_validation_error_once_all_trials_are_in(tmp_path):
     records = Records(tmp_path / "runs.jsonl")
     contender = studies.Contender("fashion", "mlp", "uniform", 4)
-    settings = choice.trial_settings(contender, 3)
-    for setting, error in zip(settings, (12.0, 10.0, 11.0), strict=True):
-        assert choice.chosen(records, contender, 3, "error") is None
-        assert setting.purpose == "tune"
-        record = {"validation": {"error": error, "balanced_error": -error}}
-        records.append(setting.key, record)
+    rates = tried(records, contender, lambda rate: abs(np.log(rate / 0.04)))
+    assert len(rates) == 3
     best = choice.chosen(records, contender, 3, "error")
-    assert best == {"rate": settings[1].rate, "parameter": None}
+    assert best == {"rate": 0.04, "parameter": None}
     balanced = choice.chosen(records, contender, 3, "balanced_error")
-    assert balanced["rate"] == settings[0].rate
+    assert balanced is None  # the worst by this error lies at an edge
     final = choice.final_settings(contender, best, (0, 1), "error")
     assert [(s.seed, s.rate, s.purpose) for s in final] == [
-        (seed, best["rate"], "error") for seed in (0, 1)
+        (seed, 0.04, "error") for seed in (0, 1)
     ]
-    assert tuning.SEED not in {setting.seed for setting in final}
 
 
-@pytest.mark.parametrize("study", studies.STUDIES.values(), ids=lambda study: study.name)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_choice_at_the_edge_extends_the_range_twice_at_most(sign, tmp_path):
+    records = Records(tmp_path / "runs.jsonl")
+    contender = studies.Contender("fashion", "mlp", "uniform", 4)
+    rates = tried(records, contender, lambda rate: -sign * rate)
+    edge = max(rates[:3]) if sign > 0 else min(rates[:3])
+    np.testing.assert_allclose(rates[3:], [edge * 2**sign, edge * 4**sign], rtol=0.01)
+    assert choice.chosen(records, contender, 3, "error")["rate"] == rates[4]
+
+
+def test_studies_that_share_a_contender_give_it_the_same_number_of_trials():
+    trials = {}
+    for study in studies.STUDIES.values():
+        for contender in study.contenders:
+            assert trials.setdefault(contender, study.trials) == study.trials
+
+
+@pytest.mark.parametrize(
+    "study", studies.STUDIES.values(), ids=lambda study: study.name
+)
 def test_every_study_names_what_exists_and_none_of_it_twice(study):
     assert len(set(study.contenders)) == len(study.contenders)
     for contender in study.contenders:
@@ -131,9 +158,7 @@ def test_without_robustness_p_is_proportional_to_the_predicted_norms():
 
 
 def test_the_point_estimate_follows_the_norm_last_seen_and_the_floor():
-    model = trained(
-        ablations.point_estimate, floor=0.1, features=("constant", "last")
-    )
+    model = trained(ablations.point_estimate, floor=0.1, features=("constant", "last"))
     last = model.sampling_state.table.combine(np.array([0.0, 1.0])).numpy()
     p = model.sampling_run.probabilities()
     expected = 0.9 * last / last.sum() + 0.1 / N

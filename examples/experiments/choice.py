@@ -1,19 +1,58 @@
 """What tuning chose: by validation error alone, for each contender on its own."""
 
+import dataclasses
+
 from benchmark_records import Record, Records
+
 from experiments import tuning
 from experiments.methods import METHODS
 from experiments.setting import Setting
 from experiments.studies import Contender
 
+_FEWEST = 3  # trials, of which one is not at the edge
+_FURTHER = 2  # trials beyond the range, where the best lies at its edge
 
-def trial_settings(contender: Contender, count: int) -> list[Setting]:
-    """Returns the settings that are tried."""
+
+def next_trial(
+    records: Records, contender: Contender, count: int, metric: str
+) -> Setting | None:
+    """Returns what is to be tried next, `None` where tuning is complete.
+
+    After `count` trials the range of rates is extended, by factors of 2, for as long as
+    the lowest or the highest one is the best, twice at most.
+
+    Args:
+        records: of all runs.
+        contender: whose trials.
+        count: number of trials within the range.
+        metric: "error" or "balanced_error".
+    """
+    settings = _trials(contender, count)
+    for _ in range(_FURTHER + 1):
+        for setting in settings:
+            if setting.key not in records:
+                return setting
+        if count < _FEWEST:
+            return None
+        best = _best(records, settings, metric)
+        rates = [setting.rate for setting in settings]
+        if best.rate not in (min(rates), max(rates)):
+            return None
+        beyond = best.rate / 2 if best.rate == min(rates) else best.rate * 2
+        settings = [*settings, dataclasses.replace(best, rate=tuning.rounded(beyond))]
+    return None
+
+
+def _trials(contender: Contender, count: int) -> list[Setting]:
     parameter = METHODS[contender.method].parameter
     return [
         _setting(contender, trial, seed=tuning.SEED, purpose="tune")
         for trial in tuning.trials(contender.optimizer, parameter, count)
     ]
+
+
+def _best(records: Records, settings: list[Setting], metric: str) -> Setting:
+    return min(settings, key=lambda s: records[s.key]["validation"][metric])
 
 
 def final_settings(
@@ -27,9 +66,7 @@ def final_settings(
         seeds: one run each.
         purpose: "error" or "seconds".
     """
-    return [
-        _setting(contender, chosen, seed=seed, purpose=purpose) for seed in seeds
-    ]
+    return [_setting(contender, chosen, seed=seed, purpose=purpose) for seed in seeds]
 
 
 def chosen(
@@ -40,17 +77,17 @@ def chosen(
     Args:
         records: of all runs.
         contender: whose trials.
-        count: number of trials.
+        count: number of trials within the range.
         metric: "error" or "balanced_error".
 
     Returns:
         "rate" and "parameter"; `None` while a trial has not been run.
     """
-    settings = trial_settings(contender, count)
-    if any(setting.key not in records for setting in settings):
+    if count == 0 or next_trial(records, contender, count, metric) is not None:
         return None
-    found = [records[setting.key]["validation"][metric] for setting in settings]
-    best = settings[found.index(min(found))]
+    wanted = dataclasses.asdict(contender) | {"purpose": "tune"}
+    tried = [Setting(**record["key"]) for record in records.select(**wanted)]
+    best = _best(records, tried, metric)
     return {"rate": best.rate, "parameter": best.parameter}
 
 

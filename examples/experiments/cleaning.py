@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 import numpy as np
+
 from experiments import sets
 
 _TOP = 1000  # suspects whose precision is given

@@ -3,10 +3,11 @@
 import concurrent.futures
 import itertools
 import threading
+from collections.abc import Callable, Iterable, Iterator
 
 from benchmark_records import Record, Records
+
 from experiments import choice, sets
-from experiments.methods import METHODS
 from experiments.pool import Pool
 from experiments.progress import Progress
 from experiments.setting import Setting
@@ -17,14 +18,14 @@ class Conductor:
     """Runs what is missing of a study.
 
     Args:
-        records: what was measured so far; every run is added when it ends.
         progress: shows what is done.
+        records: what was measured so far; every run is added when it ends.
         jobs: runs side by side.
         smoke: whether on small parts of the data.
     """
 
     def __init__(
-        self, records: Records, progress: Progress, jobs: int, smoke: bool
+        self, progress: Progress, records: Records, jobs: int, smoke: bool
     ) -> None:
         self._records, self._progress = records, progress
         self._jobs, self._smoke = jobs, smoke
@@ -66,8 +67,11 @@ class Conductor:
             pool.close()
 
     def _settle(self, pool: Pool, study: Study, contender: Contender) -> None:
-        for setting in choice.trial_settings(contender, study.trials):
-            self._run(setting, pool.submit)
+        metric = sets.metric(contender.data)
+        given = contender, study.trials, metric
+        while (setting := choice.next_trial(self._records, *given)) is not None:
+            if not self._run(setting, pool.submit):
+                return
         found = self._chosen(study, contender)
         if found is not None:
             seeds = study.seeds_of(contender)
@@ -78,13 +82,15 @@ class Conductor:
         metric = sets.metric(contender.data)
         return choice.chosen(self._records, contender, study.trials, metric)
 
-    def _run(self, setting: Setting, submit) -> None:
+    def _run(self, setting: Setting, submit: Callable) -> bool:
+        """Makes a run that is missing; returns whether its record is there."""
         with self._lock:
-            known = setting.key in self._records
-            absent = setting.data in self._missing
-        if known or absent:
-            self._progress.skip(setting)
-            return
+            if setting.key in self._records:
+                self._progress.skip(setting)
+                return True
+            if setting.data in self._missing:
+                self._progress.skip(setting)
+                return False
         self._progress.begin(setting)
         outcome, found = submit(setting).result()
         with self._lock:
@@ -93,6 +99,7 @@ class Conductor:
             if outcome == "missing":
                 self._missing[setting.data] = found
         self._progress.end(setting, outcome, found)
+        return outcome == "done"
 
 
 def _group(contender: Contender) -> tuple[object, ...]:
@@ -104,8 +111,8 @@ def _group(contender: Contender) -> tuple[object, ...]:
     )
 
 
-def _timed(members) -> list[Contender]:
-    """Returns who is timed: of uniform training, whose step does not change, one T."""
+def _timed(members: Iterable[Contender]) -> Iterator[Contender]:
+    """Yields who is timed: of uniform training, whose step does not change, one T."""
     seen = set()
     for contender in members:
         if contender.method == "uniform" and contender.method in seen:

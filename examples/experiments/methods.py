@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from experiments import ablations
 from experiments.rivals import RIVALS
-
 from keras_osgd.sampling import RAIS, Oracle
 
 Sampling = Callable[[int], object]

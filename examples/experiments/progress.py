@@ -4,6 +4,7 @@ import time
 
 import rich.progress
 from benchmark_records import Record
+
 from experiments.setting import Setting
 
 
@@ -37,7 +38,7 @@ class Progress:
 
     def skip(self, setting: Setting) -> None:
         """Counts a run that is not needed: made before, or its data is missing."""
-        self._bar.update(self._task, advance=1)
+        self._advance()
 
     def begin(self, setting: Setting) -> None:
         """Starts a run's clock."""
@@ -46,8 +47,13 @@ class Progress:
     def end(self, setting: Setting, outcome: str, found: Record | str) -> None:
         """Counts a run and prints its line."""
         seconds = time.perf_counter() - self._begun.pop(setting)
-        self._bar.update(self._task, advance=1)
+        self._advance()
         self._bar.console.print(_line(setting, outcome, found, seconds), markup=False)
+
+    def _advance(self) -> None:
+        (task,) = self._bar.tasks
+        total = max(task.total, task.completed + 1)  # tuning may go on beyond its range
+        self._bar.update(self._task, advance=1, total=total)
 
 
 def _line(setting: Setting, outcome: str, found: Record | str, seconds: float) -> str:

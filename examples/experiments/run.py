@@ -17,8 +17,10 @@ sys.path[:0] = [str(pathlib.Path(__file__).parents[level]) for level in (1, 2)]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmark_records import Records  # noqa: E402
-from experiments import reporting  # noqa: E402
+
+from experiments import reporting, sets  # noqa: E402
 from experiments.conduct import Conductor  # noqa: E402
+from experiments.methods import METHODS  # noqa: E402
 from experiments.progress import Progress  # noqa: E402
 from experiments.studies import STUDIES, Study, smoke  # noqa: E402
 
@@ -34,16 +36,30 @@ def main() -> None:
         chosen = list(studies) if options.name == "all" else [options.name]
         for name in chosen:
             _carry_out(studies[name], records, options)
-    reporting.write(records, studies, options.results)
+    reporting.write(
+        records,
+        studies,
+        options.results,
+        metric_of=sets.metric,
+        title_of=_title,
+        rivals={name for name, method in METHODS.items() if method.rival},
+    )
     print(f"Report: {options.results / 'report.md'}")
 
 
+def _title(name: str) -> str:
+    """Returns how tables name a method; data, networks and optimizers keep theirs."""
+    return METHODS[name].title if name in METHODS else name
+
+
 def _carry_out(study: Study, records: Records, options: argparse.Namespace) -> None:
+    given = records, options.jobs, options.smoke
     with Progress(study.title, study.runs) as progress:
-        conductor = Conductor(records, progress, options.jobs, options.smoke)
-        conductor.side_by_side(study)
-        if not options.untimed:
-            conductor.alone(study)
+        Conductor(progress, *given).side_by_side(study)
+    if not options.untimed:
+        timed = study.timed * len(study.contenders)
+        with Progress(f"{study.title}, timed", timed) as progress:
+            Conductor(progress, *given).alone(study)
 
 
 def _options() -> argparse.Namespace:

@@ -8,6 +8,7 @@ import time
 import keras
 import models
 import numpy as np
+
 from experiments import cleaning, networks, rivals, sets, variance
 from experiments.methods import METHODS, Method
 from experiments.setting import Setting
@@ -113,7 +114,9 @@ def errors(model: keras.Model, split: sets.Split, classes: int) -> dict[str, flo
         for start in range(0, len(x), 1000)
     ]
     wrong = np.concatenate(parts) != y
-    within = [wrong[y == label].mean() for label in range(classes) if (y == label).any()]
+    within = [
+        wrong[y == label].mean() for label in range(classes) if (y == label).any()
+    ]
     return {
         "error": float(100 * wrong.mean()),
         "balanced_error": float(100 * np.mean(within)),

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.optimize
 import scipy.stats
 from benchmark_studies import equal_error_length
+
 from experiments.reporting.runs import Group, Runs
 
 RESAMPLES = 1000

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable
 
 from benchmark_report import markdown_table
+
 from experiments.reporting.runs import Group, Runs
 from experiments.reporting.wording import Titles
 

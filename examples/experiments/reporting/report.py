@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from benchmark_records import Records
+
 from experiments.reporting import plots, summary_plot, verdicts
 from experiments.reporting.comparison import Comparison, compare
 from experiments.reporting.measures import measures_section

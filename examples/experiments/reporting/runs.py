@@ -173,8 +173,6 @@ def _runs(
     study: Study, contender: Contender, records: list[Record], metric: str
 ) -> Runs:
     tuned = [record for record in records if record["key"]["purpose"] == "tune"]
-    # Another study may have tried more; the trials of fewer are the first of those.
-    tuned = tuned[: study.trials]
     chosen = min(tuned, key=lambda run: run["validation"][metric], default=None)
     own = [run for run in records if chosen is not None and _is_same(run, chosen)]
     seeds = study.seeds_of(contender)

@@ -4,12 +4,13 @@ import math
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from experiments.reporting.comparison import Comparison, Estimate
 from experiments.reporting.plots import Style
 from experiments.reporting.verdicts import OURS, distinct
 from experiments.reporting.wording import Titles
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 _RANGE = (0.2, 4.0)
 _TICKS = (0.25, 0.5, 1.0, 2.0)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 
 from benchmark_report import markdown_table, with_interval
 from benchmark_studies import t_interval
+
 from experiments.reporting import wording
 from experiments.reporting.comparison import Comparison
 from experiments.reporting.runs import Group, Runs

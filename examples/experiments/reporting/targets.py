@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmark_report import markdown_table
+
 from experiments.reporting import wording
 from experiments.reporting.comparison import Comparison, Estimate
 from experiments.reporting.verdicts import OURS, best_rival, distinct
