@@ -287,7 +287,6 @@ def test_runs_at_another_rate_or_of_another_study_do_not_count():
     stray = [
         record(contender, "error", 0.02, seed=0, error=1.0),
         record(contender, "error", 0.04, seed=9, error=1.0),
-        record(contender, "tune", 0.3, error=1.0),  # the fourth of three trials
         record(contender, "seconds", 0.02, milliseconds=99.0),
     ]
     comparison = only_comparison(study, made + stray, resamples=5)

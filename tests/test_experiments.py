@@ -198,7 +198,9 @@ def test_errors_are_those_of_a_slow_count():
     predicted = model.predict(x, verbose=0).argmax(axis=1)
     found = training.errors(model, (x, y), 3)
     wrong = [int(a != b) for a, b in zip(predicted, y, strict=True)]
-    within = [np.mean([w for w, b in zip(wrong, y, strict=True) if b == k]) for k in range(3)]
+    within = [
+        np.mean([w for w, b in zip(wrong, y, strict=True) if b == k]) for k in range(3)
+    ]
     assert found["error"] == pytest.approx(100 * sum(wrong) / 2500)
     assert found["balanced_error"] == pytest.approx(100 * np.mean(within))
 

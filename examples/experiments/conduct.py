@@ -53,7 +53,8 @@ class Conductor:
                 if contender.method == "overhead":
                     setting = choice.overhead_setting(contender)
                     self._run(setting, pool.measure_overhead)
-            for _, members in itertools.groupby(study.contenders, _group):
+            groups = itertools.groupby(study.contenders, _group)
+            for _, members in itertools.islice(groups, 1 if self._smoke else None):
                 timed = list(_timed(members))
                 for repetition in range(study.timed):
                     for contender in timed:

@@ -59,16 +59,13 @@ class Study:
 
 
 def smoke(study: Study) -> Study:
-    """Returns a study that ends soon: each method once, and few on further data."""
-    kept, seen, places = [], set(), set()
+    """Returns a study that ends soon: each method once, and RAIS everywhere."""
+    kept, seen = [], set()
     for contender in study.contenders:
-        place = contender.data, contender.network, contender.optimizer
-        new = contender.method not in seen
-        basic = contender.method in ("uniform", "rais")
-        if new or basic and (place, contender.method) not in places:
+        if contender.method not in seen or contender.method == "rais":
             kept.append(dataclasses.replace(contender, epochs=2))
         seen.add(contender.method)
-        places.add((place, contender.method))
+    kept = list(dict.fromkeys(kept))
     return dataclasses.replace(
         study,
         contenders=tuple(kept),
