@@ -101,7 +101,7 @@ def group(
     data: str,
     network: str,
     methods: Iterable[tuple[str, int]] = (("rais", 10),),
-    uniform: Sequence[int] = (4, 7, 10, 14),
+    uniform: Sequence[int] = (5, 9, 14),
     **others: object,
 ) -> tuple[Contender, ...]:
     """Returns contenders that are held against each other."""
@@ -119,11 +119,11 @@ _MAIN = (
     *group("fashion", "cnn", _ALL, UNIFORM),
     *group("fashion", "mlp", _ALL, UNIFORM),
     *group("rotated-50k", "cnn", _FEW),
-    *group("rotated-200k", "cnn", _scaled(_FEW, 0.6), (2, 4, 6, 8)),
-    *group("shuttle", "table", _scaled(_FEW, 2), (8, 14, 20, 28)),
-    *group("letter", "table", _scaled(_FEW, 3), (12, 21, 30, 42)),
+    *group("rotated-200k", "cnn", _scaled(_FEW, 0.6), (3, 5, 8)),
+    *group("shuttle", "table", _scaled(_FEW, 2), (10, 18, 28)),
+    *group("letter", "table", _scaled(_FEW, 3), (15, 27, 42)),
     *group("descriptions", "text", _FEW),
-    *group("words", "word", _scaled(_FEW, 0.2), (1, 2, 3), batch_size=256),
+    *group("words", "word", _scaled(_FEW, 0.2), (1, 2, 3), batch_size=512),
 )
 _ONE = (0,)
 _THREE = (0, 1, 2)
@@ -147,12 +147,12 @@ STUDIES = {
             "How many examples does importance sampling need?",
             (
                 *group(
-                    "fashion-5k", "mlp", (("rais", 20), ("oracle", 20)), (8, 14, 20, 28)
+                    "fashion-5k", "mlp", (("rais", 20), ("oracle", 20)), (10, 18, 28)
                 ),
-                *group("fashion-10k", "mlp", (("rais", 15),), (6, 10, 15, 20)),
+                *group("fashion-10k", "mlp", (("rais", 15),), (7, 13, 20)),
                 *group("fashion-25k", "mlp", (("rais", 10),)),
             ),
-            5,
+            4,
             _THREE,
         ),
         Study(
@@ -163,7 +163,7 @@ STUDIES = {
                 *group("shifted-weak", "cnn"),
                 *group("shifted-strong", "cnn"),
             ),
-            5,
+            4,
             _THREE,
         ),
         Study(
@@ -174,7 +174,7 @@ STUDIES = {
                 *group("noise-5", "mlp", (("rais", 10), ("rais_cleaned", 10))),
                 *group("noise-20", "mlp", (("rais", 10), ("rais_cleaned", 10))),
             ),
-            5,
+            4,
             _THREE,
         ),
         Study(
@@ -208,7 +208,7 @@ STUDIES = {
                 for size in (32, 128, 256, 512)
                 for item in group("fashion", "mlp", batch_size=size)
             ),
-            5,
+            4,
             _THREE,
         ),
         Study(
@@ -216,9 +216,9 @@ STUDIES = {
             "Networks",
             "Does it carry over to residual networks and transformers?",
             (
-                *group("fashion", "resnet", uniform=(4, 7, 10)),
-                *group("fashion", "resnet_bn", uniform=(4, 7, 10)),
-                *group("fashion", "transformer", uniform=(4, 7, 10)),
+                *group("fashion", "resnet", uniform=(5, 9)),
+                *group("fashion", "resnet_bn", uniform=(5, 9)),
+                *group("fashion", "transformer", uniform=(5, 9)),
             ),
             4,
             _THREE,
@@ -237,7 +237,7 @@ STUDIES = {
                     optimizer=name,
                 )
             ),
-            5,
+            4,
             _THREE,
         ),
         Study(
