@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import os
 import pathlib
 import platform
@@ -51,7 +52,7 @@ class Records:
         record = _rounded({"key": key, **measured, "environment": environment()})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._records[_text(key)] = record
@@ -61,7 +62,7 @@ class Records:
         """Returns the records whose keys have all the given entries."""
         return [
             record
-            for record in self._records.values()
+            for record in list(self._records.values())  # others may add meanwhile
             if all(record["key"].get(name) == value for name, value in wanted.items())
         ]
 
@@ -109,7 +110,8 @@ def _text(key: Record) -> str:
 
 def _rounded(value: object) -> object:
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        # JSON knows neither NaN nor infinities, which diverged runs may leave.
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {name: _rounded(entry) for name, entry in value.items()}
     if isinstance(value, list):

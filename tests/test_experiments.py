@@ -130,6 +130,8 @@ def test_every_study_names_what_exists_and_none_of_it_twice(study):
         assert contender.network in networks.NAMES
         assert contender.method in (*METHODS, "overhead")
         assert contender.optimizer in tuning.RATES
+        if contender.method == "infobatch":  # it prunes neither first nor last epoch
+            assert int(0.875 * contender.epochs) >= 2
     smoke = studies.smoke(study)
     methods = {contender.method for contender in study.contenders}
     assert {contender.method for contender in smoke.contenders} == methods
@@ -211,7 +213,7 @@ def test_the_test_part_is_never_read_in_tuning(monkeypatch):
     setting = Setting("letter", "table", "uniform", 2, 0.05, purpose="tune")
     measured = training.run(setting, True)
     monkeypatch.setattr(training, "_load", lambda name, smoke: _small())
-    assert "test" not in measured and "validation_error" not in measured["history"]
+    assert "test" not in measured and not measured["history"]["validation_error"]
     final = training.run(dataclasses.replace(setting, purpose="error"), True)
     assert 0 <= final["test"]["error"] <= 100
     assert len(final["history"]["validation_error"]) == 2
@@ -226,10 +228,22 @@ def _small():
     return sets.Data("small", "table", (x, y), split, split, 2)
 
 
-def test_a_run_that_diverges_says_so(monkeypatch):
+@pytest.mark.parametrize("method", ["uniform", "rais", "reshuffled"])
+def test_a_run_that_diverges_says_so_in_a_record_that_is_whole(
+    method, monkeypatch, tmp_path
+):
     monkeypatch.setattr(training, "_load", lambda name, smoke: _small())
-    setting = Setting("letter", "table", "uniform", 3, 1e30, optimizer="sgd")
-    assert training.run(setting, True)["failed"] == "the loss is not finite"
+    setting = Setting("letter", "table", method, 3, 1e30, optimizer="sgd")
+    measured = training.run(setting, True)
+    assert "finite" in measured["failed"]
+    records = Records(tmp_path / "runs.jsonl")
+    records.append(setting.key, measured)
+    kept = Records(tmp_path / "runs.jsonl")[setting.key]
+    whole = training.run(dataclasses.replace(setting, rate=0.01), True)
+    assert whole["failed"] is None
+    assert kept.keys() - {"key", "environment"} == whole.keys()
+    assert kept["history"].keys() == whole["history"].keys()
+    assert 0 <= kept["test"]["error"] <= 100
 
 
 @pytest.mark.parametrize("name", ["main"])

@@ -19,7 +19,8 @@ def next_trial(
     """Returns what is to be tried next, `None` where tuning is complete.
 
     After `count` trials the range of rates is extended, by factors of 2, for as long as
-    the lowest or the highest one is the best, twice at most.
+    the lowest or the highest one is the best, twice at most; a method's own parameter
+    keeps to its range.
 
     Args:
         records: of all runs.
@@ -27,7 +28,7 @@ def next_trial(
         count: number of trials within the range.
         metric: "error" or "balanced_error".
     """
-    settings = _trials(contender, count)
+    settings = first_trials(contender, count)
     for _ in range(_FURTHER + 1):
         for setting in settings:
             if setting.key not in records:
@@ -43,7 +44,8 @@ def next_trial(
     return None
 
 
-def _trials(contender: Contender, count: int) -> list[Setting]:
+def first_trials(contender: Contender, count: int) -> list[Setting]:
+    """Returns the trials within the range."""
     parameter = METHODS[contender.method].parameter
     return [
         _setting(contender, trial, seed=tuning.SEED, purpose="tune")

@@ -3,7 +3,7 @@
 import concurrent.futures
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from benchmark_records import Record, Records
 
@@ -13,93 +13,119 @@ from experiments.progress import Progress
 from experiments.setting import Setting
 from experiments.studies import Contender, Study
 
+_BASELINE_EVERY = 3  # contenders between two timed runs of uniform training
+
 
 class Conductor:
-    """Runs what is missing of a study.
+    """Makes the runs of a study that are missing.
 
     Args:
-        progress: shows what is done.
         records: what was measured so far; every run is added when it ends.
-        jobs: runs side by side.
-        smoke: whether on small parts of the data.
+        pool: what trains.
+        smoke: whether it is enough to see that it runs.
     """
 
-    def __init__(
-        self, progress: Progress, records: Records, jobs: int, smoke: bool
-    ) -> None:
-        self._records, self._progress = records, progress
-        self._jobs, self._smoke = jobs, smoke
-        self._lock = threading.Lock()
-        self._missing: dict[str, str] = {}
+    def __init__(self, records: Records, pool: Pool, smoke: bool) -> None:
+        self._records, self._pool, self._smoke = records, pool, smoke
+        self._lock = threading.RLock()  # over records, which are read while they grow
+        self._interrupted = threading.Event()
+        self._missing: set[str] = set()
 
-    def side_by_side(self, study: Study) -> None:
-        """Tunes every contender and makes its final runs."""
-        pool = Pool(self._jobs, self._smoke)
-        try:
-            with concurrent.futures.ThreadPoolExecutor(self._jobs) as threads:
-                for _ in threads.map(
-                    lambda contender: self._settle(pool, study, contender),
-                    [c for c in study.contenders if c.method != "overhead"],
-                ):
-                    pass
-        finally:
-            pool.close()
+    def side_by_side(self, study: Study, jobs: int) -> bool:
+        """Tunes every contender and makes its final runs; returns whether all went."""
+        wanted = {
+            contender: study.trials + len(study.seeds_of(contender))
+            for contender in study.contenders
+            if contender.method != "overhead"
+        }
+        with Progress(study.title, wanted, jobs) as progress:
+            threads = concurrent.futures.ThreadPoolExecutor(jobs)
+            settle = [
+                threads.submit(self._settle, progress, study, contender)
+                for contender in wanted
+            ]
+            try:
+                for settled in settle:
+                    settled.result()
+            except BaseException:
+                self._interrupted.set()
+                raise
+            finally:
+                threads.shutdown(cancel_futures=True)
+        return not any(line.startswith("FAILED") for line in progress.problems)
 
-    def alone(self, study: Study) -> None:
-        """Makes the timed runs: one contender of a group after the other, again."""
-        pool = Pool(1, self._smoke)
-        try:
-            for contender in study.contenders:
-                if contender.method == "overhead":
-                    setting = choice.overhead_setting(contender)
-                    self._run(setting, pool.measure_overhead)
-            groups = itertools.groupby(study.contenders, _group)
-            for _, members in itertools.islice(groups, 1 if self._smoke else None):
-                timed = list(_timed(members))
-                for repetition in range(study.timed):
-                    for contender in timed:
-                        found = self._chosen(study, contender)
-                        if found is not None:
-                            (setting,) = choice.final_settings(
-                                contender, found, (repetition,), "seconds"
-                            )
-                            self._run(setting, pool.submit)
-        finally:
-            pool.close()
+    def alone(self, study: Study) -> bool:
+        """Makes the timed runs, one after the other; returns whether all went."""
+        timed = [
+            (contender, seed)
+            for _, members in self._groups(study)
+            for contender, seed in _in_turn(list(members), study.timed)
+        ]
+        overhead = [c for c in study.contenders if c.method == "overhead"]
+        wanted = {contender: 0 for contender in study.contenders}
+        for contender in (*overhead, *(contender for contender, _ in timed)):
+            wanted[contender] += 1
+        with Progress(f"{study.title}: seconds", wanted) as progress:
+            for contender in overhead:
+                self._run(progress, contender, choice.overhead_setting(contender))
+            for contender, seed in timed:
+                found = self._chosen(study, contender)
+                if found is None:
+                    progress.skip(contender)
+                    continue
+                settings = choice.final_settings(contender, found, (seed,), "seconds")
+                self._run(progress, contender, *settings)
+        return not any(line.startswith("FAILED") for line in progress.problems)
 
-    def _settle(self, pool: Pool, study: Study, contender: Contender) -> None:
+    def _groups(self, study: Study) -> Iterator[tuple[object, Iterable[Contender]]]:
+        members = [c for c in study.contenders if c.method != "overhead"]
+        groups = itertools.groupby(members, _group)
+        return itertools.islice(groups, 1 if self._smoke else None)
+
+    def _settle(self, progress: Progress, study: Study, contender: Contender) -> None:
+        seeds = study.seeds_of(contender)
+        left = study.trials + len(seeds)
         metric = sets.metric(contender.data)
-        given = contender, study.trials, metric
-        while (setting := choice.next_trial(self._records, *given)) is not None:
-            if not self._run(setting, pool.submit):
+        done = 0
+        for setting in choice.first_trials(contender, study.trials):
+            done += setting.key in self._records
+        progress.skip(contender, done)
+        left -= done
+        while (setting := self._next_trial(study, contender, metric)) is not None:
+            left -= 1
+            if not self._run(progress, contender, setting):
+                progress.skip(contender, max(left, 0))
                 return
         found = self._chosen(study, contender)
-        if found is not None:
-            seeds = study.seeds_of(contender)
-            for setting in choice.final_settings(contender, found, seeds, "error"):
-                self._run(setting, pool.submit)
+        for setting in choice.final_settings(contender, found, seeds, "error"):
+            self._run(progress, contender, setting)
+
+    def _next_trial(
+        self, study: Study, contender: Contender, metric: str
+    ) -> Setting | None:
+        with self._lock:
+            return choice.next_trial(self._records, contender, study.trials, metric)
 
     def _chosen(self, study: Study, contender: Contender) -> Record | None:
         metric = sets.metric(contender.data)
-        return choice.chosen(self._records, contender, study.trials, metric)
-
-    def _run(self, setting: Setting, submit: Callable) -> bool:
-        """Makes a run that is missing; returns whether its record is there."""
         with self._lock:
-            if setting.key in self._records:
-                self._progress.skip(setting)
-                return True
-            if setting.data in self._missing:
-                self._progress.skip(setting)
-                return False
-        self._progress.begin(setting)
-        outcome, found = submit(setting).result()
+            return choice.chosen(self._records, contender, study.trials, metric)
+
+    def _run(self, progress: Progress, contender: Contender, setting: Setting) -> bool:
+        """Makes a run if it is missing; returns whether its record is there."""
+        with self._lock:
+            known = setting.key in self._records
+            if known or setting.data in self._missing or self._interrupted.is_set():
+                progress.skip(contender)
+                return known
+            progress.begin(setting)
+        outcome, found = self._pool.run(setting)
         with self._lock:
             if outcome == "done":
                 self._records.append(setting.key, found)
-            if outcome == "missing":
-                self._missing[setting.data] = found
-        self._progress.end(setting, outcome, found)
+            elif outcome == "missing":
+                self._missing.add(setting.data)
+            progress.end(contender, setting, outcome, found)
         return outcome == "done"
 
 
@@ -112,11 +138,22 @@ def _group(contender: Contender) -> tuple[object, ...]:
     )
 
 
-def _timed(members: Iterable[Contender]) -> Iterator[Contender]:
-    """Yields who is timed: of uniform training, whose step does not change, one T."""
-    seen = set()
-    for contender in members:
-        if contender.method == "uniform" and contender.method in seen:
-            continue
-        seen.add(contender.method)
-        yield contender
+def _in_turn(
+    members: list[Contender], repetitions: int
+) -> Iterator[tuple[Contender, int]]:
+    """Yields who is timed, with which seed: the baseline before every few others.
+
+    Of uniform training, whose step costs the same at every T, the shortest is timed.
+    Every other repetition goes backwards, so that a drift of the machine's speed
+    favours none.
+    """
+    uniform = [contender for contender in members if contender.method == "uniform"]
+    others = [contender for contender in members if contender.method != "uniform"]
+    baseline = min(uniform, key=lambda contender: contender.epochs, default=None)
+    seeds = itertools.count()
+    for repetition in range(repetitions):
+        order = others if repetition % 2 == 0 else others[::-1]
+        for place, contender in enumerate(order):
+            if baseline is not None and place % _BASELINE_EVERY == 0:
+                yield baseline, next(seeds)
+            yield contender, repetition

@@ -76,6 +76,7 @@ def _rivals() -> dict[str, Method]:
 
 METHODS = {
     "uniform": Method("uniform (Keras' fit)"),
+    # By the package's draws, so that its seconds are those of RAIS' machinery.
     "with_replacement": Method(
         "uniform with replacement",
         _rais(floor=1.0, draws="independent", adapt_learning_rate=False),
@@ -103,7 +104,7 @@ METHODS = {
         without=ablations.point_estimate,
     ),
     "rais_cleaned": Method(
-        "RAIS, then again without the suspects", _rais(), cleans=True
+        "RAIS, then again without suspects (their number known)", _rais(), cleans=True
     ),
     "rais_measured": Method("RAIS", _rais(), measured=True),
     "oracle": Method("O-SGD", lambda seed: Oracle(seed=seed), steps_per_execution=1),

@@ -3,15 +3,19 @@
 import concurrent.futures
 import multiprocessing
 import os
+import threading
 import traceback
 
 from experiments.setting import Setting
 
 _RUNS_PER_PROCESS = 40  # then a fresh one: TensorFlow never gives back all memory
 
+Outcome = tuple[str, object]
+"""("done", record), ("missing", what brings the data) or ("error", what went wrong)."""
+
 
 class Pool:
-    """Runs settings in processes of their own.
+    """Carries out settings in processes of their own.
 
     Args:
         jobs: processes. With more than one, each keeps to a single thread; one alone
@@ -20,31 +24,41 @@ class Pool:
     """
 
     def __init__(self, jobs: int, smoke: bool) -> None:
-        self.jobs = jobs
-        self._smoke = smoke
-        self._processes = concurrent.futures.ProcessPoolExecutor(
-            jobs,
+        self._jobs, self._smoke = jobs, smoke
+        self._lock = threading.Lock()
+        self._processes = self._fresh()
+
+    def run(self, setting: Setting) -> Outcome:
+        """Carries out one setting and waits for it; never raises for its faults."""
+        with self._lock:
+            processes = self._processes
+            answer = processes.submit(_work, setting, self._smoke)
+        try:
+            return answer.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            with self._lock:
+                if self._processes is processes:
+                    self._processes = self._fresh()
+            return "error", f"A process ended during this run: {error}"
+        except concurrent.futures.CancelledError:
+            return "error", "interrupted"
+
+    def close(self) -> None:
+        """Waits for the runs under way and drops the rest."""
+        self._processes.shutdown(cancel_futures=True)
+
+    def _fresh(self) -> concurrent.futures.ProcessPoolExecutor:
+        return concurrent.futures.ProcessPoolExecutor(
+            self._jobs,
             multiprocessing.get_context("spawn"),
             _prepare,
-            (1 if jobs > 1 else None,),
+            (1 if self._jobs > 1 else None,),
             max_tasks_per_child=_RUNS_PER_PROCESS,
         )
 
-    def submit(self, setting: Setting) -> concurrent.futures.Future:
-        """Returns a future of `training.run(setting)`; see `_work`."""
-        return self._processes.submit(_work, setting, self._smoke)
-
-    def measure_overhead(self, setting: Setting) -> concurrent.futures.Future:
-        """Returns a future of `overhead.measure`."""
-        return self._processes.submit(_overhead, setting, self._smoke)
-
-    def close(self) -> None:
-        """Waits for what is under way and drops the rest."""
-        self._processes.shutdown(cancel_futures=True)
-
 
 def _prepare(threads: int | None) -> None:
-    """Limits TensorFlow, which must not have been imported yet."""
+    """Limits TensorFlow, which reads this when it first computes."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if threads is not None:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
@@ -54,14 +68,13 @@ def _prepare(threads: int | None) -> None:
     tf.get_logger().setLevel("ERROR")  # each run is a new model and traces anew
 
 
-def _work(setting: Setting, smoke: bool) -> tuple[str, object]:
-    """Returns ("done", record), ("missing", what brings the data) or ("error", trace).
-
-    Never raises: an exception that cannot be pickled would break the pool.
-    """
+def _work(setting: Setting, smoke: bool) -> Outcome:
+    """Trains or measures; an exception is text, as not every one can be sent back."""
     from experiments import sets, training
 
     try:
+        if setting.purpose == "overhead":
+            return "done", _overhead(setting, sets.load(setting.data, smoke), smoke)
         return "done", training.run(setting, smoke)
     except sets.Missing as error:
         return "missing", str(error)
@@ -69,15 +82,9 @@ def _work(setting: Setting, smoke: bool) -> tuple[str, object]:
         return "error", traceback.format_exc()
 
 
-def _overhead(setting: Setting, smoke: bool) -> tuple[str, object]:
-    from experiments import overhead, sets
+def _overhead(setting: Setting, data: object, smoke: bool) -> dict[str, object]:
+    from experiments import overhead
 
-    try:
-        repetitions, steps = (3, 20) if smoke else (9, 200)
-        data = sets.load(setting.data, smoke)
-        found = overhead.measure(setting.network, data, repetitions, steps)
-        return "done", {"measures": found}
-    except sets.Missing as error:
-        return "missing", str(error)
-    except Exception:
-        return "error", traceback.format_exc()
+    repetitions, steps = (3, 20) if smoke else (9, 200)
+    found = overhead.measure(setting.network, data, repetitions, steps)
+    return {"measures": found}

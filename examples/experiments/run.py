@@ -21,7 +21,7 @@ from benchmark_records import Records  # noqa: E402
 from experiments import reporting, sets  # noqa: E402
 from experiments.conduct import Conductor  # noqa: E402
 from experiments.methods import METHODS  # noqa: E402
-from experiments.progress import Progress  # noqa: E402
+from experiments.pool import Pool  # noqa: E402
 from experiments.studies import STUDIES, Study, smoke  # noqa: E402
 
 
@@ -32,10 +32,8 @@ def main() -> None:
     if options.smoke:
         studies = {name: smoke(study) for name, study in studies.items()}
     records = Records(options.results / "runs.jsonl")
-    if options.name != "report":
-        chosen = list(studies) if options.name == "all" else [options.name]
-        for name in chosen:
-            _carry_out(studies[name], records, options)
+    names = {"all": list(studies), "report": []}.get(options.name, [options.name])
+    complete = all([_carry_out(studies[name], records, options) for name in names])
     reporting.write(
         records,
         studies,
@@ -45,6 +43,7 @@ def main() -> None:
         rivals={name for name, method in METHODS.items() if method.rival},
     )
     print(f"Report: {options.results / 'report.md'}")
+    sys.exit(0 if complete else "Some runs failed: see above. Start again to repeat.")
 
 
 def _title(name: str) -> str:
@@ -52,14 +51,21 @@ def _title(name: str) -> str:
     return METHODS[name].title if name in METHODS else name
 
 
-def _carry_out(study: Study, records: Records, options: argparse.Namespace) -> None:
-    given = records, options.jobs, options.smoke
-    with Progress(study.title, study.runs) as progress:
-        Conductor(progress, *given).side_by_side(study)
-    if not options.untimed:
-        timed = study.timed * len(study.contenders)
-        with Progress(f"{study.title}, timed", timed) as progress:
-            Conductor(progress, *given).alone(study)
+def _carry_out(study: Study, records: Records, options: argparse.Namespace) -> bool:
+    """Makes the runs that are missing; returns whether none of them failed."""
+    pool = Pool(options.jobs, options.smoke)
+    try:
+        conductor = Conductor(records, pool, options.smoke)
+        complete = conductor.side_by_side(study, options.jobs)
+    finally:
+        pool.close()
+    if options.untimed:
+        return complete
+    pool = Pool(1, options.smoke)
+    try:
+        return Conductor(records, pool, options.smoke).alone(study) and complete
+    finally:
+        pool.close()
 
 
 def _options() -> argparse.Namespace:
@@ -76,7 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="small parts of the data, two trials, one seed, kept apart: does it run?",
+        help="small parts of the data, one trial, one seed, kept apart: does it run?",
     )
     parser.add_argument(
         "--results",

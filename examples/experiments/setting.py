@@ -18,8 +18,8 @@ class Setting:
         optimizer: "sgd", "momentum", "adam" or "adamw".
         batch_size: m.
         seed: of the initial weights and of every draw.
-        purpose: "tune" (validation error only), "error" (test error once, at the end)
-            or "seconds" (alone on the machine).
+        purpose: "tune" (validation error only), "error" (test error once, at the end),
+            "seconds" (alone on the machine) or "overhead" (time of a step by part).
     """
 
     data: str

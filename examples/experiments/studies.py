@@ -63,7 +63,7 @@ def smoke(study: Study) -> Study:
     kept, seen = [], set()
     for contender in study.contenders:
         if contender.method not in seen or contender.method == "rais":
-            kept.append(dataclasses.replace(contender, epochs=2))
+            kept.append(dataclasses.replace(contender, epochs=3))
         seen.add(contender.method)
     kept = list(dict.fromkeys(kept))
     return dataclasses.replace(
@@ -123,7 +123,14 @@ _MAIN = (
     *group("shuttle", "table", _scaled(_FEW, 2), (10, 18, 28)),
     *group("letter", "table", _scaled(_FEW, 3), (15, 27, 42)),
     *group("descriptions", "text", _FEW),
-    *group("words", "word", _scaled(_FEW, 0.2), (1, 2, 3), batch_size=512),
+    *group(
+        "words",
+        "word",
+        # InfoBatch never prunes the first epoch, nor the last.
+        (("rais", 2), ("infobatch", 3), ("effective_minibatch", 2)),
+        (1, 2, 3),
+        batch_size=512,
+    ),
 )
 _ONE = (0,)
 _THREE = (0, 1, 2)
@@ -139,7 +146,7 @@ STUDIES = {
             _MAIN,
             6,
             _FIVE,
-            timed=2,
+            timed=3,
         ),
         Study(
             "size",
@@ -210,6 +217,7 @@ STUDIES = {
             ),
             4,
             _THREE,
+            timed=2,
         ),
         Study(
             "depth",

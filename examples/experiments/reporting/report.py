@@ -15,7 +15,7 @@ from experiments.reporting.tables import best_rival_line, comparisons_table, run
 from experiments.reporting.targets import TARGETS, Target, targets_table
 from experiments.reporting.wording import Titles
 
-_PLOTTED = ("main", "sets")
+_PLOTTED = ("main",)
 _LEGEND = """\
 How to read the tables. T: epochs of the learning-rate schedule, as uniform training \
 counts them. Every line has its own learning rate and own parameter: those of its \

@@ -33,8 +33,8 @@ class Counts:
         forward: examples passed forward only.
         effective_epochs: progress on the method's own clock, in epochs.
         gain_ratio: the rate factor of the last step.
-        tracing_seconds: spent in the first call of each graph, which traces and
-            compiles it; to be left out of a run's seconds.
+        tracing_seconds: spent on taking in the data and in the first call of each
+            graph, which traces and compiles it; to be left out of a run's seconds.
     """
 
     steps: int = 0
@@ -76,7 +76,8 @@ def train(
     Raises:
         Diverged: if a loss is not finite, at most 50 steps later.
     """
-    rows, counts, timed = Rows(data), Counts(), _Timer()
+    counts, timed = Counts(), _Timer()
+    rows = timed("rows", Rows, data)
     rival.begin(len(data[1]), batch_size, epochs, seed)
     step = steps.training_step(model, rows, schedule, batch_size)
     score_rows = steps.scoring(model, rows)
@@ -100,7 +101,8 @@ def train(
         factor = math.sqrt(rival.rate_factor) if rooted else rival.rate_factor
         position = rival.progress * rival.total
         observed = timed("step", step, index, weights, position, factor)
-        if counts.steps % _CHECK_EVERY == 0:
+        last = counts.steps + 1 >= rival.total
+        if last or counts.steps % _CHECK_EVERY == 0:
             _check_finite(observed.losses, counts.steps)
         counts.steps += 1
         counts.gradients += batch_size
