@@ -326,6 +326,21 @@ def test_measures_become_tables_whatever_their_names(tmp_path):
     assert "| drawing | 0.25 |\n| planning | 0.5 |" in text
 
 
+def test_an_interval_is_shown_by_its_mean_ends_and_longer_lists_are_not(tmp_path):
+    made = [
+        {"step": {"keras": {"quartiles": [low, 3.0], "all": [1.0, 2.0, 7.125]}}}
+        for low in (1.0, 2.0)
+    ]
+    contender = Contender("fashion", "cnn", "overhead", 1)
+    study = Study("overhead", "Overhead", "What for?", (contender,), trials=0, seeds=())
+    records = [
+        record(contender, "seconds", seed=seed, measures=measures)
+        for seed, measures in enumerate(made)
+    ]
+    text = report(tmp_path, study, records)
+    assert "| keras | 1.5-3 |" in text and "7.125" not in text
+
+
 def test_a_study_without_tuning_shows_its_measures(tmp_path):
     contender = Contender("fashion", "cnn", "overhead", 1)
     study = Study("overhead", "Overhead", "What for?", (contender,), trials=0, seeds=())

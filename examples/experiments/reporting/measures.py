@@ -71,11 +71,20 @@ def _rows(values: list[object]) -> dict[str, dict[str, str]]:
 
 
 def _merged(items: list[dict[str, object]]) -> dict[str, str | None]:
-    """Returns the mean over `items` of every figure, `None` for what is nested."""
+    """Returns the mean over `items` of every figure, `None` for what is nested.
+
+    A list of two numbers is an interval, and means are those of its ends.
+    """
     merged = {}
     for name in dict.fromkeys(name for item in items for name in item):
         values = [item[name] for item in items if item.get(name) is not None]
-        if any(isinstance(value, dict | list) for value in values):
+        if values and all(_is_interval(value) for value in values):
+            ends = [
+                f"{statistics.fmean(end):.{_DIGITS}g}"
+                for end in zip(*values, strict=True)
+            ]
+            merged[name] = "-".join(ends)
+        elif any(isinstance(value, dict | list) for value in values):
             merged[name] = None
         elif values and all(isinstance(value, int | float) for value in values):
             merged[name] = f"{statistics.fmean(values):.{_DIGITS}g}"
@@ -84,8 +93,16 @@ def _merged(items: list[dict[str, object]]) -> dict[str, str | None]:
     return merged
 
 
+def _is_interval(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(end, int | float) for end in value)
+    )
+
+
 def _texts(merged: dict[str, str | None]) -> dict[str, str]:
-    return {name: "..." if text is None else text for name, text in merged.items()}
+    return {name: text for name, text in merged.items() if text is not None}
 
 
 def _table(corner: str, rows: dict[str, dict[str, str]]) -> str:
