@@ -28,7 +28,7 @@ class Records:
         self._path = path
         self._records: dict[str, Record] = {}
         if path.exists():
-            lines = path.read_text().splitlines()
+            lines = _whole_lines(path)
             for number, line in enumerate(lines, start=1):
                 try:
                     record = json.loads(line)
@@ -65,6 +65,16 @@ class Records:
             for record in list(self._records.values())  # others may add meanwhile
             if all(record["key"].get(name) == value for name, value in wanted.items())
         ]
+
+
+def _whole_lines(path: pathlib.Path) -> list[str]:
+    """Returns the lines; cuts off a last one whose writing was interrupted."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return whole.decode().splitlines()
 
 
 def mean_validation_errors(records: Iterable[Record]) -> dict[float, float]:

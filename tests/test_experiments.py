@@ -192,6 +192,19 @@ def test_suspects_are_taken_out_and_the_precision_counted():
     np.testing.assert_array_equal(kept.train[0][:100, 0], np.arange(100.0))
 
 
+def test_a_line_cut_off_by_a_kill_costs_that_run_alone(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    records = Records(path)
+    records.append({"seed": 0}, {"steps": 1})
+    records.append({"seed": 1}, {"steps": 2})
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    resumed = Records(path)
+    assert {"seed": 0} in resumed and {"seed": 1} not in resumed
+    resumed.append({"seed": 1}, {"steps": 3})
+    assert [record["steps"] for record in Records(path).select()] == [1, 3]
+
+
 def test_errors_are_those_of_a_slow_count():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2500, 4)).astype("float32")
@@ -214,6 +227,9 @@ def test_the_test_part_is_never_read_in_tuning(monkeypatch):
     measured = training.run(setting, True)
     monkeypatch.setattr(training, "_load", lambda name, smoke: _small())
     assert "test" not in measured and not measured["history"]["validation_error"]
+    assert "test" not in training.run(
+        dataclasses.replace(setting, purpose="seconds"), True
+    )
     final = training.run(dataclasses.replace(setting, purpose="error"), True)
     assert 0 <= final["test"]["error"] <= 100
     assert len(final["history"]["validation_error"]) == 2
