@@ -45,7 +45,7 @@ class Conductor:
                 for contender in wanted
             ]
             try:
-                for settled in settle:
+                for settled in concurrent.futures.as_completed(settle):
                     settled.result()
             except BaseException:
                 self._interrupted.set()
