@@ -115,12 +115,17 @@ def train(
 
 def error_percent(model: keras.Model, split: datasets.Split) -> float:
     """Returns the share of wrongly classified examples, in percent."""
+    return float(100 * np.mean(is_wrong(model, split)))
+
+
+def is_wrong(model: keras.Model, split: datasets.Split) -> np.ndarray:
+    """Returns `[n]`, whether each example is wrongly classified."""
     x, y = split
     parts = [
         model.predict_on_batch(x[start : start + 1000]).argmax(axis=-1)
         for start in range(0, len(x), 1000)
     ]
-    return float(100 * np.mean(np.concatenate(parts) != y))
+    return np.concatenate(parts) != y
 
 
 class Stopwatch(keras.callbacks.Callback):

@@ -12,30 +12,20 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 from benchmark_records import Records  # noqa: E402
+from experiments import studies  # noqa: E402
 from experiments.reporting import write  # noqa: E402
 from experiments.reporting.comparison import compare  # noqa: E402
 from experiments.reporting.runs import group_runs  # noqa: E402
+from experiments.studies import Contender  # noqa: E402
 
 STEPS = 100  # in an epoch of uniform training: n = 6400, m = 64
 LENGTHS = (4, 6, 8, 12)
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
-    data: str
-    network: str
-    method: str
-    epochs: float
-    optimizer: str = "momentum"
-    batch_size: int = 64
+class Study(studies.Study):
+    """A study of few trials, with the same seeds on all data."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    name: str
-    title: str
-    question: str
-    contenders: tuple
     trials: int = 3
     seeds: tuple = (0, 1, 2, 3, 4)
 

@@ -52,7 +52,7 @@ class Conductor:
                 raise
             finally:
                 threads.shutdown(cancel_futures=True)
-        return not any(line.startswith("FAILED") for line in progress.problems)
+        return not progress.failed
 
     def alone(self, study: Study) -> bool:
         """Makes the timed runs, one after the other; returns whether all went."""
@@ -75,23 +75,20 @@ class Conductor:
                     continue
                 settings = choice.final_settings(contender, found, (seed,), "seconds")
                 self._run(progress, contender, *settings)
-        return not any(line.startswith("FAILED") for line in progress.problems)
+        return not progress.failed
 
     def _groups(self, study: Study) -> Iterator[tuple[object, Iterable[Contender]]]:
         members = [c for c in study.contenders if c.method != "overhead"]
-        groups = itertools.groupby(members, _group)
+        groups = itertools.groupby(members, lambda contender: contender.place)
         return itertools.islice(groups, 1 if self._smoke else None)
 
     def _settle(self, progress: Progress, study: Study, contender: Contender) -> None:
         seeds = study.seeds_of(contender)
-        left = study.trials + len(seeds)
-        metric = sets.metric(contender.data)
-        done = 0
-        for setting in choice.first_trials(contender, study.trials):
-            done += setting.key in self._records
+        trials = choice.first_trials(contender, study.trials)
+        done = sum(setting.key in self._records for setting in trials)
         progress.skip(contender, done)
-        left -= done
-        while (setting := self._next_trial(study, contender, metric)) is not None:
+        left = study.trials - done + len(seeds)
+        while (setting := self._next_trial(study, contender)) is not None:
             left -= 1
             if not self._run(progress, contender, setting):
                 progress.skip(contender, max(left, 0))
@@ -100,9 +97,8 @@ class Conductor:
         for setting in choice.final_settings(contender, found, seeds, "error"):
             self._run(progress, contender, setting)
 
-    def _next_trial(
-        self, study: Study, contender: Contender, metric: str
-    ) -> Setting | None:
+    def _next_trial(self, study: Study, contender: Contender) -> Setting | None:
+        metric = sets.metric(contender.data)
         with self._lock:
             return choice.next_trial(self._records, contender, study.trials, metric)
 
@@ -127,15 +123,6 @@ class Conductor:
                 self._missing.add(setting.data)
             progress.end(contender, setting, outcome, found)
         return outcome == "done"
-
-
-def _group(contender: Contender) -> tuple[object, ...]:
-    return (
-        contender.data,
-        contender.network,
-        contender.optimizer,
-        contender.batch_size,
-    )
 
 
 def _in_turn(

@@ -69,6 +69,10 @@ def _augmentation(data: Any, seed: int) -> list[keras.layers.Layer]:
     return [ShiftAndFlip(data.shift, data.flip, seed + 999)]
 
 
+def _first(data: Any, seed: int) -> list:
+    return models.image_input(data.train[0], _augmentation(data, seed))
+
+
 def _mlp(bases: _Bases, data: Any, seed: int) -> keras.Model:
     return _of_examples(models.mlp, bases, data, seed)
 
@@ -88,17 +92,17 @@ def _of_examples(builder, bases: _Bases, data: Any, seed: int) -> keras.Model:
 
 
 def _resnet(bases: _Bases, data: Any, seed: int) -> keras.Model:
-    first = models.image_input(data.train[0], _augmentation(data, seed))
+    first = _first(data, seed)
     return image_networks.residual(bases.model, first, data.classes, seed)
 
 
 def _resnet_bn(bases: _Bases, data: Any, seed: int) -> keras.Model:
-    first = models.image_input(data.train[0], _augmentation(data, seed))
+    first = _first(data, seed)
     return image_networks.residual(bases.model, first, data.classes, seed, True)
 
 
 def _transformer(bases: _Bases, data: Any, seed: int) -> keras.Model:
-    first = models.image_input(data.train[0], _augmentation(data, seed))
+    first = _first(data, seed)
     return image_networks.transformer(bases.model, first, data.classes, seed)
 
 

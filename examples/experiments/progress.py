@@ -20,6 +20,9 @@ class Progress:
         title: of the study.
         wanted: number of runs of each contender.
         jobs: runs side by side.
+
+    Attributes:
+        failed: whether a run ended in an error.
     """
 
     def __init__(
@@ -30,7 +33,8 @@ class Progress:
         # Seconds and epochs of the runs made, by data and network.
         self._spent: dict[tuple[str, str], list[float]] = {}
         self._begun: dict[Setting, float] = {}
-        self.problems: list[str] = []
+        self.failed = False
+        self._problems: list[str] = []
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -48,7 +52,7 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         """Leaves the bar as it is, and says again what went wrong."""
         self._bar.stop()
-        for problem in self.problems:
+        for problem in self._problems:
             print(problem)
 
     def skip(self, contender: Contender, runs: int = 1) -> None:
@@ -70,7 +74,8 @@ class Progress:
         self._count(contender, 1)
         line = _line(setting, outcome, found, seconds)
         if outcome != "done":
-            self.problems.append(line)
+            self._problems.append(line)
+            self.failed |= outcome == "error"
         self._bar.console.print(line, markup=False, soft_wrap=True)
 
     def seconds_left(self) -> float:

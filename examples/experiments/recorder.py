@@ -5,6 +5,7 @@ import time
 
 import keras
 import numpy as np
+from training import is_wrong
 
 from experiments import sets
 from experiments.setting import Setting
@@ -31,12 +32,7 @@ _HISTORY = (
 
 def errors(model: keras.Model, split: sets.Split, classes: int) -> dict[str, float]:
     """Returns the error and the mean over classes of the error within it, in %."""
-    x, y = split
-    parts = [
-        np.argmax(model.predict_on_batch(x[start : start + 1000]), axis=-1)
-        for start in range(0, len(x), 1000)
-    ]
-    wrong = np.concatenate(parts) != y
+    wrong, (_, y) = is_wrong(model, split), split
     within = [
         wrong[y == label].mean() for label in range(classes) if (y == label).any()
     ]

@@ -13,7 +13,8 @@ import pathlib
 import sys
 import tempfile
 
-sys.path[:0] = [str(pathlib.Path(__file__).parents[level]) for level in (1, 2)]
+# In place of this script's folder, whose `training` is another one.
+sys.path[:1] = [str(pathlib.Path(__file__).parents[level]) for level in (1, 2)]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmark_records import Records  # noqa: E402

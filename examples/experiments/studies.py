@@ -25,6 +25,11 @@ class Contender:
     optimizer: str = "momentum"
     batch_size: int = 64
 
+    @property
+    def place(self) -> tuple[str, str, str, int]:
+        """What it shares with those it is held against."""
+        return self.data, self.network, self.optimizer, self.batch_size
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -51,11 +56,6 @@ class Study:
     def seeds_of(self, contender: Contender) -> tuple[int, ...]:
         """Returns the seeds of a contender's final runs."""
         return self.seeds if contender.data == "fashion" else self.seeds[:3]
-
-    @property
-    def runs(self) -> int:
-        """Number of runs side by side, but for trials beyond the range."""
-        return sum(self.trials + len(self.seeds_of(c)) for c in self.contenders)
 
 
 def smoke(study: Study) -> Study:

@@ -70,8 +70,7 @@ def build(setting: Setting, base: type[keras.Model], data: sets.Data) -> keras.M
 def compile_options(setting: Setting, n: int) -> dict[str, object]:
     """Returns what every method's `compile` is given."""
     rate = schedule(setting, n)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return {"optimizer": optimizer(setting.optimizer, rate), "loss": loss}
+    return {"optimizer": optimizer(setting.optimizer, rate), "loss": models.loss()}
 
 
 def schedule(
@@ -89,8 +88,8 @@ def optimizer(name: str, rate: object) -> keras.optimizers.Optimizer:
     """
     makers = {
         "sgd": keras.optimizers.SGD,
-        "momentum": functools.partial(keras.optimizers.SGD, momentum=0.9),
-        "adam": keras.optimizers.Adam,
+        "momentum": functools.partial(models.optimizer, "sgd"),
+        "adam": functools.partial(models.optimizer, "adam"),
         "adamw": keras.optimizers.AdamW,
     }
     if name not in makers:

@@ -87,17 +87,22 @@ def _compare(
             equal_error_length(lengths, curve[i], errors[i]) for i in range(len(errors))
         ]
         bounds = np.array([{">": -1, "=": 0, "<": 1}[sign] for _, sign in reached])
-        rows = list(zip(reached, curve_steps, strict=True))
-        matched = np.array([np.interp(x[0], lengths, row) for x, row in rows])
+        reached_at = [length for length, _ in reached]
+        matched = _at(reached_at, lengths, curve_steps)
         ratios.append(_estimate(steps / matched, bounds, draws.has_interval))
         if step_seconds is None:
             ratios.append(None)
             continue
         own, curve_seconds = step_seconds[0], step_seconds[1] * curve_steps
-        rows = list(zip(reached, curve_seconds, strict=True))
-        matched = np.array([np.interp(x[0], lengths, row) for x, row in rows])
+        matched = _at(reached_at, lengths, curve_seconds)
         ratios.append(_estimate(own * steps / matched, bounds, draws.has_interval))
     return Comparison(group, runs, *ratios, _difference(draws, group.metric))
+
+
+def _at(places: Sequence[float], lengths: np.ndarray, curves: np.ndarray) -> np.ndarray:
+    """Returns each curve, `[resamples, lengths]`, at its own place."""
+    pairs = zip(places, curves, strict=True)
+    return np.array([np.interp(place, lengths, curve) for place, curve in pairs])
 
 
 def _difference(draws: "_Draws", metric: str) -> Estimate:

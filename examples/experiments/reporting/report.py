@@ -10,10 +10,11 @@ from benchmark_records import Records
 from experiments.reporting import plots, summary_plot, verdicts
 from experiments.reporting.comparison import Comparison, compare
 from experiments.reporting.measures import measures_section
-from experiments.reporting.runs import Group, Study, group_runs
+from experiments.reporting.runs import Group, group_runs
 from experiments.reporting.tables import best_rival_line, comparisons_table, runs_table
 from experiments.reporting.targets import TARGETS, Target, targets_table
 from experiments.reporting.wording import Titles
+from experiments.studies import Study
 
 _PLOTTED = ("main",)
 _LEGEND = """\

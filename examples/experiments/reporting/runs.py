@@ -5,37 +5,14 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from benchmark_records import Record
+
+from experiments.studies import Contender, Study
 
 _NAMES = ("data", "network", "method", "epochs", "optimizer", "batch_size")
 # Records keep six significant digits.
 _SAME = 2e-5
-
-
-class Contender(Protocol):
-    """One method at one length, tuned on its own."""
-
-    data: str
-    network: str
-    method: str
-    epochs: float
-    optimizer: str
-    batch_size: int
-
-
-class Study(Protocol):
-    """Contenders that answer one question."""
-
-    name: str
-    title: str
-    question: str
-    contenders: tuple[Contender, ...]
-    trials: int
-
-    def seeds_of(self, contender: Contender) -> tuple[int, ...]:
-        """Returns the seeds of a contender's final runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +128,7 @@ def group_runs(
         for item in dict.fromkeys(study.contenders):
             found = index[tuple(getattr(item, name) for name in _NAMES)]
             runs = _runs(study, item, found, metric_of(item.data))
-            name = (item.data, item.network, item.optimizer, item.batch_size)
-            members.setdefault(name, []).append(runs)
+            members.setdefault(item.place, []).append(runs)
         groups += [
             Group(study, name, tuple(_share_timing(runs)))
             for name, runs in members.items()

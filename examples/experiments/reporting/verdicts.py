@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from experiments.reporting import wording
 from experiments.reporting.comparison import Comparison, Estimate
-from experiments.reporting.runs import Contender, Group
+from experiments.reporting.runs import Group
 from experiments.reporting.wording import Titles
+from experiments.studies import Contender
 
 OURS = "rais"
 

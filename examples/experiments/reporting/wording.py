@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 
 from experiments.reporting.comparison import Comparison, Estimate
-from experiments.reporting.runs import Contender, Group
+from experiments.reporting.runs import Group
+from experiments.studies import Contender
 
 _SIGNS = {"=": "", "<=": "at most ", ">=": "at least ", "?": "about "}
 _DEFAULTS = {"optimizer": "momentum", "batch_size": 64}

@@ -28,7 +28,6 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from experiments.rivals.passes import Passes
 from experiments.rivals.rival import Draw, Observed, Rival, Score
 from keras_osgd import distributions, draws, gain_ratio
 
@@ -106,7 +105,6 @@ class EffectiveMinibatch(Rival):
     def begin(self, n: int, batch_size: int, epochs: float, seed: int) -> None:
         """Starts with a uniform pass."""
         super().begin(n, batch_size, epochs, seed)
-        self._passes = Passes(n, self.rng)
         self._uniform_steps = -(-n // batch_size)
         self._moments = MovingMoments(n, self.parameter)
         self._traces = np.zeros(2)
@@ -124,7 +122,7 @@ class EffectiveMinibatch(Rival):
         if self._effective >= self.total:
             return None
         if self.steps < self._uniform_steps:
-            return self._passes.take(self.batch_size), self.ones
+            return self.passes.take(self.batch_size), self.ones
         if not self._block:
             self._block = self._draw_block()
         index, self._weights = self._block.pop()

@@ -84,6 +84,8 @@ def train(
     rooted = learning_rate.rule_for(model.optimizer) == "square_root"
     ends = [min(k / epochs, 1.0) for k in range(1, math.ceil(epochs) + 1)]
 
+    losses = np.zeros(0)
+
     def score(index: np.ndarray) -> Observed:
         counts.forward += len(index)
         return timed(min(len(index), 1024), score_rows, index)
@@ -94,6 +96,7 @@ def train(
         counts.tracing_seconds = timed.first_calls
         while ends and progress >= ends[0] - 1e-9:
             ends.pop(0)
+            _check_finite(losses, counts.steps)
             on_epoch(dataclasses.asdict(counts))
 
     while (draw := rival.next(score)) is not None:
@@ -101,9 +104,9 @@ def train(
         factor = math.sqrt(rival.rate_factor) if rooted else rival.rate_factor
         position = rival.progress * rival.total
         observed = timed("step", step, index, weights, position, factor)
-        last = counts.steps + 1 >= rival.total
-        if last or counts.steps % _CHECK_EVERY == 0:
-            _check_finite(observed.losses, counts.steps)
+        losses = observed.losses
+        if counts.steps % _CHECK_EVERY == 0:
+            _check_finite(losses, counts.steps)
         counts.steps += 1
         counts.gradients += batch_size
         rival.observe(index, observed)

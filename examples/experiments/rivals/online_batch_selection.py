@@ -21,7 +21,6 @@ import math
 
 import numpy as np
 
-from experiments.rivals.passes import Passes
 from experiments.rivals.rival import Draw, Rival, Score
 
 
@@ -60,7 +59,6 @@ class OnlineBatchSelection(Rival):
     def begin(self, n: int, batch_size: int, epochs: float, seed: int) -> None:
         """Starts with a pass over all examples."""
         super().begin(n, batch_size, epochs, seed)
-        self._passes = Passes(n, self.rng)
         self._period = math.ceil(n / batch_size) / 2
         self._rank_at = 2 * self._period
         self._by_rank: np.ndarray | None = None
@@ -74,7 +72,7 @@ class OnlineBatchSelection(Rival):
             self._by_rank = np.argsort(-losses, kind="stable")
             self._rank_at += self._period
         if self._by_rank is None:
-            return self._passes.take(self.batch_size), self.ones
+            return self.passes.take(self.batch_size), self.ones
         pressure = self.parameter ** (1.0 - self.progress)
         ranks = draw_ranks(self.n, pressure, self.rng.random(self.batch_size))
         return self._by_rank[ranks], self.ones

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.rivals.passes import Passes
 from experiments.rivals.rival import Draw, Observed, Rival, Score
 from keras_osgd import draws
 
@@ -60,7 +59,6 @@ class Presampling(Rival):
     def begin(self, n: int, batch_size: int, epochs: float, seed: int) -> None:
         """Starts uniform, with tau = 0."""
         super().begin(n, batch_size, epochs, seed)
-        self._passes = Passes(n, self.rng)
         self._tau = 0.0
         self._switched_on = False
 
@@ -70,8 +68,8 @@ class Presampling(Rival):
             return None
         self._switched_on = self._tau > self.parameter
         if not self._switched_on:
-            return self._passes.take(self.batch_size), self.ones
-        pool = self._passes.take(_POOL * self.batch_size)
+            return self.passes.take(self.batch_size), self.ones
+        pool = self.passes.take(_POOL * self.batch_size)
         probability = pool_probability(score(pool).pre_activation_norms)
         self._follow(probability)
         chosen = draws.independent(probability, self.batch_size, self.rng)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from experiments.rivals.passes import Passes
 from experiments.rivals.rival import Draw, Rival, Score
 
 
@@ -16,13 +15,8 @@ class Reshuffled(Rival):
 
     TITLE = "uniform, in the rivals' loop"
 
-    def begin(self, n: int, batch_size: int, epochs: float, seed: int) -> None:
-        """Starts the first pass."""
-        super().begin(n, batch_size, epochs, seed)
-        self._passes = Passes(n, self.rng)
-
     def next(self, score: Score) -> Draw | None:
         """Returns the next m of the pass."""
         if self.steps >= self.total:
             return None
-        return self._passes.take(self.batch_size), self.ones
+        return self.passes.take(self.batch_size), self.ones

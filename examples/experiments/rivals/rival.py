@@ -9,6 +9,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from experiments.rivals.passes import Passes
+
 Score = Callable[[np.ndarray], "Observed"]
 Draw = tuple[np.ndarray, np.ndarray]  # index [m] int64 and weights [m] float32
 
@@ -44,6 +46,7 @@ class Rival(abc.ABC):
         DEFAULT: value of the parameter, or `None`.
         RANGE: where to tune it: lowest, highest, and "log" or "linear".
         rate_factor: what the optimizer's scheduled rate is multiplied by.
+        passes: reshuffled passes over all examples.
         steps: done.
         total: iterations of the learning-rate schedule, epochs * ceil(n / m).
     """
@@ -65,6 +68,7 @@ class Rival(abc.ABC):
         self.total = round(epochs * math.ceil(n / batch_size))
         self.steps = 0
         self.ones = np.ones(batch_size, np.float32)
+        self.passes = Passes(n, self.rng)
 
     @property
     def progress(self) -> float:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.rivals.passes import Passes
 from experiments.rivals.rival import Draw, Observed, Rival, Score
 
 _HISTORY = 1024  # R
@@ -43,7 +42,6 @@ class SelectiveBackprop(Rival):
     def begin(self, n: int, batch_size: int, epochs: float, seed: int) -> None:
         """Starts with no history."""
         super().begin(n, batch_size, epochs, seed)
-        self._passes = Passes(n, self.rng)
         self._history = np.zeros(0)
         self._selected = np.zeros(0, np.int64)
         self._batches_seen = 0
@@ -67,7 +65,7 @@ class SelectiveBackprop(Rival):
         self._selected = self._selected[self.batch_size :]
 
     def _select(self, score: Score) -> None:
-        index = self._passes.take(self.batch_size)
+        index = self.passes.take(self.batch_size)
         losses = score(index).losses
         self._history = np.concatenate([self._history, losses])[-_HISTORY:]
         probability = selection_probability(losses, self._history, self.parameter)
