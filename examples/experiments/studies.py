@@ -40,7 +40,7 @@ class Study:
         title: in the report.
         question: what it is to settle.
         contenders: what is trained.
-        trials: of tuning, for each contender.
+        trials: of tuning, for each contender on Fashion-MNIST; elsewhere at most four.
         seeds: of the final runs on Fashion-MNIST; elsewhere the first three of them.
         timed: repetitions alone on the machine, interleaved within a group.
     """
@@ -52,6 +52,10 @@ class Study:
     trials: int
     seeds: tuple[int, ...]
     timed: int = 0
+
+    def trials_of(self, contender: Contender) -> int:
+        """Returns how many trials of tuning a contender gets."""
+        return self.trials if contender.data == "fashion" else min(self.trials, 4)
 
     def seeds_of(self, contender: Contender) -> tuple[int, ...]:
         """Returns the seeds of a contender's final runs."""

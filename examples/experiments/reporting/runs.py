@@ -167,7 +167,7 @@ def _runs(
             name for name in ("rate", "parameter") if _at_edge(chosen, tuned, name)
         ),
         trials=len(tuned),
-        wanted_trials=study.trials,
+        wanted_trials=study.trials_of(contender),
         errors=dict(sorted(errors.items())),
         wanted=len(seeds),
         timed=[run for run in own if run["key"]["purpose"] == "seconds"],
