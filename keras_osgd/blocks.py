@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,21 @@ class Blocks:
                 probability[unused] = plan.probability[used:] / plan.credit
                 self._state.owed = draws.refund(self._state.owed, probability, unused)
                 self._state.owed -= plan.mass * len(unused) / len(plan.index)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns all that `resume` needs; no array is ever changed."""
+        plans = {str(order): plan._asdict() for order, plan in enumerate(self.plans)}
+        return {"plans": plans, "told": " ".join(sorted(self._told))}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `snapshot` was taken: hands the plans to the pipeline."""
+        self.plans = []
+        for order in sorted(saved.get("plans", ())):
+            fields = saved["plans"][order]
+            fields = {name: v if v.ndim else v.item() for name, v in fields.items()}
+            self.plans.append(Plan(**fields))
+            self._buffers.write(self.plans[-1])
+        self._told = set(saved["told"].item().split())
 
     def decide(self, gains: np.ndarray, importance: bool, threshold: float) -> None:
         """Retreats to uniform draws where they no longer pay, and comes back.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 __all__ = ["Clock", "EpochEnds", "callback_list"]
@@ -44,6 +46,9 @@ class Clock:
         self._granted = 0  # effective iterations of all epochs begun
         self._known_end: int | None = None
         self._poll_at = 0
+        self._share = 1.0  # effective iterations of the epoch
+        self._done = 0.0  # part of the epoch done before `fit`, at another batch size
+        self._under_way = False  # whether the epoch was begun before `fit`
 
     def advance(self, gain: tf.Tensor, applied: tf.Tensor | None) -> None:
         """Counts one step, inside the training step.
@@ -67,9 +72,14 @@ class Clock:
         decide = (left <= self._ahead) & (self._end.read_value() == _FAR)
         self._end.assign(tf.where(decide, steps + left, self._end.read_value()))
 
-    def restart(self) -> None:
-        """Starts counting the steps of a new `fit`."""
+    def restart(self, done: float = 0.0) -> None:
+        """Starts counting the steps of a new `fit`.
+
+        Args:
+            done: part of its first epoch that was trained already, in [0, 1).
+        """
         self.step, self._known_end = 0, None
+        self._done, self._under_way = done, False
         self._granted = 0
         self._steps.assign(0)
         self._remaining.assign(0.0)
@@ -80,8 +90,44 @@ class Clock:
         """Returns the effective iterations since `fit` began."""
         return self._granted - float(self._remaining)
 
+    def snapshot(self, mid_epoch: bool) -> dict[str, Any]:
+        """Returns all that `resume` needs.
+
+        Args:
+            mid_epoch: whether an epoch is under way.
+        """
+        end = -1 if self._known_end is None else self._known_end
+        counts = (self.step, end, self._poll_at)
+        remaining = float(self._remaining)
+        return {
+            "counts": np.array(counts, np.int64),
+            "iterations": np.array([float(self.gain), remaining, self._granted]),
+            "end": np.int64(self._end.numpy()),
+            "share": np.float64(self._share),
+            "done": np.float64(1 - remaining / self._share if mid_epoch else 0.0),
+            "under_way": np.bool_(mid_epoch),
+        }
+
+    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Goes on where `snapshot` was taken."""
+        self.step, end, self._poll_at = saved["counts"].tolist()
+        self._known_end = None if end < 0 else end
+        gain, remaining, self._granted = saved["iterations"].tolist()
+        self.gain.assign(gain)
+        self._remaining.assign(remaining)
+        self._steps.assign(self.step)
+        self._end.assign(saved["end"])
+        self._share, self._done = float(saved["share"]), 0.0
+        self._under_way = bool(saved["under_way"])
+
     def begin_epoch(self, effective_iterations: int) -> None:
         """Begins an epoch; what the last one did too much counts for this one."""
+        if self._under_way:
+            self._under_way = False
+            return
+        self._share = effective_iterations
+        effective_iterations *= 1 - self._done
+        self._done = 0.0
         self._granted += effective_iterations
         remaining = float(self._remaining.assign_add(effective_iterations))
         gain = float(self.gain)

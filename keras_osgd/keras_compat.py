@@ -15,12 +15,14 @@ from keras.src.models.functional import Functional
 
 __all__ = [
     "Functional",
+    "build_metrics",
     "call_model",
     "calling",
     "compiled_losses",
     "compute_loss",
     "copied",
     "draws_random_numbers",
+    "forget_initial_epoch",
     "layers_of",
     "logits",
     "loss_options",
@@ -153,6 +155,13 @@ def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
     return dict(getattr(loss, "_fn_kwargs", {}))
 
 
+def build_metrics(model: keras.Model, y: Any, y_pred: Any) -> None:
+    """Makes the metrics of `compile`, which Keras does in the first step."""
+    compiled = model._compile_metrics
+    if compiled is not None and not compiled.built:
+        compiled.build(y, y_pred)
+
+
 def update_compiled_metrics(
     model: keras.Model,
     y: Any,
@@ -171,8 +180,7 @@ def update_compiled_metrics(
     compiled = model._compile_metrics
     if compiled is None:
         return
-    if not compiled.built:
-        compiled.build(y, y_pred)
+    build_metrics(model, y, y_pred)
     flat_y, flat_pred = compiled._flatten_y(y), compiled._flatten_y(y_pred)
     outputs = range(len(flat_pred))
     groups = [
@@ -234,3 +242,8 @@ def steps_taken(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
         optimizer: the one that applies the gradients (inside a `LossScaleOptimizer`).
     """
     return tf.convert_to_tensor(optimizer._iterations)
+
+
+def forget_initial_epoch(model: keras.Model) -> None:
+    """Drops the epoch that `BackupAndRestore` lets `fit` begin with."""
+    model._initial_epoch = None

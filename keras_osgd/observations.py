@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -10,7 +12,14 @@ from keras_osgd.gain_ratio import gradient_ess
 from keras_osgd.pipeline import PlanBuffers
 from keras_osgd.uncertainty_set import UncertaintySet
 
-__all__ = ["NOTHING_OBSERVED", "ObservationLog", "Window", "averaged", "figures"]
+__all__ = [
+    "NOTHING_OBSERVED",
+    "ObservationLog",
+    "Window",
+    "averaged",
+    "figures",
+    "floats",
+]
 
 NOTHING_OBSERVED = {
     "gain_ratio": 1.0,
@@ -20,6 +29,7 @@ NOTHING_OBSERVED = {
     "share_unseen": 1.0,
 }
 
+_COLUMNS = ("features", "weights", "norms")
 _MEMORY = 0.8  # of the fits to one window after another
 
 
@@ -50,6 +60,15 @@ class ObservationLog:
         positions = rows[:, np.newaxis] * self._batch_size + np.arange(self._batch_size)
         norms = tf.gather(self._norms, positions.ravel()).numpy()
         return norms, tf.gather(self._gains, rows).numpy()
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Returns all that `resume` needs."""
+        return {"norms": np.array(self._norms), "gains": np.array(self._gains)}
+
+    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Goes on where `snapshot` was taken."""
+        self._norms.assign(saved["norms"])
+        self._gains.assign(saved["gains"])
 
 
 class Window:
@@ -83,6 +102,15 @@ class Window:
         self._features = np.concatenate([self._features, features])[-self._size :]
         self._weights = np.concatenate([self._weights, weights])[-self._size :]
         self._norms = np.concatenate([self._norms, norms])[-self._size :]
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Returns all that `resume` needs; no array is ever changed."""
+        columns = (self._features, self._weights, self._norms)
+        return dict(zip(_COLUMNS, columns, strict=True))
+
+    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Goes on where `snapshot` was taken."""
+        self._features, self._weights, self._norms = map(saved.get, _COLUMNS)
 
     def fit(
         self, average: UncertaintySet | None, mean_features: np.ndarray
@@ -147,3 +175,8 @@ def figures(
         "candidate_gain_ratio": gain,
         "gradient_ess": float(gradient_ess(weights, norms.astype(np.float64))),
     }
+
+
+def floats(saved: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns figures as they were before they were saved."""
+    return {name: float(value) for name, value in saved.items()}

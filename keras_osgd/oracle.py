@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_osgd import distributions
 from keras_osgd.blocks import LEAST_FLOOR, Blocks
-from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog
+from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, floats
 from keras_osgd.pipeline import Plan, PlanBuffers
 from keras_osgd.sampling import Oracle
-from keras_osgd.scoring import Scorer
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
 from keras_osgd.warn_once import warn_once
 
-__all__ = ["OraclePlanner", "refresh_steps", "scoring_all", "warn_of_staleness"]
+__all__ = ["OraclePlanner", "refresh_steps", "warn_of_staleness"]
 
 _RETREAT_BELOW = 1.03  # as RAIS; fresh norms have nothing to retreat from
 _RECENT_STEPS = 50  # gain and figures are averaged over so many
+_RECENT = ("gains", "weights", "norms")
 _ONLY_LAST = np.array([0.0, 1.0])  # of the features ("constant", "last")
 
 
@@ -90,6 +91,25 @@ class OraclePlanner:
         """Takes in what the steps of a block left behind, once it is over."""
         if step >= self._end:
             self._observe(step)
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Returns what returns all that `resume` needs, state and table included."""
+        taken = {
+            "state": self._state.collect(),
+            "blocks": self._blocks.snapshot(),
+            "recent": dict(zip(_RECENT, self._recent, strict=True)),
+            "steps": np.array([self._end, self._observed_until]),
+            "newest": dict(self._newest),
+        }
+        return lambda: taken
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `snapshot` was taken, in place of `start`."""
+        self.start()
+        self._blocks.resume(saved["blocks"])
+        self._recent = [saved["recent"][name] for name in _RECENT]
+        self._end, self._observed_until = saved["steps"].tolist()
+        self._newest = floats(saved["newest"])
 
     def finish(self, step: int) -> None:
         """Takes in the last observations; undoes the credit and debit of no draws."""
@@ -179,30 +199,7 @@ class OraclePlanner:
 
 
 def _no_observations() -> list[np.ndarray]:
-    return [np.zeros(0), np.zeros(0), np.zeros(0)]  # gains, weights, norms
-
-
-def scoring_all(
-    scorer: Scorer, data: TrainingData, batch_size: int, verbose: bool
-) -> Callable[[], np.ndarray]:
-    """Returns what scores all examples at the current weights.
-
-    Args:
-        scorer: of the model.
-        data: all examples.
-        batch_size: examples scored at once.
-        verbose: whether the first call shows a bar.
-    """
-    bars = [keras.utils.Progbar] if verbose else []
-
-    def score() -> np.ndarray:
-        if not bars:
-            return scorer.of_all(data.arrays, batch_size)
-        print(f"Scoring {data.n} examples")
-        bar = bars.pop()(data.n, unit_name="example")
-        return scorer.of_all(data.arrays, batch_size, bar.update)
-
-    return score
+    return [np.zeros(0) for _ in _RECENT]
 
 
 def refresh_steps(

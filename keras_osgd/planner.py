@@ -5,12 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from keras_osgd import distributions
 from keras_osgd.blocks import LEAST_FLOOR, Blocks
-from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window
+from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window, floats
 from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
@@ -87,6 +89,44 @@ class Planner:
             end = self.last_plan.start + self._buffers.block_steps
             self._next_event = end - self._lead_steps
         self._waiting_seconds += time.perf_counter() - entered
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Returns what waits for all that `resume` needs, state and table included.
+
+        It is collected in the planning thread, after the plan in hand: the training
+        thread waits for nothing.
+        """
+        taken: dict[str, Any] = {
+            "pending": self._pending is not None,
+            "figures": dict(self.figures),
+        }
+        collected = self._submit(self._collect, taken)
+
+        def wait() -> dict[str, Any]:
+            collected.result()
+            return taken
+
+        return wait
+
+    def _collect(self, taken: dict[str, Any]) -> None:
+        taken["state"] = self._state.collect()
+        taken["blocks"] = self._blocks.snapshot()
+        taken["window"] = self._window.snapshot()
+        taken["ingested"] = self._ingested
+        taken["newest"] = dict(self._newest)
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `snapshot` was taken, in place of `start`."""
+        self._blocks.resume(saved["blocks"])
+        self._window.resume(saved["window"])
+        self._ingested = int(saved["ingested"])
+        self.figures, self._newest = map(floats, (saved["figures"], saved["newest"]))
+        end = self.last_plan.start + self._buffers.block_steps
+        self._next_event = end - self._lead_steps
+        if saved["pending"]:  # the last plan is that one, and made
+            self._pending = concurrent.futures.Future()
+            self._pending.set_result(None)
+            self._next_event = self.last_plan.start - self._join_steps
 
     def finish(self, step: int) -> None:
         """Takes in the last observations; undoes the credit and debit of no draws."""

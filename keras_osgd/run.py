@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -14,11 +14,11 @@ from keras_osgd.effective_epochs import Clock
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.losses import OutputLoss
 from keras_osgd.observations import ObservationLog
-from keras_osgd.oracle import OraclePlanner, refresh_steps, scoring_all
+from keras_osgd.oracle import OraclePlanner, refresh_steps
 from keras_osgd.pipeline import PlanBuffers, Rows, batches
 from keras_osgd.planner import Planner, block_steps
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.scoring import Scorer
+from keras_osgd.scoring import Scorer, scoring_all
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
 
@@ -68,14 +68,33 @@ class Run:
         self.verbose = True
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
+        self.where_saved: Callable[[], str] = str  # the last checkpoint, for errors
 
-    def start(self, data: TrainingData) -> tf.data.Dataset:
-        """Plans the first block and returns the dataset of an epoch."""
-        self.clock.restart()
-        self.buffers.start.assign(0)
+    def start(
+        self,
+        data: TrainingData,
+        saved: Mapping[str, Any] | None = None,
+        done: float = 0.0,
+    ) -> tf.data.Dataset:
+        """Plans the first block and returns the dataset of an epoch.
+
+        Args:
+            data: all examples.
+            saved: what a `snapshot` returned, to go on there; the state holds what
+                belongs to it.
+            done: part of the first epoch that was trained already, without `saved`.
+        """
         self.planner = self._planner(data)
         self.active = self.state.in_use = True
-        self.planner.start()
+        if saved is None:
+            self.clock.restart(done)
+            self.planner.start()
+        else:
+            self.clock.resume(saved["clock"])
+            self.log.resume(saved["log"])
+            self.last_layer_gain.averages.assign(saved["last_layer_gain"])
+            self.planner.resume(saved["planner"])
+        self.buffers.start.assign(self.clock.step)
         return batches(self.buffers, Rows(data.arrays), self.planner.read_ahead)
 
     def _planner(self, data: TrainingData) -> Planner | OraclePlanner:
@@ -108,6 +127,32 @@ class Run:
             self.buffers.start.assign(self.clock.step)
         self._tell()
         return complete
+
+    def snapshot(self, mid_epoch: bool) -> Callable[[], dict[str, Any]]:
+        """Returns what returns all that `start` needs to go on, and the state.
+
+        Called between executions. What the training thread changes is copied at once,
+        what the planning thread does is waited for by the function returned.
+
+        Args:
+            mid_epoch: whether an epoch is under way.
+        """
+        here = {
+            "clock": self.clock.snapshot(mid_epoch),
+            "log": self.log.snapshot(),
+            "last_layer_gain": np.array(self.last_layer_gain.averages),
+        }
+        clock = {
+            "gain": np.array(self.gain.averages),
+            "lead": np.array(self.clock.lead),
+        }
+        planned = self.planner.snapshot()
+
+        def wait() -> dict[str, Any]:
+            planner = planned()
+            return {**here, "planner": planner, "state": planner.pop("state") | clock}
+
+        return wait
 
     def _tell(self) -> None:
         while self.planner.notices:

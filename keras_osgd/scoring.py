@@ -177,3 +177,26 @@ def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
     return keras.tree.map_structure(
         lambda a: None if a is None else tf.convert_to_tensor(a[rows]), data.arrays
     )
+
+
+def scoring_all(
+    scorer: Scorer, data: TrainingData, batch_size: int, verbose: bool
+) -> Callable[[], np.ndarray]:
+    """Returns what scores all examples at the current weights.
+
+    Args:
+        scorer: of the model.
+        data: all examples.
+        batch_size: examples scored at once.
+        verbose: whether the first call shows a bar.
+    """
+    bars = [keras.utils.Progbar] if verbose else []
+
+    def score() -> np.ndarray:
+        if not bars:
+            return scorer.of_all(data.arrays, batch_size)
+        print(f"Scoring {data.n} examples")
+        bar = bars.pop()(data.n, unit_name="example")
+        return scorer.of_all(data.arrays, batch_size, bar.update)
+
+    return score

@@ -92,18 +92,21 @@ class SamplingState(keras.Operation):
 
         In any thread; a plan in the making is waited for.
         """
-        arrays: dict[str, np.ndarray] = {}
-        self.undivided(self._collect, arrays)
-        for name, value in arrays.items():  # however slow the disk, plans go on
+        for name, value in self.collect().items():  # however slow the disk, plans go on
             store[name] = value
 
+    def collect(self) -> dict[str, np.ndarray]:
+        """Returns everything, as arrays of its own; waits for a plan in the making."""
+        arrays: dict[str, np.ndarray] = {}
+        if self.table is not None:
+            self.undivided(self._collect, arrays)
+        return arrays
+
     def _collect(self, store: dict[str, np.ndarray]) -> None:
-        if self.table is None:
-            return
         for name, value in self.table.state().items():
             store[_TABLE + name] = np.asarray(value)
         store["features"] = _as_array(" ".join(self.table.features))
-        store["owed"] = self.owed
+        store["owed"] = self.owed.copy()
         store["gain"] = self.gain.averages.numpy()
         store["lead"] = self.lead.numpy()
         store["fingerprint"] = _as_array(self.fingerprint)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_osgd import checks, continuation, keras_compat, losses, training_data
-from keras_osgd.effective_epochs import callback_list
+from keras_osgd import checks, continuation, fitting, keras_compat
+from keras_osgd.fitting import checkpointing
 from keras_osgd.pipeline import Sample
 from keras_osgd.run import Run
 from keras_osgd.sampling import Sampling, Uniform
@@ -135,61 +133,12 @@ class ImportanceSampled:
                 sampled; the message says what to do.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        if isinstance(self.sampling, Uniform) or not self.compiled:
-            self._leave_run()
-            return super().fit(**given)
-        if validation_split and validation_data is None:
-            (x, y, sample_weight), validation_data = training_data.split(
-                x, y, sample_weight, validation_split
-            )
-        data = training_data.prepare(
-            x, y, sample_weight, class_weight, batch_size, steps_per_epoch
-        )
-        if not shuffle:
-            message = "`shuffle=False` has no effect: draws are random."
-            checks.warn_once(self, "shuffle", message)
-        steps = steps_per_epoch or math.ceil(data.n / data.batch_size)
-        run = self._enter_run(data, verbose)
-        try:
-            given |= {"x": run.start(data), "y": None, "batch_size": None}
-            given |= {"sample_weight": None, "class_weight": None, "shuffle": False}
-            given |= {"validation_data": validation_data, "validation_split": 0.0}
-            given["steps_per_epoch"] = None
-            given["validation_batch_size"] = validation_batch_size or data.batch_size
-            given["callbacks"] = callback_list(
-                self, callbacks, run.clock, verbose, epochs, steps
-            )
-            return super().fit(**given)
-        finally:
-            self.begin_next_epoch()
-            run.finish()
-
-    def _enter_run(self, data: training_data.TrainingData, verbose: Any) -> Run:
-        """Checks everything and returns the run that this `fit` uses."""
-        method, held = self.sampling, self.sampling_held
-        checks.check_model(self)
-        described = losses.describe(self, data)
-        checks.warn_of_unweighted_losses(self)
-        lines = [checks.check_size(self, method, data)]
-        adapt = checks.check_optimizer(self, method)
-        lines.append(continuation.prepare_state(self, method, data))
-        key = (data.n, data.batch_size, self.steps_per_execution, adapt)
-        if held.run is None or held.run.key != key or held.run.losses != described:
-            held.run, held.wrapped = Run(method, self.sampling_state, *key), False
-            held.run.losses = described
-            held.run.scorer = checks.prepare_scorer(self, method, described, data)
-        if not held.wrapped:
-            self.train_function = None
-        held.run.optimizer, held.run.verbose = self.optimizer, verbose != 0
-        held.run.warn_of_floor = functools.partial(checks.warn_of_floor, self, method)
-        for line in filter(None, lines):
-            held.run.say(line)
-        return held.run
-
-    def _leave_run(self) -> None:
-        if self.sampling_held.wrapped:
-            self.train_function = None
-        self.sampling_held.wrapped, self.sampling_held.run = False, None
+        with checkpointing(callbacks) as (checkpoint, given["callbacks"]):
+            if isinstance(self.sampling, Uniform) or not self.compiled:
+                fitting.leave_run(self)
+                return super().fit(**fitting.resumed(self, checkpoint, given))
+            with fitting.importance_sampling(self, checkpoint, given) as prepared:
+                return super().fit(**prepared)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes Keras' training function and looks ahead after each execution."""

@@ -85,6 +85,10 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
         name: (keras.optimizers.SGD, "reading_rate: the gain ratio has no effect")
         for name in ("_get_current_learning_rate", "_learning_rate")
     },
+    "_initial_epoch": (
+        lambda: compiled(),
+        "forget_initial_epoch: Checkpoint beside BackupAndRestore",
+    ),
     "_iterations": (
         keras.optimizers.SGD,
         "reading_rate: schedules; steps_taken: where effective iterations begin",
@@ -431,3 +435,18 @@ def test_a_copy_has_the_same_mask_and_logits():
 )
 def test_cells_draw_random_numbers_only_with_a_rate(layer, draws):
     assert keras_compat.draws_random_numbers(layer) == draws
+
+
+def test_fit_begins_with_the_epoch_of_backup_and_restore_unless_it_is_forgotten():
+    class Beginning(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model._initial_epoch = 2
+            if self.forgotten:
+                keras_compat.forget_initial_epoch(self.model)
+
+    model, beginning = compiled(), Beginning()
+    for beginning.forgotten, epochs in ((False, [2]), (True, [0, 1, 2])):
+        inputs = np.zeros([2, *model.input_shape[1:]])
+        targets = np.zeros([2, *model.output_shape[1:-1]])
+        history = model.fit(inputs, targets, epochs=3, verbose=0, callbacks=[beginning])
+        assert history.epoch == epochs

@@ -1,0 +1,250 @@
+"""Checkpoints of a training run, and going on from the newest of them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import signal
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from keras_osgd import checkpoint_files, keras_compat, snapshot
+from keras_osgd.callbacks import progress
+from keras_osgd.callbacks.interruption import Interruption
+from keras_osgd.callbacks.schedule import Schedule
+from keras_osgd.callbacks.writer import Writer
+from keras_osgd.run import Run
+from keras_osgd.training_data import TrainingData
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves all of a training run, and lets the same `fit` go on where it ended.
+
+    With it, `fit` goes on from the newest intact checkpoint in the directory, in the
+    midst of an epoch as well: bit for bit with importance sampling, from the beginning
+    of the interrupted epoch with `sampling="uniform"`. Saved are model, optimizer,
+    seeds, metrics, all that was learned and planned about the examples, and what
+    `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` remember. The training
+    thread only copies variables; another one writes. Ctrl-C and SIGTERM end training
+    after the execution that is under way, with a checkpoint.
+
+    When training is complete, so is the last checkpoint: the same `fit` then trains no
+    more, and one with more `epochs` goes on.
+
+    Args:
+        directory: of the checkpoints; made if missing. One for each training run.
+        every: "epoch", a number of steps, or a `datetime.timedelta`. If one is due
+            while another is still being written, it is saved after that.
+        keep: how many checkpoints stay. One that is damaged is no reason to stop
+            while there is another.
+        scores: "reset" starts the scores afresh, for training on other data with the
+            weights of a checkpoint; "keep" refuses other data.
+
+    Raises:
+        ValueError: if an argument is outside what is said above; in `fit`, before any
+            step, if the checkpoints are of another model, optimizer or data, or all
+            damaged.
+        RuntimeError: in `fit`, after three failures to write, one after the other; a
+            single one is warned of.
+
+    Example:
+        >>> import tempfile
+        >>> import keras_osgd
+        >>> import numpy as np
+        >>> model = keras_osgd.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones([8, 2]), np.ones([8])
+        >>> checkpoint = Checkpoint(tempfile.mkdtemp(), every=100)
+        >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[checkpoint])
+        >>> checkpoint.newest.name
+        'checkpoint-00000001.npz'
+    """
+
+    async_safe = True
+    begins_before_fit = True
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        every: Literal["epoch"] | int | datetime.timedelta = "epoch",
+        keep: int = 2,
+        scores: Literal["keep", "reset"] = "keep",
+    ) -> None:
+        """Checks and keeps the configuration."""
+        super().__init__()
+        if scores not in ("keep", "reset"):
+            raise ValueError(
+                f'`scores` must be "keep" or "reset". Received: scores={scores!r}. '
+                '"reset" is for training on with other data.'
+            )
+        self.directory = pathlib.Path(directory)
+        self.scores = scores
+        self._schedule = Schedule(every, keep)
+        self._interruption = Interruption()
+        self._saved: checkpoint_files.Saved | None = None
+        self._run, self._data = None, None
+        self._about: dict[str, Any] = {}
+        self._probes = np.zeros(0)
+        self._writer: Writer | None = None
+        self._epoch = 0
+        self._others: list[keras.callbacks.Callback] = []
+
+    @property
+    def newest(self) -> pathlib.Path | None:
+        """Path of the newest checkpoint known to be written, or `None`."""
+        return None if self._writer is None else self._writer.newest
+
+    def begin(
+        self,
+        run: Run | None,
+        data: TrainingData | None,
+        epochs: int,
+        initial_epoch: int,
+    ) -> snapshot.Resumed:
+        """Prepares for a `fit`, which calls it before anything else begins.
+
+        Args:
+            run: of the `fit`, not yet started; `None` without importance sampling.
+            data: what it trains on; `None` likewise.
+            epochs: as in `fit`.
+            initial_epoch: as in `fit`.
+
+        Returns:
+            Where to begin.
+        """
+        checkpoint_files.probe(self.directory)
+        self._saved = saved = checkpoint_files.newest(self.directory)
+        self._run, self._data, self._epoch = run, data, initial_epoch
+        self._about = {"n": None, "fingerprint": None, "epochs": epochs}
+        newest = None if saved is None else saved.path
+        self._writer = Writer(self.directory, self._schedule.keep, newest)
+        if data is not None:
+            self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
+            self._probes = snapshot.probes(data)
+            run.where_saved = self._writer.where_saved
+        if saved is None:
+            return snapshot.Resumed(initial_epoch, None, 0.0, "")
+        resumed = snapshot.resume(run, data, saved, self.scores, epochs)
+        self._epoch = resumed.epoch
+        return resumed
+
+    def after(self, callbacks: list[keras.callbacks.Callback]) -> None:
+        """Takes the last place, so that what others do to the model is saved too."""
+        self._others = [callback for callback in callbacks if callback is not self]
+        callbacks[:] = [*self._others, self]
+
+    def set_model(self, model: keras.Model) -> None:
+        """Takes the model; refuses one whose `fit` knows nothing of checkpoints."""
+        if not hasattr(model, "sampling_held"):
+            raise ValueError(
+                "`Checkpoint` must train a model of keras_osgd. Received: "
+                f"{type(model).__name__}. Call `keras_osgd.accelerate(model)` first, "
+                "or use `keras.callbacks.BackupAndRestore`."
+            )
+        super().set_model(model)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Goes on from the checkpoint, after what other callbacks begin with."""
+        if self._saved is not None:
+            keras_compat.forget_initial_epoch(self.model)  # `BackupAndRestore` sets one
+            self._restore()
+        self._interruption.listen()
+        self._schedule.restart()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """In an epoch that goes on, undoes what was done at its beginning once more."""
+        self._epoch = epoch
+        if self._saved is not None and self._goes_on:
+            self._restore()
+            snapshot.restore_metrics(self.model, self._data, self._saved)
+        self._saved = None
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._run is not None and self._saved.details["mid_epoch"]
+
+    def _restore(self) -> None:
+        saved = self._saved
+        snapshot.restore_model(self.model, saved)
+        weights = saved.arrays.get("callbacks", {})
+        progress.remind(self._others, saved.details["callbacks"], weights)
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Saves if it is time, and ends training if it was interrupted."""
+        self._schedule.count(self.model.steps_per_execution)
+        if not self.model.stop_training:  # else the epoch ends here: saved when it has
+            self._save_or_end(mid_epoch=True)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Saves if it is time, and ends training if it was interrupted."""
+        self._epoch = epoch + 1
+        self._schedule.count(0, epoch_over=True)
+        self._save_or_end(mid_epoch=False)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Saves the end of training, and waits until it is written."""
+        if self._saved is None:  # else nothing was trained
+            self._save(mid_epoch=False, finished=True)
+            self._writer.wait()
+
+    def close(self) -> None:
+        """Ends what `begin` began, however the `fit` ended; called by `fit`."""
+        self._interruption.ignore()
+        self._saved = self._run = self._data = None
+        if self._writer is not None:
+            self._writer.close()
+
+    def restore(self, model: keras.Model) -> pathlib.Path:
+        """Loads weights, optimizer and scores of the newest intact checkpoint.
+
+        Args:
+            model: built, and compiled as in training.
+
+        Returns:
+            The path it was loaded from.
+
+        Raises:
+            ValueError: if there is none, or it is another model's.
+        """
+        saved = checkpoint_files.newest(self.directory)
+        if saved is None:
+            raise ValueError(
+                f"There must be a checkpoint to restore. Received: {self.directory} "
+                "with none. Train with this callback first."
+            )
+        snapshot.restore_model(model, saved)
+        state = getattr(model, "sampling_state", None)
+        if state is not None:
+            state.load_own_variables(saved.arrays.get("state", {}))
+        return saved.path
+
+    def _save(self, mid_epoch: bool, finished: bool = False) -> None:
+        """Copies what is to be saved, and lets it be written."""
+        about = {**self._about, "epoch": self._epoch, "finished": finished}
+        about["callbacks"], best = progress.remembered(self._others)
+        captured = snapshot.capture(self.model, self._run, mid_epoch)
+        probes = self._probes
+
+        def all_of_it() -> tuple[dict[str, Any], dict[str, Any]]:
+            arrays, details = captured()
+            arrays = {**arrays, "probes": probes, "callbacks": best}
+            return arrays, {**about, **details}
+
+        self._writer.write(all_of_it)
+        self._schedule.restart()
+
+    def _save_or_end(self, mid_epoch: bool) -> None:
+        if self._interruption.noted is None:
+            if self._schedule.due and not self._writer.busy:
+                self._save(mid_epoch)
+            return
+        name = signal.Signals(self._interruption.noted).name
+        self._save(mid_epoch)
+        self._writer.wait()
+        print(f"\n{name}: training ends. {self._writer.where_saved()}")
+        self._interruption.obey()

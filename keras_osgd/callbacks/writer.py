@@ -1,0 +1,101 @@
+"""Writes checkpoints beside the training thread."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_osgd import checkpoint_files
+
+__all__ = ["Writer"]
+
+_MOST_FAILURES = 3  # one after the other
+
+
+class Writer:
+    """Writes one checkpoint at a time, in a thread of its own.
+
+    Args:
+        directory: exists.
+        keep: number of checkpoints that stay.
+        newest: path of the newest intact one, or `None`.
+
+    Attributes:
+        newest: likewise, of those that are known to have been written.
+    """
+
+    def __init__(
+        self, directory: pathlib.Path, keep: int, newest: pathlib.Path | None
+    ) -> None:
+        """Starts the thread."""
+        self._directory, self._keep, self.newest = directory, keep, newest
+        self._failures = 0
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_checkpoint")
+        self._writing: concurrent.futures.Future | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._writing is not None and not self._writing.done()
+
+    def write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
+        """Begins to write what `captured` returns; ends first what it is writing.
+
+        Raises:
+            RuntimeError: if the last three could not be written.
+        """
+        self.wait()
+        self._writing = self._thread.submit(self._write, captured)
+
+    def _write(self, captured: Callable[[], tuple[dict, dict]]) -> pathlib.Path:
+        arrays, details = captured()
+        if not _finite(arrays["variables"]["model"].values()):
+            raise FloatingPointError("the model's variables are not finite")
+        return checkpoint_files.write(self._directory, arrays, details, self._keep)
+
+    def wait(self) -> None:
+        """Waits until everything is written; warns of what was not.
+
+        Raises:
+            RuntimeError: if the last three could not be written.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            self.newest, self._failures = writing.result(), 0
+        except (OSError, FloatingPointError) as error:
+            self._failures += 1
+            line = f"No checkpoint was written into {self._directory}: {error}. "
+            line += self.where_saved() or "There is no earlier one."
+            if isinstance(error, FloatingPointError):
+                warnings.warn(line, stacklevel=2)
+            elif self._failures < _MOST_FAILURES:
+                warnings.warn(
+                    f"{line} Training goes on: make room, or mend the disk.",
+                    stacklevel=2,
+                )
+            else:
+                raise RuntimeError(
+                    f"{line} That was the failure number {self._failures} in a row. "
+                    "Make room, or mend the disk, and start again."
+                ) from error
+
+    def where_saved(self) -> str:
+        """Returns a sentence on the last good checkpoint, or nothing."""
+        path = self.newest
+        return "" if path is None else f"The last good checkpoint is {path}."
+
+    def close(self) -> None:
+        """Ends the thread, after what it is writing."""
+        self._thread.shutdown()
+
+
+def _finite(arrays: Any) -> bool:
+    """Returns whether no weight is NaN; those that are infinite may be meant so."""
+    return not any(np.isnan(a).any() for a in arrays if a.dtype.kind in "fV")

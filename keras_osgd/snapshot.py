@@ -1,0 +1,250 @@
+"""All that a training run consists of between two executions, to go on with later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_osgd import keras_compat
+from keras_osgd.checkpoint_files import Saved
+from keras_osgd.run import Run
+from keras_osgd.training_data import TrainingData
+
+__all__ = ["Resumed", "capture", "probes", "restore_metrics", "restore_model", "resume"]
+
+_PROBES = 64
+_RESET = (
+    "To keep the weights and start the scores afresh: "
+    'Checkpoint(directory, scores="reset").'
+)
+_ALIKE = 10  # steps per execution up to which numbers are the same
+
+
+class Resumed(NamedTuple):
+    """Where a `fit` goes on.
+
+    Attributes:
+        epoch: index of its first epoch.
+        run: what `Run.start` takes to go on bit for bit, or `None`.
+        done: part of the epoch that was trained already, where `run` is `None`.
+        line: what to tell.
+    """
+
+    epoch: int
+    run: Mapping[str, Any] | None
+    done: float
+    line: str
+
+
+def capture(
+    model: keras.Model, run: Run | None, mid_epoch: bool
+) -> Callable[[], tuple[dict[str, Any], dict[str, Any]]]:
+    """Copies what the training thread changes, and returns what returns all of it.
+
+    Args:
+        model: built and compiled.
+        run: the `fit` with importance sampling that is under way, or `None`.
+        mid_epoch: whether an epoch is under way.
+
+    Returns:
+        A function, to be called in any thread, that returns arrays in nested
+        dictionaries, and details that JSON can keep.
+    """
+    variables = {
+        kind: {str(order): _array(v) for order, v in enumerate(of)}
+        for kind, of in _variables(model).items()
+    }
+    wait = run.snapshot(mid_epoch) if run is not None else dict
+    details = {
+        "mid_epoch": mid_epoch,
+        "settings": None if run is None else _settings(run),
+        "step": None if run is None else run.clock.step,
+    }
+    return lambda: ({"variables": variables, **wait()}, details)
+
+
+def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    return {
+        "model": model.variables,  # seeds too, which `save_weights` leaves out
+        "optimizer": model.optimizer.variables,
+        "metrics": model.metrics_variables,
+    }
+
+
+def _array(variable: keras.Variable) -> np.ndarray:
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def restore_model(model: keras.Model, saved: Saved) -> None:
+    """Gives weights, seeds and optimizer the values that were captured.
+
+    Args:
+        model: built and compiled.
+        saved: with arrays from `capture`.
+
+    Raises:
+        ValueError: before anything is changed, if they are those of another model.
+    """
+    model.optimizer.build(model.trainable_variables)
+    for kind in ("model", "optimizer"):
+        _check_variables(model, saved, kind)
+    for kind in ("model", "optimizer"):
+        _assign(model, saved, kind)
+
+
+def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
+    """Goes on with an epoch's means of loss and metrics, if these are the same."""
+    x, y, _ = data.rows(1)
+    y_pred = keras_compat.call_model(model, x, training=False)
+    keras_compat.build_metrics(model, y, y_pred)
+    found = [v.shape for v in _variables(model)["metrics"]]
+    if found == [v.shape for v in _arrays(saved, "metrics")]:
+        _assign(model, saved, "metrics")
+
+
+def _arrays(saved: Saved, kind: str) -> list[np.ndarray]:
+    arrays = saved.arrays["variables"].get(kind, {})
+    return [arrays[str(order)] for order in range(len(arrays))]
+
+
+def _check_variables(model: keras.Model, saved: Saved, kind: str) -> None:
+    variables, arrays = _variables(model)[kind], _arrays(saved, kind)
+    found = [(v.path, tuple(v.shape)) for v in variables]
+    shapes = [array.shape for array in arrays]
+    if [shape for _, shape in found] == shapes:
+        return
+    pairs = zip(found, shapes, strict=False)
+    differ = [f"{path} of shape {shape}" for (path, shape), s in pairs if shape != s]
+    raise ValueError(
+        f"The checkpoint must have been made with this {kind}. Received: "
+        f"{len(shapes)} variables in {saved.path}, where the {kind} has {len(found)}"
+        f"{', such as ' + differ[0] + ', of another shape' if differ else ''}. "
+        "Build and compile the model as it was, or take another directory."
+    )
+
+
+def _assign(model: keras.Model, saved: Saved, kind: str) -> None:
+    arrays = _arrays(saved, kind)
+    for variable, array in zip(_variables(model)[kind], arrays, strict=True):
+        variable.assign(array)
+
+
+def resume(
+    run: Run | None, data: TrainingData | None, saved: Saved, scores: str, epochs: int
+) -> Resumed:
+    """Brings a run's state to where a checkpoint was made.
+
+    Args:
+        run: of the `fit` that begins, or `None` without importance sampling.
+        data: what it trains on; unused without importance sampling.
+        saved: from `capture`.
+        scores: "keep", or "reset" to start them afresh.
+        epochs: of the `fit`.
+
+    Raises:
+        ValueError: if the checkpoint was made for other data and scores are kept.
+    """
+    resumed = _resume(run, data, saved, scores)
+    if not saved.details["finished"] or epochs > saved.details["epochs"]:
+        return resumed
+    line = (
+        f"Training was complete after epoch {saved.details['epoch']}: its end is "
+        f"loaded from {saved.path}. To train on, set more `epochs`; to train afresh, "
+        "take another directory."
+    )
+    return resumed._replace(epoch=epochs, line=line)
+
+
+def _resume(
+    run: Run | None, data: TrainingData | None, saved: Saved, scores: str
+) -> Resumed:
+    details, arrays = saved.details, saved.arrays
+    epoch, before = details["epoch"], details["settings"]
+    now = None if run is None else _settings(run)
+    if run is not None and before is not None and scores == "keep":
+        _check_data(data, saved)
+    changes = _changes(before, now)
+    if scores == "reset":
+        changes.append("scores start afresh")
+    place = f"Resumed epoch {epoch + 1} from {saved.path}"
+    if run is None or before is None:
+        inexact = "; ".join(changes) or "batches of uniform training are drawn anew"
+        if details["mid_epoch"]:
+            place += ", from the epoch's beginning"
+        return Resumed(epoch, None, 0.0, f"{place}, not bit-exact: {inexact}.")
+    if not changes:
+        run.state.load_own_variables(arrays["state"])
+        step = details["step"]
+        return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, bit-exact.")
+    if scores == "keep" and _same_table(before, now):
+        run.state.load_own_variables(arrays["state"])
+        run.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
+    run.state.lead.assign(arrays["state"]["lead"])
+    done = float(arrays["clock"]["done"])
+    return Resumed(epoch, None, done, f"{place}, not bit-exact: {'; '.join(changes)}.")
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Returns all that decides what is drawn, as JSON gives it back."""
+    config = {**run.sampling.get_config(), "features": run.state.table.features}
+    config.pop("seed", None)  # the draws go on with that of the checkpoint
+    steps = run.key[2]
+    settings = {
+        "sampling": type(run.sampling).__name__,
+        "batch_size": run.batch_size,
+        "steps_per_execution": f"up to {_ALIKE}" if steps <= _ALIKE else steps,
+        "learning_rate_follows_the_gain": run.adapt,
+        **config,
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
+    before, now = ({"sampling": "Uniform"} if s is None else s for s in (before, now))
+    if before["sampling"] != now["sampling"]:
+        before, now = ({"sampling": s["sampling"]} for s in (before, now))
+    return [
+        f"{name} {before.get(name)} → {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _same_table(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    return all(before.get(name) == now.get(name) for name in ("features", "norm"))
+
+
+def probes(data: TrainingData) -> np.ndarray:
+    """Returns `[64]` uint64: hashes of fixed rows, to tell how many of them changed."""
+    rows = np.linspace(0, data.n - 1, _PROBES).astype(np.int64)
+    leaves = [leaf for leaf in keras.tree.flatten(data.arrays) if leaf is not None]
+    hashes = []
+    for row in rows:
+        digest = hashlib.sha256()
+        for value in (np.asarray(leaf[row]) for leaf in leaves):
+            # The bytes of an object, such as a string, are but its address.
+            objects = repr(value.tolist()).encode() if value.dtype.hasobject else b""
+            digest.update(objects or value.tobytes())
+        hashes.append(int.from_bytes(digest.digest()[:8], "big"))
+    return np.array(hashes, np.uint64)
+
+
+def _check_data(data: TrainingData, saved: Saved) -> None:
+    n = saved.details["n"]
+    if n != data.n:
+        raise ValueError(
+            f"The checkpoint {saved.path} was made for {n} examples, the data has "
+            f"{data.n}. {_RESET}"
+        )
+    if saved.details["fingerprint"] != data.fingerprint():
+        differ = np.count_nonzero(saved.arrays["probes"] != probes(data))
+        raise ValueError(
+            f"The checkpoint {saved.path} was made for other rows, or the same in "
+            f"another order: the fingerprint differs ({differ} of {_PROBES} probe "
+            f"rows). Pass the data as it was. {_RESET}"
+        )
