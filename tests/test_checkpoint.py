@@ -100,3 +100,311 @@ def test_a_restore_of_any_state_goes_on_bit_for_bit(case, tmp_path, capsys):
             np.testing.assert_array_equal(a, b)
         for name, values in resumed.history.items():
             assert values == history.history[name][-len(values) :]
+
+
+def saved_midway(directory, sampling, epochs=4, stop_after=20, callbacks=(), **options):
+    """Trains with a checkpoint at every state, until a step ends it like a kill."""
+
+    class Killed(Exception):
+        pass
+
+    class Kill(keras.callbacks.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.steps += 1
+            if self.steps > stop_after:
+                raise Killed
+
+    model = net(sampling)
+    given = [*callbacks, Kill(), EveryState(directory, every=1)]
+    with pytest.raises(Killed):
+        small.fit(model, epochs=epochs, callbacks=given, **options)
+    return model
+
+
+def going_on(directory, sampling, capsys, x=small.X, y=small.Y, **options):
+    """Goes on from a directory and returns the model and what was printed."""
+    model = net(sampling)
+    capsys.readouterr()
+    callback = Checkpoint(directory, scores=options.pop("scores", "keep"))
+    options = {"epochs": 4, "verbose": 2, "callbacks": [callback], **options}
+    small.fit(model, x, y, **options)
+    return model, capsys.readouterr().out
+
+
+def test_another_number_of_examples_is_refused_with_the_remedy(tmp_path, capsys):
+    saved_midway(tmp_path, RAIS(seed=3))
+    x, y = small.X[:59], small.Y[:59]
+    message = "was made for 60 examples, the data has 59.*start the scores afresh"
+    with pytest.raises(ValueError, match=message):
+        going_on(tmp_path, RAIS(seed=3), capsys, x, y)
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys, x, y, scores="reset")
+    assert "not bit-exact: scores start afresh" in said
+    assert model.sampling_state.table.size == 59
+
+
+def test_rows_in_another_order_are_refused_with_how_many_differ(tmp_path, capsys):
+    saved_midway(tmp_path, RAIS(seed=3))
+    order = np.arange(60)
+    order[[0, 59]] = order[[59, 0]]
+    # Of 64 probes in 60 rows, two see the first and two the last.
+    differ = np.isin(np.linspace(0, 59, 64).astype(int), [0, 59]).sum()
+    message = rf"fingerprint differs \({differ} of 64 probe rows\).*scores=\"reset\""
+    with pytest.raises(ValueError, match=message):
+        going_on(tmp_path, RAIS(seed=3), capsys, small.X[order], small.Y[order])
+
+
+CHANGES = {
+    "batch_size 4 → 8": ({}, {"batch_size": 8}),
+    "floor 0.05 → 0.1": ({"floor": 0.1}, {}),
+    "draws reshuffled → independent": ({"draws": "independent"}, {}),
+    "features": ({"features": ("constant", "last")}, {}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_settings_are_taken_and_said_not_to_be_bit_exact(
+    change, tmp_path, capsys
+):
+    sampling, options = CHANGES[change]
+    saved_midway(tmp_path, RAIS(seed=3), epochs=9, stop_after=70)
+    Checkpoint(tmp_path).restore(before := net(RAIS(seed=3)))
+    iterations = 70 + float(before.sampling_state.lead)
+    options = {"epochs": 6, **options}
+    model, said = going_on(tmp_path, RAIS(seed=3, **sampling), capsys, **options)
+    assert f"not bit-exact: {change}" in said
+    after = model.sampling_state
+    if change == "features":
+        assert after.drawn == float(model.optimizer.iterations - 70) * 4
+    else:
+        assert after.drawn > before.sampling_state.drawn - 2 * 50 * 4
+        assert after.table.share_unseen == 0
+    # What is left of the epochs, in effective iterations, at either batch size.
+    steps = float(model.optimizer.iterations) + float(after.lead) - iterations
+    left = (6 - iterations / 15) * 60 / options.get("batch_size", 4)
+    assert abs(steps - left) < 3
+
+
+def test_schedules_go_on_where_they_were_if_the_scores_start_afresh(tmp_path, capsys):
+    saved_midway(tmp_path, RAIS(seed=3), epochs=9, stop_after=70)
+    saved = Checkpoint(tmp_path).restore(model := net(RAIS(seed=3)))
+    lead = float(model.sampling_state.lead)
+    assert lead != 0
+    again, _ = going_on(tmp_path, RAIS(seed=3), capsys, scores="reset", epochs=0)
+    assert saved.exists()
+    assert float(again.sampling_state.lead) == lead
+
+
+def test_another_model_or_optimizer_is_refused_before_any_step(tmp_path):
+    saved_midway(tmp_path, RAIS(seed=3))
+    other = small.model()
+    with pytest.raises(ValueError, match="made with this model.*the model has 2"):
+        small.fit(other, callbacks=[Checkpoint(tmp_path)])
+    model = net(RAIS(seed=3))
+    model.compile("adam", small.crossentropy(), sampling=RAIS(seed=3))
+    weights = model.get_weights()
+    with pytest.raises(ValueError, match="made with this optimizer"):
+        small.fit(model, callbacks=[Checkpoint(tmp_path)])
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_finished_training_is_loaded_and_one_of_more_epochs_goes_on(tmp_path, capsys):
+    whole = net(RAIS(seed=3))
+    small.fit(whole, epochs=6, callbacks=[Checkpoint(tmp_path / "six")])
+    shorter = net(RAIS(seed=3))
+    small.fit(shorter, epochs=4, callbacks=[Checkpoint(tmp_path / "four")])
+    model, said = going_on(tmp_path / "four", RAIS(seed=3), capsys)
+    assert "complete after epoch 4: its end is loaded" in said
+    for a, b in zip(state_of(shorter), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    model, said = going_on(tmp_path / "four", RAIS(seed=3), capsys, epochs=6)
+    assert "Resumed epoch 5" in said
+    assert "bit-exact" in said
+    for a, b in zip(state_of(whole), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_goes_on_alike(tmp_path, callbacks, epochs, stop_after):
+    """Compares a run that was killed with one that was not."""
+    data = {"epochs": epochs, "validation_data": (small.X, small.Y)}
+    whole = net(RAIS(seed=3))
+    saving = Checkpoint(tmp_path / "whole")
+    history = small.fit(whole, callbacks=[*callbacks("whole"), saving], **data)
+    data.pop("epochs")
+    directory = tmp_path / "killed"
+    options = {"epochs": epochs, "stop_after": stop_after, **data}
+    saved_midway(directory, RAIS(seed=3), callbacks=callbacks("killed"), **options)
+    model = net(RAIS(seed=3))
+    given = [*callbacks("killed"), Checkpoint(directory)]
+    resumed = small.fit(model, callbacks=given, epochs=epochs, **data)
+    for a, b in zip(state_of(whole), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert resumed.epoch == history.epoch[-len(resumed.epoch) :]
+    for name, values in resumed.history.items():
+        assert values == history.history[name][-len(values) :]
+    return history
+
+
+def test_callbacks_go_on_with_their_patience_and_their_best_weights(tmp_path):
+    def callbacks(_):
+        options = {"monitor": "val_loss", "min_delta": 0.05}
+        plateau = keras.callbacks.ReduceLROnPlateau(patience=2, **options)
+        return [
+            plateau,
+            keras.callbacks.EarlyStopping(
+                patience=4, restore_best_weights=True, **options
+            ),
+        ]
+
+    history = assert_goes_on_alike(tmp_path, callbacks, epochs=30, stop_after=70)
+    assert 1 < len(history.epoch) < 30
+
+
+def test_rates_that_a_callback_multiplies_each_epoch_are_not_multiplied_twice(tmp_path):
+    def callbacks(_):
+        return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.8 * rate)]
+
+    assert_goes_on_alike(tmp_path, callbacks, epochs=4, stop_after=20)
+
+
+def test_it_goes_with_model_checkpoint_and_backup_and_restore(tmp_path):
+    def callbacks(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        best = tmp_path / name / "best.weights.h5"
+        return [
+            keras.callbacks.BackupAndRestore(tmp_path / name / "backup", save_freq=3),
+            keras.callbacks.ModelCheckpoint(
+                best, save_best_only=True, save_weights_only=True
+            ),
+        ]
+
+    assert_goes_on_alike(tmp_path, callbacks, epochs=4, stop_after=32)
+    whole, killed = (tmp_path / n / "best.weights.h5" for n in ("whole", "killed"))
+    a, b = net(RAIS(seed=3)), net(RAIS(seed=3))
+    a.load_weights(whole)
+    b.load_weights(killed)
+    np.testing.assert_array_equal(small.flat(a), small.flat(b))
+
+
+def test_weights_that_are_not_numbers_are_never_saved(tmp_path):
+    model = net("uniform")
+    saving = Checkpoint(tmp_path, every=1)
+    x = small.X.copy()
+    x[40] = np.nan  # in the eleventh step
+    stops = keras.callbacks.TerminateOnNaN()
+    options = {"epochs": 2, "shuffle": False, "callbacks": [stops, saving]}
+    with pytest.warns(UserWarning, match="variables are not finite.*last good") as told:
+        small.fit(model, x, **options)
+    assert str(saving.newest) in str(told[-1].message)
+    good = net("uniform")
+    Checkpoint(tmp_path).restore(good)
+    assert np.isfinite(small.flat(good)).all()
+    assert 0 < float(good.optimizer.iterations) <= 10
+
+
+def test_three_failures_in_a_row_end_training_and_fewer_do_not(tmp_path, monkeypatch):
+    from keras_osgd import checkpoint_files
+
+    real, failing = checkpoint_files.write, []
+
+    def write(*args):
+        if failing.pop(0):
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint_files, "write", write)
+    failing[:] = [False, True, True, False, True, True, False]
+    said = small.warned(
+        small.fit, net(RAIS(seed=3)), epochs=6, callbacks=[Checkpoint(tmp_path)]
+    )
+    said = [text for text in said if "No space left" in text]
+    assert len(said) == 4
+    assert all("Training goes on" in text for text in said)
+    assert str(tmp_path / "checkpoint-00000001.npz") in said[0]
+    failing[:] = [False, True, True, True]
+    fresh = tmp_path / "fresh"
+    with pytest.raises(RuntimeError, match="failure number 3.*start again"):
+        small.fit(net(RAIS(seed=3)), epochs=9, callbacks=[Checkpoint(fresh)])
+    Checkpoint(fresh).restore(net(RAIS(seed=3)))
+
+
+def test_training_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
+    import threading
+
+    from keras_osgd import checkpoint_files
+
+    done, real, taken = threading.Event(), checkpoint_files.write, []
+
+    def write(directory, arrays, details, keep):
+        taken.append(details["step"])
+        assert done.wait(60)
+        return real(directory, arrays, details, keep)
+
+    class Done(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                done.set()
+
+    monkeypatch.setattr(checkpoint_files, "write", write)
+    saving = Checkpoint(tmp_path, every=1)
+    small.fit(net(RAIS(seed=3)), epochs=4, callbacks=[Done(), saving])
+    assert taken[0] == 1
+    assert taken[1] >= 40  # nothing was copied while the disk was busy
+
+
+def test_uniform_training_goes_on_from_the_interrupted_epochs_beginning(
+    tmp_path, capsys
+):
+    saved_midway(tmp_path, "uniform", stop_after=20)
+    model, said = going_on(tmp_path, "uniform", capsys)
+    assert "Resumed epoch 2" in said
+    assert "from the epoch's beginning, not bit-exact" in said
+    assert float(model.optimizer.iterations) == 20 + 3 * 15
+    _, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=5)
+    assert "not bit-exact: sampling Uniform → RAIS" in said
+
+
+class Net(keras_osgd.Model):
+    """Is built by the first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.head(x)
+
+
+@pytest.mark.parametrize("sampling", ["rais", "uniform"])
+def test_a_model_that_is_not_built_goes_on_too(sampling, tmp_path):
+    def made():
+        keras.utils.set_random_seed(0)
+        model = Net()
+        model.compile("sgd", small.crossentropy(), sampling=sampling)
+        return model
+
+    first, second = made(), made()
+    small.fit(first, epochs=2, callbacks=[Checkpoint(tmp_path)])
+    assert not second.built
+    small.fit(second, epochs=2, callbacks=[Checkpoint(tmp_path)])
+    np.testing.assert_array_equal(small.flat(first), small.flat(second))
+
+
+def test_arguments_and_models_that_cannot_be_are_refused(tmp_path):
+    for every in (0, -1, True, "step", 1.5):
+        with pytest.raises(ValueError, match="`every` must be"):
+            Checkpoint(tmp_path, every=every)
+    with pytest.raises(ValueError, match="`keep`.* at least 1"):
+        Checkpoint(tmp_path, keep=0)
+    with pytest.raises(ValueError, match="`scores` must be"):
+        Checkpoint(tmp_path, scores="forget")
+    with pytest.raises(ValueError, match="one `Checkpoint` at most"):
+        small.fit(small.model(), callbacks=[Checkpoint(tmp_path), Checkpoint(tmp_path)])
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    plain.compile("sgd", small.crossentropy())
+    with pytest.raises(ValueError, match="must train a model of keras_osgd"):
+        plain.fit(small.X, small.Y, verbose=0, callbacks=[Checkpoint(tmp_path)])
+    with pytest.raises(ValueError, match="There must be a checkpoint to restore"):
+        Checkpoint(tmp_path).restore(small.model())

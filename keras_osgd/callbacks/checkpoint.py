@@ -91,7 +91,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._about: dict[str, Any] = {}
         self._probes = np.zeros(0)
         self._writer: Writer | None = None
-        self._epoch = 0
+        self._epoch, self._exact = 0, False
         self._others: list[keras.callbacks.Callback] = []
 
     @property
@@ -130,7 +130,7 @@ class Checkpoint(keras.callbacks.Callback):
         if saved is None:
             return snapshot.Resumed(initial_epoch, None, 0.0, "")
         resumed = snapshot.resume(run, data, saved, self.scores, epochs)
-        self._epoch = resumed.epoch
+        self._epoch, self._exact = resumed.epoch, resumed.run is not None
         return resumed
 
     def after(self, callbacks: list[keras.callbacks.Callback]) -> None:
@@ -171,6 +171,8 @@ class Checkpoint(keras.callbacks.Callback):
     def _restore(self) -> None:
         saved = self._saved
         snapshot.restore_model(self.model, saved)
+        if self._exact:  # `BackupAndRestore` may have loaded earlier scores
+            self._run.state.load_own_variables(saved.arrays["state"])
         weights = saved.arrays.get("callbacks", {})
         progress.remind(self._others, saved.details["callbacks"], weights)
 
