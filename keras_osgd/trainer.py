@@ -169,7 +169,7 @@ class ImportanceSampled:
         method, held = self.sampling, self.sampling_held
         checks.check_model(self)
         described = losses.describe(self, data)
-        checks.warn_of_unweighted_losses(self)
+        checks.warn_of_what_follows_the_draws(self)
         lines = [checks.check_size(self, method, data)]
         adapt = checks.check_optimizer(self, method)
         lines.append(continuation.prepare_state(self, method, data))

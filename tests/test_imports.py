@@ -34,6 +34,7 @@ ORDER = [
     "scoring",
     "verification",
     "exact_norms",
+    "recalibration",
     "pipeline",
     "observations",
     "sampling",
