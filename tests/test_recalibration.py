@@ -239,6 +239,20 @@ def test_a_layer_that_is_frozen_or_held_in_inference_is_left_alone():
     assert abs(moments(norm)[0]).max() > 1
 
 
+def test_of_calls_in_both_modes_those_in_training_count():
+    class Both(L.Layer):
+        def __init__(self):
+            super().__init__()
+            self.norm = L.BatchNormalization()
+
+        def call(self, x, training=False):
+            return self.norm(x, training=False) + self.norm(x, training=training)
+
+    both = Both()
+    recalibrate_batch_normalization(built(both), X, 20)
+    assert_moments(both.norm, X)
+
+
 def test_renormalization_and_mixed_precision_are_covered():
     norm = L.BatchNormalization(renorm=True)
     recalibrate_batch_normalization(built(norm), X, 20)
