@@ -154,6 +154,12 @@ def test_owed_mass_that_is_not_finite_is_refused(bad):
         )
 
 
+@pytest.mark.parametrize("least", [5e-324, 1e-310])
+def test_a_probability_whose_weight_is_no_number_is_refused(least):
+    with pytest.raises(ValueError, match=f"above 0 .* Received: {least} at index 1"):
+        draws.reshuffled(np.zeros(2), np.array([1.0, least]), 2, None)
+
+
 # The score table
 
 
@@ -190,7 +196,7 @@ def test_no_score_that_is_not_finite_is_ever_written(data, norms_of, weights_of)
 def test_norms_up_to_1e38_give_scores_above_the_floor():
     table = ScoreTable(3, None, LARGE_FEATURES)
     for block in range(0, 200, 50):
-        table.observe([0, 1], [1e-3, 2.0], [3.4e38, 1e-38], block)
+        table.observe([0, 1], [2.0, 1e-3], [3.4e38, 1e-38], block)
     p = distributions.robust(table.combine(np.ones(6)), table.combine(np.ones(6)))
     assert_above_floor(distributions.with_floor(p, 0.05), 0.05)
 
