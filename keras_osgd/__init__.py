@@ -4,6 +4,7 @@ from keras_osgd import callbacks, norms, sampling
 from keras_osgd.diagnosis import check
 from keras_osgd.exact_norms import gradient_norms
 from keras_osgd.model import Model, Sequential, accelerate, release
+from keras_osgd.recalibration import recalibrate_batch_normalization
 
 __all__ = [
     "Model",
@@ -13,6 +14,7 @@ __all__ = [
     "check",
     "gradient_norms",
     "norms",
+    "recalibrate_batch_normalization",
     "release",
     "sampling",
 ]

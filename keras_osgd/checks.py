@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import keras
 
+from keras_osgd import keras_compat
 from keras_osgd.learning_rate import inner_optimizer, rule_for
 from keras_osgd.loss_shares import has_terms_of_the_batch
 from keras_osgd.losses import OutputLoss
+from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.oracle import warn_of_staleness
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer
@@ -21,7 +23,7 @@ __all__ = [
     "has_no_bound",
     "prepare_scorer",
     "warn_of_floor",
-    "warn_of_unweighted_losses",
+    "warn_of_what_follows_the_draws",
     "warn_once",
 ]
 
@@ -164,14 +166,22 @@ def check_size(
     )
 
 
-def warn_of_unweighted_losses(model: keras.Model) -> None:
-    """Warns of losses that never see the importance weights."""
+def warn_of_what_follows_the_draws(model: keras.Model) -> None:
+    """Warns of losses and statistics that never see the importance weights."""
     if has_terms_of_the_batch(model):
         warn_once(
             model,
             "add_loss",
             "`add_loss` and `activity_regularizer` terms that depend on the batch are "
             "not importance-weighted: they follow the drawn examples, not the data.",
+        )
+    if any(map(couples_examples, keras_compat.layers_of(model))):
+        warn_once(
+            model,
+            "moving statistics",
+            "BatchNormalization's moving statistics follow the drawn examples, not the "
+            "data. After training, before `evaluate`, `predict` or saving, call "
+            "`keras_osgd.recalibrate_batch_normalization(model, x)`.",
         )
 
 

@@ -120,7 +120,7 @@ def _findings(
     data = tried(training_data.prepare, *given, batch_size, None)
     described = None if data is None else tried(losses.describe, model, data)
     if described is not None:
-        tried(checks.warn_of_unweighted_losses, model)
+        tried(checks.warn_of_what_follows_the_draws, model)
         line = tried(checks.check_size, model, method, data)
         findings.extend([Finding("note", line)] if line else [])
         tried(checks.check_optimizer, model, method)

@@ -35,11 +35,14 @@ def oracle(norms: tf.Tensor) -> tf.Tensor:
     weighted norm w_i v_i the same for every example. Uniform where all norms are 0.
 
     Args:
-        norms: `[n]`, >= 0, finite, gradient-norm units; not checked here. In float64
-            they may be as large as 1e300.
+        norms: `[n]`, >= 0, finite, gradient-norm units. Of any size, the largest
+            numbers included.
 
     Returns:
         `[n]`, >= 0, sums to 1; unchanged if all gradients are rescaled.
+
+    Raises:
+        ValueError: outside of a graph, if a norm is negative or not finite.
 
     Example:
         >>> oracle(tf.constant([1.0, 3.0])).numpy()
@@ -47,11 +50,8 @@ def oracle(norms: tf.Tensor) -> tf.Tensor:
 
     Reference: Johnson & Guestrin, NeurIPS 2018 (O-SGD).
     """
-    total = tf.reduce_sum(norms)
-    tiny = np.finfo(norms.dtype.as_numpy_dtype).tiny
-    nothing_known = tf.cast(total < tiny, norms.dtype)  # 1 or 0
-    n = tf.cast(tf.size(norms), norms.dtype)
-    return (norms + nothing_known) / (total + n * nothing_known)
+    _check_scores("norms", norms)
+    return _in_proportion_to(norms)
 
 
 def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
@@ -65,14 +65,14 @@ def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     Args:
         mean: `[n]`, >= 0, in gradient-norm units. Predicted norms <c, s_i>.
         variance: `[n]`, >= 0, in squared gradient-norm units. Radii <d, s_i>.
-            Signs are not checked here; `ScoreTable` guarantees them. In float64
-            both may be as large as 1e300, and as small as 1e-300.
+            Both finite, of any size; in float64 digits count from 1e-300 on.
 
     Returns:
         `[n]`, >= 0, sums to 1; unchanged if all gradients are rescaled.
 
     Raises:
-        ValueError: if `mean` and `variance` do not have the same shape.
+        ValueError: if `mean` and `variance` do not have the same shape, or, outside of
+            a graph, an entry is negative or not finite.
 
     Example:
         >>> robust(tf.constant([0.0, 2.0]), tf.constant([1.0, 1.0])).numpy()
@@ -81,14 +81,13 @@ def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     Reference: Johnson & Guestrin, NeurIPS 2018 (minimax sampling distribution).
     """
     _check_same_shape(mean, variance)
+    _check_scores("mean", mean)
+    _check_scores("variance", variance)
     # Not 0 but the smallest normal number: TensorFlow flushes what is smaller to 0
     # in its own threads, and a division by it gives NaN.
     tiny = np.finfo(mean.dtype.as_numpy_dtype).tiny
     n = tf.cast(tf.size(mean), mean.dtype)
-    worst_norms = mean + _times_k(variance, n, tiny)
-    total = tf.reduce_sum(worst_norms)
-    nothing_known = tf.cast(total < tiny, mean.dtype)  # 1 or 0
-    return (worst_norms + nothing_known) / (total + n * nothing_known)
+    return _in_proportion_to(mean + _times_k(variance, n, tiny))
 
 
 def _times_k(variance: tf.Tensor, n: tf.Tensor, tiny: float) -> tf.Tensor:
@@ -103,20 +102,34 @@ def _times_k(variance: tf.Tensor, n: tf.Tensor, tiny: float) -> tf.Tensor:
     return (tf.sqrt(largest) * tf.sqrt(ratio)) * share
 
 
+def _in_proportion_to(scores: tf.Tensor) -> tf.Tensor:
+    """Returns scores / sum, uniform where all are 0, also where the sum overflows."""
+    dtype, limits = scores.dtype, np.finfo(scores.dtype.as_numpy_dtype)
+    n = tf.cast(tf.size(scores), dtype)
+    # By a power of 2, so that no digit changes, and only where the sum may overflow.
+    shrunk = tf.pow(tf.constant(0.5, dtype), tf.math.ceil(tf.math.log(n) / np.log(2.0)))
+    overflows = tf.reduce_max(scores) >= limits.max / n
+    scores = scores * tf.where(overflows, shrunk / 2.0, 1.0)
+    total = tf.reduce_sum(scores)
+    nothing_known = tf.cast(total < limits.tiny, dtype)  # 1 or 0
+    return (scores + nothing_known) / (total + n * nothing_known)
+
+
 def with_floor(probability: tf.Tensor, floor: float) -> tf.Tensor:
     """Returns (1 - floor) p + floor / n: a share of the draws goes to everyone.
 
     It bounds every importance weight: p >= floor/n, so 1/(n p) <= 1/floor.
 
     Args:
-        probability: `[n]`, >= 0, sums to 1; not checked here.
+        probability: `[n]`, >= 0, sums to 1.
         floor: share of uniform draws, from 0 (none) to 1 (all).
 
     Returns:
         `[n]`, >= floor/n, sums to 1.
 
     Raises:
-        ValueError: if `floor` is not in [0, 1].
+        ValueError: if `floor` is not in [0, 1] or, outside of a graph, `probability` is
+            no distribution.
 
     Example:
         >>> with_floor(tf.constant([0.0, 1.0]), 0.5).numpy()
@@ -128,6 +141,7 @@ def with_floor(probability: tf.Tensor, floor: float) -> tf.Tensor:
             f"Received: floor={floor}. "
             "Use 0.05 to 0.1; 0 leaves the importance weights without a bound."
         )
+    _check_scores("probability", probability, total=1.0)
     n = tf.cast(tf.size(probability), probability.dtype)
     return (1.0 - floor) * probability + floor / n
 
@@ -160,6 +174,26 @@ def _check_number_of_examples(n: int) -> None:
         raise ValueError(
             "`n`, the number of training examples, must be at least 1. "
             f"Received: n={n}. Pass a training set that is not empty."
+        )
+
+
+def _check_scores(name: str, scores: tf.Tensor, total: float | None = None) -> None:
+    """Raises unless scores are finite, >= 0 and sum to `total`; not in a graph."""
+    if not tf.executing_eagerly():
+        return
+    values = scores.numpy()
+    smallest, largest = values.min(initial=0.0), values.max(initial=0.0)
+    met = smallest >= 0.0 and largest < np.inf  # in this form NaN fails too
+    must, extent = "", f"smallest {smallest}, largest {largest}"
+    if met and total is not None:
+        with np.errstate(over="ignore"):
+            found = values.sum(dtype=np.float64)
+        met, extent = abs(found - total) < 1e-4, f"{extent}, sum {found}"
+        must = f" and sum to {total:g}"
+    if not met:
+        raise ValueError(
+            f"`{name}` must be finite and >= 0{must}. Received: {extent}. "
+            "Look for a loss that overflowed, or a learning rate too high."
         )
 
 

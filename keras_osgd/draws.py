@@ -57,7 +57,8 @@ def reshuffled(
 
     Raises:
         ValueError: if `size` is below 1, `probability` is no distribution or has a
-            0, or `owed` has another shape.
+            0 (or a number whose inverse is none), or `owed` has another shape or an
+            entry that is not finite.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -203,11 +204,17 @@ def _checked_mass(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
             f"Received: shapes {owed.shape} and {probability.shape}. "
             "Start from zeros when the training set changes."
         )
-    if not (probability > 0.0).all():
+    # The smallest normal number: the inverses of those below overflow.
+    if not (probability >= np.finfo(np.float64).tiny).all():
         raise ValueError(
             "`probability` must be above 0 for every example, each of which is owed "
             f"visits. Received: {probability.min()} at index {probability.argmin()}. "
             "Mix in a floor, or use independent draws."
+        )
+    if not np.isfinite(owed).all():
+        raise ValueError(
+            "`owed` must be finite. Received: "
+            f"{owed[~np.isfinite(owed)][0]}. Start from zeros."
         )
     return np.where(np.abs(owed) < _RESIDUE, 0.0, owed)
 

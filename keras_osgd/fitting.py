@@ -144,7 +144,7 @@ def _enter_run(model: keras.Model, data: TrainingData, verbose: Any) -> Run:
     method, held = model.sampling, model.sampling_held
     checks.check_model(model)
     described = losses.describe(model, data)
-    checks.warn_of_unweighted_losses(model)
+    checks.warn_of_what_follows_the_draws(model)
     lines = [checks.check_size(model, method, data)]
     adapt = checks.check_optimizer(model, method)
     lines.append(continuation.prepare_state(model, method, data))

@@ -8,45 +8,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd import score_checks
+from keras_osgd.score_checks import AVERAGE, check_features, decay_of
+
 __all__ = ["DEFAULT_FEATURES", "LARGE_FEATURES", "ScoreTable", "check_features"]
 
 DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
 LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
-_AVERAGE = "average_"
-_NAMES = ("constant", "last", "class_mean", "unseen", "age")
 _MEMORY = 0.7  # of the running means, a block; 0.5 to 0.9 made no difference
 _FORGOTTEN = 1e-200  # a class mean of less weight is rounding, no mean
 _UNSEEN = -1
-
-
-def check_features(features: Sequence[str]) -> tuple[str, ...]:
-    """Returns `features` as a tuple.
-
-    Raises:
-        ValueError: if a name is unknown or twice there, or "constant" is not the first.
-
-    Example:
-        >>> check_features(["constant", "last", "average_0.9"])
-        ('constant', 'last', 'average_0.9')
-    """
-    features = tuple(features)
-    known = all(name in _NAMES or _decay(name) is not None for name in features)
-    if not known or len(set(features)) < len(features) or features[:1] != _NAMES[:1]:
-        raise ValueError(
-            "`features` must begin with 'constant' (it keeps every radius of the "
-            f"uncertainty set above 0) and hold each name once, out of {_NAMES} and "
-            f"'average_DECAY' with 0 < DECAY < 1. Received: features={features}. "
-            f"Leave it at `None` for {DEFAULT_FEATURES}."
-        )
-    return features
-
-
-def _decay(name: str) -> float | None:
-    try:
-        decay = float(name.removeprefix(_AVERAGE))
-    except ValueError:
-        return None
-    return decay if name.startswith(_AVERAGE) and 0 < decay < 1 else None
+_LARGEST = np.finfo(np.float32).max
 
 
 class ScoreTable:
@@ -82,7 +54,7 @@ class ScoreTable:
         """Allocates the table; nothing is observed yet."""
         self.size = int(size)
         self.features = check_features(features)
-        self._decays = [d for d in map(_decay, self.features) if d is not None]
+        self._decays = [d for d in map(decay_of, self.features) if d is not None]
         self._classes = None
         if classes is not None and "class_mean" in self.features:
             self._classes = np.array(classes, np.int32)
@@ -98,7 +70,7 @@ class ScoreTable:
     def _allocate(self) -> dict[str, tf.Variable]:
         """Returns what is stored by name; nothing is observed yet."""
         names = {"last": tf.float32}
-        names |= {f"{_AVERAGE}{decay}": tf.float32 for decay in self._decays}
+        names |= {f"{AVERAGE}{decay}": tf.float32 for decay in self._decays}
         if "age" in self.features:
             names["seen_at"] = tf.int32
         with tf.device("CPU:0"):
@@ -126,18 +98,23 @@ class ScoreTable:
         Args:
             index: `[k]` integers. Rows.
             weights: `[k]`, > 0. Importance weights of the draws.
-            norms: `[k]`, >= 0, finite, gradient-norm units. Not checked here; the
-                planner drops what is not finite.
+            norms: `[k]`, >= 0, finite, gradient-norm units.
             block: number of the block the observations were made in.
+
+        Raises:
+            ValueError: if they are not so; nothing is written then. The planner drops
+                what is not finite.
         """
         index, norms = np.asarray(index, np.int64), np.asarray(norms, np.float64)
-        self._update_means(index, np.asarray(weights, np.float64), norms)
+        weights = np.asarray(weights, np.float64)
+        score_checks.check_observations(index, weights, norms, self.size)
+        self._update_means(index, weights, norms)
         # Of several values for one row, a scatter would leave any.
         latest = len(index) - 1 - np.unique(index[::-1], return_index=True)[1]
         index, norms = index[latest], norms[latest].astype(np.float32)
         unseen = self._read("last", index) < 0
         for decay in self._decays:
-            name = f"{_AVERAGE}{decay}"
+            name = f"{AVERAGE}{decay}"
             old = np.where(unseen, norms, self._read(name, index))
             self._write(name, index, decay * old + (1 - decay) * norms)
         self._write("last", index, norms)
@@ -167,6 +144,7 @@ class ScoreTable:
         mean = sums[-1] / weights[-1] if weights[-1] > 0 else 0.0
         known = weights[:-1] > _FORGOTTEN
         classes = np.where(known, sums[:-1] / np.where(known, weights[:-1], 1), mean)
+        mean, classes = min(mean, _LARGEST), np.minimum(classes, _LARGEST)
         return np.float32(mean), classes.astype(np.float32)
 
     def _columns(self, names: Sequence[str], rows=None) -> Iterator[np.ndarray]:
@@ -188,7 +166,8 @@ class ScoreTable:
                 yield mean * unseen
             elif name == "age":
                 blocks = self.block - self._read("seen_at", rows)
-                yield mean / 8 * blocks.astype(np.float32)
+                age = np.float64(mean) / 8 * blocks
+                yield np.minimum(age, _LARGEST).astype(np.float32)
             else:
                 values = last if name == "last" else self._read(name, rows)
                 yield np.where(unseen, class_mean, values)
@@ -208,7 +187,11 @@ class ScoreTable:
 
         Args:
             coefficients: `[F]`, >= 0. Features with coefficient 0 are not even read.
+
+        Raises:
+            ValueError: if a coefficient is negative or not finite.
         """
+        score_checks.check_coefficients(coefficients)
         used = {
             name: np.float64(value)
             for name, value in zip(self.features, coefficients, strict=True)
@@ -240,7 +223,12 @@ class ScoreTable:
         return same_classes and same_sums and same_size and same_features
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes over what `state` returned for a table that `holds` the same."""
+        """Takes over what `state` returned for a table that `holds` the same.
+
+        Raises:
+            ValueError: if a number in it cannot come from `state`; nothing is changed.
+        """
+        score_checks.check_loaded(arrays, self.state())
         for name, variable in self._variables.items():
             variable.assign(arrays[name])
         if self._classes is not None:

@@ -135,17 +135,19 @@ class SamplingState(keras.Operation):
         # Files written before norms were told apart have none.
         norm = _as_text(store["norm"]) if "norm" in store.keys() else "last_layer"  # noqa: SIM118
         fits = self.table is not None and self.table.holds(arrays, features)
-        if not fits or self.in_use and norm != self.norm:
-            if self.in_use:
-                raise ValueError(
-                    "Scores loaded during `fit` must belong to the data in training, "
-                    f"{self.table.size} examples with features {self.table.features} "
-                    f"and norm={self.norm!r}. Received: {len(owed)} examples with "
-                    f"features {features} and norm={norm!r}. "
-                    "Load them before `fit`, or load only the weights."
-                )
-            self.table = ScoreTable(len(owed), arrays.get("classes"), features)
-        self.table.load(arrays)
+        if self.in_use and not (fits and norm == self.norm):
+            raise ValueError(
+                "Scores loaded during `fit` must belong to the data in training, "
+                f"{self.table.size} examples with features {self.table.features} "
+                f"and norm={self.norm!r}. Received: {len(owed)} examples with "
+                f"features {features} and norm={norm!r}. "
+                "Load them before `fit`, or load only the weights."
+            )
+        table = self.table
+        if not fits:
+            table = ScoreTable(len(owed), arrays.get("classes"), features)
+        table.load(arrays)
+        self.table = table
         self.start_clock()
         self.owed = owed
         self.gain.averages.assign(np.array(store["gain"]))

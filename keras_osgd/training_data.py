@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["TrainingData", "prepare", "split"]
+__all__ = ["TrainingData", "checked", "prepare", "split"]
 
 _PROBES = 64
 _MOST_CLASSES = 10_000
@@ -99,7 +99,7 @@ def prepare(
         ValueError: if the data are no arrays, have no example, the lengths differ, or
             weights have another structure than y, are negative or not finite.
     """
-    arrays, n = _arrays(x, y, sample_weight)
+    arrays, n = checked(x, y, sample_weight)
     if y is None:
         raise ValueError(
             "`y` must be given: an example's importance comes from its own loss. "
@@ -121,7 +121,7 @@ def split(
     Returns:
         ((x, y, sample_weight), validation data as `fit` takes it).
     """
-    arrays, n = _arrays(x, y, sample_weight)
+    arrays, n = checked(x, y, sample_weight)
     at = math.floor(n * (1.0 - validation_split))
     if at in (0, n):
         raise ValueError(
@@ -136,7 +136,7 @@ def split(
     return rows(slice(at)), validation[: 3 if sample_weight is not None else 2]
 
 
-def _arrays(x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], int]:
+def checked(x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], int]:
     """Returns (x, y, sample_weight) as NumPy arrays of equal length, and the length."""
     parts = {"x": x, "y": y, "sample_weight": sample_weight}
     for name, part in parts.items():

@@ -83,7 +83,7 @@ def fit(
 
     Raises:
         ValueError: if shapes disagree, the window is empty, or an entry is negative
-            or not finite, or 0 in the constant feature.
+            or not finite, or 0 in the constant feature, or too far from another.
 
     Example:
         >>> constant, ones = np.ones((2, 1)), np.ones(2)
@@ -95,12 +95,20 @@ def fit(
     arrays = _checked(features, weights, norms, mean_features)
     window, used, feature_scale, norm_scale = _rescaled(*arrays)
     share = _start_share(start, used, feature_scale)
-    point, iterations, converged = _minimise(window, share, max_iterations, tolerance)
     mean, spread = np.zeros((2, used.size))
-    mean[used] = point.mean * norm_scale / feature_scale
-    spread[used] = point.share / feature_scale
-    objective = float(point.objective * norm_scale**2)
-    return UncertaintySet(mean, spread, objective, iterations, converged)
+    try:
+        point, steps, converged = _minimise(window, share, max_iterations, tolerance)
+        mean[used] = point.mean * norm_scale / feature_scale
+        spread[used] = point.share / feature_scale
+        objective = float(np.asarray_chkfinite(point.objective * norm_scale**2))
+        np.asarray_chkfinite([mean, spread])
+    except (ValueError, OverflowError) as error:  # of the solvers too
+        raise ValueError(
+            "The window's numbers must not be so far apart that float64 overflows. "
+            f"Received: largest {[float(a.max()) for a in arrays]}. "
+            "Look for a loss that overflowed, or a learning rate too high."
+        ) from error
+    return UncertaintySet(mean, spread, objective, steps, converged)
 
 
 def _minimise(

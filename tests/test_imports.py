@@ -17,6 +17,7 @@ LINES = 250
 # A module may import those before it.
 ORDER = [
     "warn_once",
+    "score_checks",
     "score_table",
     "distributions",
     "nonnegative",
@@ -34,6 +35,7 @@ ORDER = [
     "scoring",
     "verification",
     "exact_norms",
+    "recalibration",
     "pipeline",
     "observations",
     "sampling",

@@ -1,0 +1,126 @@
+"""What may be written into a score table, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = [
+    "AVERAGE",
+    "check_coefficients",
+    "check_features",
+    "check_loaded",
+    "check_observations",
+    "decay_of",
+]
+
+AVERAGE = "average_"
+_NAMES = ("constant", "last", "class_mean", "unseen", "age")
+_DEFAULT = ("constant", "last", "average_0.75", "class_mean")
+_LARGEST = float(np.finfo(np.float32).max)  # norms are stored in float32
+_LARGEST_WEIGHT = 1e200  # sums of weights times norms stay finite
+_LAST_BLOCK = np.iinfo(np.int32).max  # as they are stored
+_LOOK = "Look for a loss that overflowed, or a learning rate too high."
+
+
+def check_features(features: Sequence[str]) -> tuple[str, ...]:
+    """Returns `features` as a tuple.
+
+    Raises:
+        ValueError: if a name is unknown or twice there, or "constant" is not the first.
+
+    Example:
+        >>> check_features(["constant", "last", "average_0.9"])
+        ('constant', 'last', 'average_0.9')
+    """
+    features = tuple(features)
+    known = all(name in _NAMES or decay_of(name) is not None for name in features)
+    if not known or len(set(features)) < len(features) or features[:1] != _NAMES[:1]:
+        raise ValueError(
+            "`features` must begin with 'constant' (it keeps every radius of the "
+            f"uncertainty set above 0) and hold each name once, out of {_NAMES} and "
+            f"'average_DECAY' with 0 < DECAY < 1. Received: features={features}. "
+            f"Leave it at `None` for {_DEFAULT}."
+        )
+    return features
+
+
+def decay_of(name: str) -> float | None:
+    """Returns DECAY of "average_DECAY", or `None` for other names."""
+    try:
+        decay = float(name.removeprefix(AVERAGE))
+    except ValueError:
+        return None
+    return decay if name.startswith(AVERAGE) and 0 < decay < 1 else None
+
+
+def check_observations(
+    index: np.ndarray, weights: np.ndarray, norms: np.ndarray, size: int
+) -> None:
+    """Raises unless observations are of rows that exist, finite and not negative."""
+    if not index.shape == weights.shape == norms.shape:
+        raise ValueError(
+            "`index`, `weights` and `norms` must have one entry for each draw. "
+            f"Received: shapes {index.shape}, {weights.shape} and {norms.shape}."
+            " Pass the rows of one and the same batch."
+        )
+    _check("index", index, (index >= 0) & (index < size), f"in [0, {size})")
+    # In this form NaN fails too.
+    met = (weights > 0.0) & (weights <= _LARGEST_WEIGHT)
+    _check("weights", weights, met, "finite and > 0")
+    _check("norms", norms, (norms >= 0.0) & (norms <= _LARGEST), "finite and >= 0")
+
+
+def check_coefficients(coefficients: np.ndarray) -> None:
+    """Raises unless coefficients are finite and not negative."""
+    values = np.asarray(coefficients, np.float64)
+    _check("coefficients", values, (values >= 0.0) & (values < np.inf), "finite, >= 0")
+
+
+def check_loaded(arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]) -> None:
+    """Raises unless `arrays` could be the state of the table whose state is `present`.
+
+    Args:
+        arrays: to load, by name.
+        present: of the table, by name.
+    """
+    for name, own in present.items():
+        values = np.asarray(arrays[name])
+        if values.shape != own.shape:
+            raise ValueError(
+                f"`{name}` of a score table must have shape {own.shape}. Received: "
+                f"{values.shape}. Load what was saved for the same training set."
+            )
+        met = (values >= 0) & (values < np.inf)
+        if name == "seen_at":
+            met = (values >= 0) & (values <= np.asarray(arrays["block"]))
+            met = np.where(np.asarray(arrays["last"]) == -1, values == -1, met)
+        elif name == "block":
+            met &= values < _LAST_BLOCK
+        elif name == "classes":
+            met &= values < len(present["sums"]) - 1
+        elif name == "last" or name.startswith(AVERAGE):
+            met = (met & (values <= _LARGEST)) | (values == -1)
+            met &= (values == -1) == (np.asarray(arrays["last"]) == -1)
+        elif name == "sums":
+            met = _means_are_norms(values)
+        _check(name, values, met, "what a score table holds")
+
+
+def _means_are_norms(sums: np.ndarray) -> np.ndarray:
+    """Returns where sums of (w v, w) have a mean v that can be a norm."""
+    summed, weights = sums.T
+    fine = (summed >= 0) & (weights >= 0) & np.isfinite(summed) & np.isfinite(weights)
+    with np.errstate(over="ignore"):
+        fine[fine] = summed[fine] <= weights[fine] * _LARGEST * (1 + 1e-6)
+    return np.stack([fine, fine], axis=1)
+
+
+def _check(name: str, values: np.ndarray, met: np.ndarray, must: str) -> None:
+    if not met.all():
+        place = tuple(np.argwhere(~met)[0].tolist())
+        raise ValueError(
+            f"`{name}` must be {must}. Received: {values[place]} at index "
+            f"{', '.join(map(str, place))}. {_LOOK}"
+        )

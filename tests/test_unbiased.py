@@ -1,0 +1,211 @@
+"""Equation (1) exactly: the mean over every outcome of a draw is the full gradient."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_osgd
+from keras_osgd import (
+    distributions,
+    draws,
+    keras_compat,
+    losses,
+    training_data,
+    training_step,
+)
+from keras_osgd.observations import ObservationLog
+from keras_osgd.pipeline import Plan, PlanBuffers, Rows, batches
+from keras_osgd.planner import Planner
+from keras_osgd.run import Run
+from keras_osgd.sampling import RAIS
+from keras_osgd.score_table import ScoreTable
+from keras_osgd.state import SamplingState
+from keras_osgd.systematic import systematic
+from keras_osgd.uncertainty_set import UncertaintySet
+
+M = 2  # draws in a minibatch
+CLASS_WEIGHT = {0: 0.5, 1: 2.0, 2: 3.0}
+
+
+@pytest.fixture
+def float64():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)
+
+
+def _rng(n):
+    return np.random.default_rng(n)
+
+
+def _state(n):
+    """Returns what is known of n examples: unequal norms, an uncertainty set."""
+    state = SamplingState()
+    table = ScoreTable(n, None, ("constant", "last"))
+    table.observe(np.arange(n), np.ones(n), _rng(n).lognormal(0.0, 1.5, n), 0)
+    state.allocate(table, "", seed=0, norm="last_layer")
+    mean, spread = np.array([0.2, 0.7]), np.array([0.3, 0.5])
+    spread /= spread @ table.mean_features()
+    state.uncertainty_set = UncertaintySet(mean, spread, 0.8, 0, True)
+    state.drawn = state.observed = 10 * n
+    return state
+
+
+def _candidate(n):
+    """Returns p as the planner makes it of table and uncertainty set."""
+    buffers = PlanBuffers(60, M)
+    sampling, log = RAIS(floor=0.2), ObservationLog(buffers)
+    planner = Planner(sampling, _state(n), buffers, log, 1)
+    planner.plan(0, 0)
+    planner.finish(0)
+    return planner.candidate
+
+
+def _norms(n):
+    return tf.constant(_rng(n).lognormal(0.0, 1.5, n))
+
+
+def _robust(n):
+    return distributions.robust(_norms(n), tf.constant(_rng(n + 1).uniform(0, 2, n)))
+
+
+DISTRIBUTIONS = {
+    "uniform": distributions.uniform,
+    "oracle": lambda n: distributions.oracle(_norms(n)),
+    "robust": _robust,
+    "floor": lambda n: distributions.with_floor(_robust(n), 0.1),
+    "candidate": _candidate,
+}
+WEIGHTS = {
+    "unweighted": (False, False),
+    "sample": (True, False),
+    "class": (False, True),
+    "both": (True, True),
+}
+
+
+class Task:
+    """n examples, a linear model, and its gradients by Keras and by hand."""
+
+    def __init__(self, n, weighted, base=keras.Sequential):
+        sample, by_class = WEIGHTS[weighted]
+        rng, floatx = _rng(n), keras.config.floatx()
+        self.n, self.x = n, rng.normal(size=(n, 3)).astype(floatx)
+        self.y = np.arange(n) % 3
+        own = rng.uniform(0.2, 3.0, n) if sample else None
+        keras.utils.set_random_seed(0)
+        self.model = base([keras.Input((3,)), keras.layers.Dense(3)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.model.compile(keras.optimizers.SGD(1.0), loss)
+        self.data = training_data.prepare(
+            self.x, self.y, own, CLASS_WEIGHT if by_class else None, M, None
+        )
+        self.losses = losses.describe(self.model, self.data)
+        of_class = np.array([CLASS_WEIGHT[label] for label in self.y])
+        self.own = np.ones(n) if own is None else own
+        self.own = self.own * of_class if by_class else self.own
+        self.gradient_of = tf.function(self._gradient_of, autograph=False)
+
+    def full_gradient(self):
+        """Returns that of F by hand: mean of u_i (softmax_i - onehot_i) [x_i, 1]^T."""
+        kernel, bias = (np.array(w, np.float64) for w in self.model.get_weights())
+        exponent = np.exp(self.x @ kernel + bias)
+        delta = exponent / exponent.sum(axis=1, keepdims=True) - np.eye(3)[self.y]
+        delta *= self.own[:, None] / self.n
+        return np.concatenate([(self.x.T @ delta).ravel(), delta.sum(axis=0)])
+
+    def _gradient_of(self, index, p):
+        """Returns a minibatch's gradient, weighted as in the training step."""
+        x, y, own = (
+            None if a is None else tf.gather(a, index) for a in self.data.arrays
+        )
+        weights = distributions.importance_weights(tf.gather(p, index), self.n)
+        combined = losses.weights_for(self.losses, weights, own)
+        with tf.GradientTape() as tape:
+            y_pred = self.model(x, training=True)
+            loss = keras_compat.compute_loss(self.model, x, y, y_pred, combined)
+        return _flat(tape.gradient(loss, self.model.trainable_weights))
+
+
+def _flat(arrays):
+    return tf.concat([tf.reshape(a, [-1]) for a in arrays], axis=0)
+
+
+class _Positions:
+    """Stands for a generator and returns chosen numbers in [0, 1)."""
+
+    def __init__(self, positions):
+        self.positions = positions
+
+    def random(self, size):
+        assert size == len(self.positions)
+        return self.positions
+
+
+def _law(p):
+    """Returns the chance of each example in `draws.independent`, piece by piece."""
+    ends = np.unique(np.concatenate([[0.0, 1.0], np.minimum(np.cumsum(p), 1.0)]))
+    middles = (ends[1:] + ends[:-1]) / 2
+    index = draws.independent(p, len(middles), _Positions(middles))
+    return np.bincount(index, weights=np.diff(ends), minlength=len(p))
+
+
+@pytest.mark.parametrize("weighted", WEIGHTS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_independent_draws_have_the_full_gradient_for_mean(n, name, weighted, float64):
+    task, p = Task(n, weighted), np.array(DISTRIBUTIONS[name](n))
+    assert name == "uniform" or p.std() > 0.1 / n
+    law, mean = _law(p), 0.0
+    for outcome in itertools.product(range(n), repeat=M):
+        gradient = task.gradient_of(tf.constant(outcome), tf.constant(p)).numpy()
+        mean = mean + np.prod(law[list(outcome)]) * gradient
+    np.testing.assert_allclose(mean, task.full_gradient(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_first_block_of_reshuffled_draws_has_it_too(name, float64):
+    n, size = 4, 3
+    task, p = Task(n, "both"), np.array(DISTRIBUTIONS[name](n))
+    density, credit = draws.block_density(np.zeros(n), p, size)
+    mean, orders = 0.0, list(itertools.permutations(range(n)))
+    for order in map(np.array, orders):
+        ends = np.unique(np.concatenate([[0.0, 1.0], np.cumsum(density[order]) % 1.0]))
+        for left, right in itertools.pairwise(ends):
+            index = systematic(density, size, order, (left + right) / 2)
+            gradient = task.gradient_of(tf.constant(np.sort(index)), tf.constant(p))
+            mean = mean + (right - left) / len(orders) * gradient.numpy()
+    assert credit == size / n
+    np.testing.assert_allclose(mean, task.full_gradient(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("weighted", WEIGHTS)
+@pytest.mark.parametrize("name", ["uniform", "candidate"])
+def test_the_steps_of_training_have_it_from_plan_to_weights(name, weighted):
+    """Every outcome is a step of one block, planned, gathered and trained on."""
+    task, p = Task(4, weighted, keras_osgd.Sequential), DISTRIBUTIONS[name](4)
+    p, run = np.array(p), Run(RAIS(), _state(4), 4, M, 1, adapt=False)
+    run.losses = task.losses
+    task.model.optimizer.build(task.model.trainable_weights)
+    outcomes = np.array(list(itertools.product(range(4), repeat=M)))
+    steps = run.buffers.block_steps
+    index = np.resize(outcomes, (steps, M)).ravel()
+    candidate = np.array(_candidate(4))[index]
+    features = run.state.table.features_of(index)
+    plan = Plan(0, index, p[index], candidate, features, True, 1.0, 1.0, 1.0)
+    run.buffers.write(plan)
+    step = tf.function(training_step.make_core(task.model, run, False), autograph=False)
+    before, mean = task.model.get_weights(), 0.0
+    full, dataset = task.full_gradient(), batches(run.buffers, Rows(task.data.arrays))
+    for outcome, batch in zip(outcomes, dataset, strict=False):
+        np.testing.assert_array_equal(batch[-1].index, outcome)
+        task.model.set_weights(before)
+        step(batch)
+        change = _flat(before).numpy() - _flat(task.model.get_weights()).numpy()
+        mean = mean + p[outcome].prod() * change.astype(np.float64)
+    # Float32: a gradient of 1 taken off weights of 1 is rounded to 6e-8.
+    np.testing.assert_allclose(mean, full, rtol=0, atol=1e-6)
