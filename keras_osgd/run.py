@@ -69,6 +69,17 @@ class Run:
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
 
+    def serves(
+        self,
+        model: keras.Model,
+        data: TrainingData,
+        described: list[OutputLoss],
+        adapt: bool,
+    ) -> bool:
+        """Returns whether a `fit` of these can use this run again."""
+        key = (data.n, data.batch_size, model.steps_per_execution, adapt)
+        return self.key == key and self.losses == described
+
     def start(self, data: TrainingData) -> tf.data.Dataset:
         """Plans the first block and returns the dataset of an epoch."""
         self.clock.restart()

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd import checks, continuation, keras_compat, losses, training_data
+from keras_osgd import checks, continuation, diagnosis, keras_compat, training_data
 from keras_osgd.effective_epochs import callback_list
 from keras_osgd.pipeline import Sample
+from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
 from keras_osgd.sampling import Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
@@ -132,24 +133,26 @@ class ImportanceSampled:
 
         Raises:
             ValueError: before any step, for data, losses or models that cannot be
-                sampled; the message says what to do.
+                sampled; one for all that `check` finds, saying what to do.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if isinstance(self.sampling, Uniform) or not self.compiled:
             self._leave_run()
             return super().fit(**given)
+        refusals, parts = Refusals(), (x, y, sample_weight)
         if validation_split and validation_data is None:
-            (x, y, sample_weight), validation_data = training_data.split(
-                x, y, sample_weight, validation_split
-            )
-        data = training_data.prepare(
-            x, y, sample_weight, class_weight, batch_size, steps_per_epoch
-        )
+            halves = refusals.tried(training_data.split, *parts, validation_split)
+            parts, validation_data = halves or (parts, None)
         if not shuffle:
             message = "`shuffle=False` has no effect: draws are random."
             checks.warn_once(self, "shuffle", message)
+        parts = (*parts, class_weight, batch_size, steps_per_epoch)
+        seen = diagnosis.examine(
+            refusals, self, self.sampling, parts, self.sampling_run
+        )
+        refusals.end()
+        data, run = seen.data, self._enter_run(seen, verbose)
         steps = steps_per_epoch or math.ceil(data.n / data.batch_size)
-        run = self._enter_run(data, verbose)
         try:
             given |= {"x": run.start(data), "y": None, "batch_size": None}
             given |= {"sample_weight": None, "class_weight": None, "shuffle": False}
@@ -164,20 +167,15 @@ class ImportanceSampled:
             self.begin_next_epoch()
             run.finish()
 
-    def _enter_run(self, data: training_data.TrainingData, verbose: Any) -> Run:
-        """Checks everything and returns the run that this `fit` uses."""
-        method, held = self.sampling, self.sampling_held
-        checks.check_model(self)
-        described = losses.describe(self, data)
-        checks.warn_of_unweighted_losses(self)
-        lines = [checks.check_size(self, method, data)]
-        adapt = checks.check_optimizer(self, method)
-        lines.append(continuation.prepare_state(self, method, data))
-        key = (data.n, data.batch_size, self.steps_per_execution, adapt)
-        if held.run is None or held.run.key != key or held.run.losses != described:
+    def _enter_run(self, seen: diagnosis.Examined, verbose: Any) -> Run:
+        """Returns the run that this `fit` uses: the last one, where it serves again."""
+        method, held, data = self.sampling, self.sampling_held, seen.data
+        lines = [seen.line, continuation.prepare_state(self, method, data)]
+        given = (data, seen.losses, seen.adapt)
+        if held.run is None or not held.run.serves(self, *given):
+            key = (data.n, data.batch_size, self.steps_per_execution, seen.adapt)
             held.run, held.wrapped = Run(method, self.sampling_state, *key), False
-            held.run.losses = described
-            held.run.scorer = checks.prepare_scorer(self, method, described, data)
+            held.run.losses, held.run.scorer = seen.losses, seen.scorer
         if not held.wrapped:
             self.train_function = None
         held.run.optimizer, held.run.verbose = self.optimizer, verbose != 0

@@ -16,6 +16,7 @@ LINES = 250
 
 # A module may import those before it.
 ORDER = [
+    "refusals",
     "warn_once",
     "score_table",
     "distributions",
@@ -28,6 +29,7 @@ ORDER = [
     "gain_ratio",
     "learning_rate",
     "effective_epochs",
+    "example_weights",
     "training_data",
     "losses",
     "loss_shares",
