@@ -62,6 +62,7 @@ class Refusals:
     def __init__(self, all_kinds: bool = False) -> None:
         """Starts without a reason."""
         self.texts: list[str] = []
+        self._errors: list[Exception] = []
         self._all_kinds = all_kinds
 
     def tried(self, function: Callable, *args: Any) -> Any:
@@ -70,18 +71,28 @@ class Refusals:
             return function(*args)
         except Refused as error:
             self.texts += error.texts
+            self._errors.append(error)
             return error.found
-        except ValueError as error:
-            self.texts.append(str(error))
         except Exception as error:
-            if not (self.texts or self._all_kinds):
+            known = isinstance(error, ValueError)
+            if not (known or self.texts or self._all_kinds):
                 raise
-            self.texts.append(line_of(error))
+            self.texts.append(str(error) if known else line_of(error))
+            self._errors.append(error)
         return None
 
     def end(self, found: Any = None) -> None:
-        """Raises one error for all reasons, if there is any."""
-        refuse(self.texts, found)
+        """Raises one error for all reasons, if there is any; a single one as it came.
+
+        Args:
+            found: what can be looked at all the same, or `None`.
+        """
+        if not self._errors:
+            return
+        if found is None and len(set(self.texts)) == 1:
+            raise self._errors[0]
+        foreign = [e for e in self._errors if not isinstance(e, Refused)]
+        raise Refused(self.texts, found) from (foreign[0] if foreign else None)
 
 
 def line_of(error: BaseException) -> str:
