@@ -84,6 +84,14 @@ class Window:
         self._weights = np.concatenate([self._weights, weights])[-self._size :]
         self._norms = np.concatenate([self._norms, norms])[-self._size :]
 
+    @property
+    def is_known(self) -> bool:
+        """Whether something was known of every example here when it was drawn.
+
+        Not while the end of a first block is in it: equation (7) has no solution then.
+        """
+        return len(self._norms) > 0 and bool((self._features[:, 0] > 0).all())
+
     def fit(
         self, average: UncertaintySet | None, mean_features: np.ndarray
     ) -> UncertaintySet:

@@ -68,6 +68,7 @@ class Run:
         self.verbose = True
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
+        self.warn: Callable[[str, str], None] = lambda key, message: None
 
     def serves(
         self,
@@ -126,12 +127,26 @@ class Run:
         plan = self.planner.last_plan
         if plan.importance and self.planner.unbounded:
             self.warn_of_floor(plan.largest_weight)
+        self._warn_of_failures()
+
+    def _warn_of_failures(self) -> None:
+        while self.planner.failures:
+            cause = self.planner.failures.pop(0)
+            self.warn(
+                "planning",
+                "Draws must be planned from the gradient norms observed. Received: "
+                f"{cause} Training goes on, by the last good fit or else the norms "
+                "last observed or else uniformly; `sampling_state.fit_failures` counts "
+                "such failures. Look for a loss that overflows; if there is none, "
+                "report it.",
+            )
 
     def finish(self) -> None:
         """Ends a `fit`, however it ended; nothing learned is lost."""
         self.active = self.state.in_use = False
         if self.planner is not None:
             self.planner.finish(self.clock.step)
+            self._warn_of_failures()
 
     def figures(self) -> dict[str, float]:
         """Returns what `SamplingMonitor` shows."""

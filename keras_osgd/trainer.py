@@ -179,6 +179,7 @@ class ImportanceSampled:
         if not held.wrapped:
             self.train_function = None
         held.run.optimizer, held.run.verbose = self.optimizer, verbose != 0
+        held.run.warn = functools.partial(checks.warn_once, self)
         held.run.warn_of_floor = functools.partial(checks.warn_of_floor, self, method)
         for line in filter(None, lines):
             held.run.say(line)

@@ -183,6 +183,21 @@ print(json.dumps([changed, len(tf.config.list_logical_devices("CPU"))]))
 """
 
 
+WITHOUT = """
+import sys
+for name in ("tensorboard", "matplotlib"):
+    sys.modules[name] = None  # importing it raises an ImportError
+import keras_osgd
+"""
+
+
+def test_importing_needs_neither_tensorboard_nor_matplotlib():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_importing_changes_nothing_and_prints_nothing(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -136,6 +136,22 @@ def test_weights_made_without_the_add_on_load_and_keep_the_scores_there_are(tmp_
     assert fresh.sampling_state.table is None
 
 
+def test_weights_made_without_the_add_on_start_with_fresh_scores_and_say_so(
+    tmp_path, capsys
+):
+    plain = _sequential(keras.Sequential)
+    plain.save_weights(tmp_path / "w.weights.h5")
+    line = "The weights were loaded without scores: they start afresh."
+    for load, times in ((True, 1), (False, 0)):
+        model = MODELS["sequential"]()
+        if load:
+            model.load_weights(tmp_path / "w.weights.h5")
+        for _ in range(2):
+            model.fit(X, Y, epochs=1, verbose=2)
+        assert capsys.readouterr().out.count(line) == times
+        assert model.sampling_state.table.share_unseen < 1
+
+
 def test_scores_of_other_data_loaded_inside_fit_are_refused(tmp_path):
     model = _trained(MODELS["sequential"])
     model.save_weights(tmp_path / "w.weights.h5")
