@@ -84,7 +84,7 @@ def with_class_weight(
         warnings.warn(
             f"`class_weight` has no entry for {missing[:10]}: such examples get weight "
             "1, as in Keras.",
-            stacklevel=6,
+            stacklevel=7,
         )
     table = {int(label): class_weight.get(int(label), 1.0) for label in classes}
     bad = {k: v for k, v in table.items() if not 0 <= v < np.inf}

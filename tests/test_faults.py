@@ -48,7 +48,7 @@ ROWS = {
     13: ["test_norms_that_are_all_zero_leave_the_draws_uniform_with_weight_one"],
     15: [
         "test_norms_thirty_orders_apart_keep_every_probability_above_the_floor",
-        "test_scores_from_1e_300_to_1e300_keep_the_floor",
+        "test_robust_agrees_with_sixty_decimals_from_1e_minus_300_to_1e300",
     ],
     16: [
         "test_no_floor_trains_with_a_warning_that_names_the_largest_weight",
@@ -330,7 +330,7 @@ def test_a_split_for_validation_hides_no_other_error():
     y[5] = 9
     model = small.model()
     with pytest.raises(ValueError, match="2 things(.|\n)*must leave.*(.|\n)*label 9"):
-        small.fit(model, X, y, validation_split=0.001)
+        small.fit(model, X, y, validation_split=0.999)
     with pytest.raises(ValueError, match="^x has 60 examples but y has 5. All"):
         small.fit(model, X, y[:5], validation_split=0.5)  # not twice
 
@@ -367,7 +367,5 @@ def test_an_error_in_a_user_s_own_layer_comes_as_it_was_raised():
     model.compile("sgd", small.crossentropy(), run_eagerly=True)
     with pytest.raises(OSError, match="the disk is gone"):
         small.fit(model)
-    with pytest.raises(
-        ValueError, match="1. `sample_w(.|\n)*2. OSError: the disk is g"
-    ):
+    with pytest.raises(ValueError, match="1. `sample_w(.|\n)*2. OSError: the disk"):
         small.fit(model, sample_weight=-np.ones(60))

@@ -144,6 +144,7 @@ def test_weights_made_without_the_add_on_start_with_fresh_scores_and_say_so(
     line = "The weights were loaded without scores: they start afresh."
     for load, times in ((True, 1), (False, 0)):
         model = MODELS["sequential"]()
+        model.compile("sgd", "sparse_categorical_crossentropy")
         if load:
             model.load_weights(tmp_path / "w.weights.h5")
         for _ in range(2):
