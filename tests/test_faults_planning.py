@@ -135,14 +135,21 @@ def test_probabilities_that_are_not_finite_are_not_drawn_by(monkeypatch):
 
 def test_after_a_plan_that_failed_the_next_is_by_the_scores_again(monkeypatch):
     failing(monkeypatch, draws, "reshuffled", from_call=3, until=4)
+    changes, original = [], blocks.Blocks.make_uniform
+
+    def noted(self, start):
+        before = self._state.owed
+        original(self, start)
+        changes.append(self._state.owed - before)
+
+    monkeypatch.setattr(blocks.Blocks, "make_uniform", noted)
     made = model()
     assert len(trained(made)) == 1
     state = made.sampling_state
     assert state.fit_failures == 1
     assert made.sampling_run.planner.last_plan.importance
-    # Every example is credited what every other is, and debited its visits.
-    assert abs(state.owed.sum()) < 1e-6 * state.drawn + N
-    assert np.isfinite(state.owed).all()
+    [change] = changes  # credited alike, and debited its visits
+    assert abs(change.sum()) < 1e-9 and len(np.unique(change)) > 1
 
 
 def test_a_failure_at_the_very_end_of_fit_loses_nothing(monkeypatch):
