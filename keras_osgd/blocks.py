@@ -9,12 +9,13 @@ import numpy as np
 
 from keras_osgd import draws
 from keras_osgd.observations import figures
-from keras_osgd.pipeline import Plan, PlanBuffers
-from keras_osgd.sampling import Sampling
+from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
+from keras_osgd.sampling import RAIS, Sampling
 from keras_osgd.state import SamplingState
 
-__all__ = ["LEAST_FLOOR", "Blocks"]
+__all__ = ["LEAST_FLOOR", "Blocks", "block_steps", "lead_steps"]
 
+_LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
 LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
 _LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
 _REARM_MARGIN = 0.02  # above the threshold, so that the two do not alternate
@@ -32,6 +33,7 @@ class Blocks:
         plans: the last two, oldest first.
         candidate: `[n]`, p by the scores as last planned, or `None`.
         notices: lines to print.
+        failures: causes of plans that were not made as they should be; to warn of.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Blocks:
         self.plans: list[Plan] = []
         self.candidate: np.ndarray | None = None
         self.notices: list[str] = []
+        self.failures: list[str] = []
         self._told: set[str] = set()
 
     def make(self, start: int, candidate: np.ndarray, importance: bool) -> None:
@@ -53,38 +56,66 @@ class Blocks:
             candidate: `[n]` float64, > 0, sums to 1. p by the scores.
             importance: whether to draw by it, or uniformly.
         """
-        n = self._n
+        n, state = self._n, self._state
         probability = candidate if importance else np.full(n, 1.0 / n)
         size = self._buffers.block_steps * self._buffers.batch_size
-        index, drawn_credit = self._draw(probability, size)
+        index, drawn_credit, owed = self._draw(probability, size)
         credit = max(drawn_credit, _LEAST_CREDIT)
         plan = Plan(
             start,
             index,
             credit * probability[index],
             credit * candidate[index],
-            self._state.table.features_of(index),
+            state.table.features_of(index),
             importance,
             float(1.0 / (n * credit * probability.min())),
             credit,
             drawn_credit * size / n,
         )
+        self._hand_over(plan, candidate, owed)
+
+    def make_uniform(self, start: int) -> None:
+        """Draws a block where `make` failed, from next to nothing: n and the seed.
+
+        Uniform and independent draws; what they take is debited all the same.
+        """
+        n, state = self._n, self._state
+        size = self._buffers.block_steps * self._buffers.batch_size
+        rng = np.random.default_rng([state.seed, state.blocks])
+        index, probability = rng.integers(n, size=size), np.full(size, 1.0 / n)
+        try:
+            features = state.table.features_of(index)
+        except Exception:  # it may be what failed
+            features = np.zeros([size, len(state.table.features)])
+        owed = state.owed
+        if self._sampling.draws == "reshuffled":
+            owed = np.where(np.isfinite(owed), owed, 0.0) + size / n
+            owed -= np.bincount(index, minlength=n)
+        plan = Plan(
+            start, index, probability, probability, features, False, 1.0, 1.0, size / n
+        )
+        self._hand_over(plan, np.full(n, 1.0 / n), owed)
+
+    def _hand_over(self, plan: Plan, candidate: np.ndarray, owed: np.ndarray) -> None:
+        """Takes a plan into use; up to here, a failure has changed nothing."""
         self._buffers.write(plan)
         self.candidate = candidate
         # The plan before last is over: every block is planned within the one before.
         self.plans = [*self.plans[-1:], plan]
+        self._state.owed = owed
         self._state.blocks += 1
-        self._state.drawn += size
+        self._state.drawn += len(plan.index)
 
-    def _draw(self, probability: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-        """Returns the block's examples, and its credit over size/n."""
+    def _draw(
+        self, probability: np.ndarray, size: int
+    ) -> tuple[np.ndarray, float, np.ndarray]:
+        """Returns the block's examples, its credit over size/n, and the mass owed."""
         state = self._state
         rng = np.random.default_rng([state.seed, state.blocks])
         if self._sampling.draws == "independent":
-            return draws.independent(probability, size, rng), 1.0
+            return draws.independent(probability, size, rng), 1.0, state.owed
         drawn = draws.reshuffled(state.owed, probability, size, rng)
-        state.owed = drawn.owed
-        return drawn.index, drawn.credit
+        return drawn.index, drawn.credit, drawn.owed
 
     def drawn(self, first: int, until: int) -> tuple[Any, ...]:
         """Returns index, p and features of the draws of some steps, and how drawn."""
@@ -177,3 +208,20 @@ class Blocks:
     def tell_of_zeros(self) -> None:
         """Says once that there is nothing to draw by."""
         self.tell_once("All gradient norms are 0: draws are uniform.", "zeros")
+
+
+def block_steps(
+    sampling: RAIS, n: int, batch_size: int, steps_per_execution: int
+) -> int:
+    """Returns the number of steps of a block, long enough to plan the next in it."""
+    shortest = 2 * lead_steps(0, steps_per_execution)
+    return max(sampling.block_steps(n, batch_size), shortest)
+
+
+def lead_steps(block_steps: int, steps_per_execution: int) -> int:
+    """Returns how many steps before a block its plan starts.
+
+    The same for every `steps_per_execution` up to 11, so that numbers are too.
+    """
+    needed = 2 * steps_per_execution + READ_AHEAD + 1
+    return max(_LEAD_STEPS, needed, block_steps // 4)

@@ -37,7 +37,8 @@ def prepare_state(
     same optimizer; else they start afresh.
 
     Returns:
-        A line that says so where earlier scores were dropped, else `None`.
+        A line that says so where earlier scores were dropped, or weights loaded that
+        came without, else `None` or "".
     """
     state = model.sampling_state
     fingerprint = data.fingerprint()
@@ -56,7 +57,8 @@ def prepare_state(
     table = ScoreTable(data.n, data.classes(), features)
     state.undivided(state.allocate, table, fingerprint, int(seed), sampling.norm)
     if known is None:
-        return None
+        loaded, state.loaded_without = state.loaded_without, False
+        return "The weights were loaded without scores: they start afresh." * loaded
     if other_data:
         return (
             f"The training data is not what the scores were made for ({known.size} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -10,13 +9,16 @@ from typing import Any, Literal, NamedTuple
 import keras
 
 from keras_osgd import checks, losses, training_data
+from keras_osgd.losses import OutputLoss
 from keras_osgd.oracle import refresh_steps
+from keras_osgd.refusals import Refusals
+from keras_osgd.run import Run
 from keras_osgd.sampling import RAIS, Oracle, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
+from keras_osgd.scoring import Scorer
+from keras_osgd.training_data import TrainingData
 
-__all__ = ["Finding", "check"]
-
-_SAYING_NOTHING = ("Exception encountered", "in user code", "Traceback", "File ")
+__all__ = ["Examined", "Finding", "check", "examine"]
 
 
 class Finding(NamedTuple):
@@ -98,63 +100,84 @@ def _findings(
     if not model.compiled:
         text = "The model must be compiled. Received: one that is not. Call `compile`."
         return [Finding("error", text)]
-    findings: list[Finding] = []
-
-    def tried(function: Callable, *args: Any, noted: bool = False) -> Any:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                return function(*args)
-            except ValueError as error:
-                findings.append(Finding("error", str(error)))
-            except Exception as error:
-                if not noted:
-                    raise
-                findings.append(Finding("error", _line_of(error)))
-            finally:
-                texts = [str(w.message) for w in caught if w.category is UserWarning]
-                findings.extend(Finding("warning", text) for text in texts)
-        return None
-
-    tried(checks.check_model, model)
-    data = tried(training_data.prepare, *given, batch_size, None)
-    described = None if data is None else tried(losses.describe, model, data)
-    if described is not None:
-        tried(checks.warn_of_what_follows_the_draws, model)
-        line = tried(checks.check_size, model, method, data)
-        findings.extend([Finding("note", line)] if line else [])
-        tried(checks.check_optimizer, model, method)
-        tried(_try_plans, model, method, data)
-        _try_exact_norms(model, method, described, data, findings, tried)
+    refusals, asides = Refusals(), Refusals(all_kinds=True)
+    with _caught() as caught:
+        seen = examine(refusals, model, method, (*given, batch_size, None))
+        if seen.data is not None and checks.has_no_bound(method, seen.data):
+            checks.warn_of_floor(model, method)
+    findings = [Finding("error", text) for text in refusals.texts]
+    findings += [Finding("warning", text) for text in _texts(caught)]
+    findings += [Finding("note", seen.line)] if seen.line else []
+    if method.norm != "exact" and seen.losses and model.trainable_weights:
+        exact = RAIS(norm="exact")
+        with _caught() as caught:
+            asides.tried(checks.prepare_scorer, model, exact, seen.losses, seen.data)
+        findings += [
+            Finding("note", f"With exact gradient norms, which are not asked for: {t}")
+            for t in (*asides.texts, *_texts(caught))
+        ]
     return list(dict.fromkeys(findings))
 
 
-def _try_plans(model, method: RAIS | Oracle, data) -> None:
-    """Warns of, or refuses, what the planner would in the course of training."""
-    if checks.has_no_bound(method, data):
-        checks.warn_of_floor(model, method)
+def _caught() -> warnings.catch_warnings:
+    return warnings.catch_warnings(record=True, action="always")
+
+
+def _texts(caught: list[warnings.WarningMessage]) -> list[str]:
+    return [str(w.message) for w in caught if w.category is UserWarning]
+
+
+class Examined(NamedTuple):
+    """What `fit` trains with, found out before the first step.
+
+    Attributes:
+        data: the training data; `None` where they were refused.
+        losses: described; empty where they were refused.
+        adapt: whether the rate can follow the gain ratio.
+        scorer: what takes exact norms, where those are asked for.
+        line: of information, or `None`.
+    """
+
+    data: TrainingData | None
+    losses: list[OutputLoss]
+    adapt: bool
+    scorer: Scorer | None
+    line: str | None
+
+
+def examine(
+    refusals: Refusals,
+    model: keras.Model,
+    method: RAIS | Oracle,
+    given: tuple,
+    earlier: Run | None = None,
+) -> Examined:
+    """Looks at all that may stand in the way; for `fit` and `check` alike.
+
+    Args:
+        refusals: where errors go: one does not hide those that can be found beside it.
+        model: compiled.
+        method: of sampling.
+        given: the arguments of `training_data.prepare`.
+        earlier: whose scorer serves again if all that it depends on stayed.
+    """
+    refusals.tried(checks.check_model, model)
+    data = refusals.tried(training_data.prepare, *given)
+    if data is None:
+        return Examined(None, [], False, None, None)
+    described = refusals.tried(losses.describe, model, data) or []
+    if described:
+        checks.warn_of_what_follows_the_draws(model)
+    line = refusals.tried(checks.check_size, model, method, data)
     if isinstance(method, Oracle):
-        refresh_steps(method, data.n, data.batch_size, model.steps_per_execution)
-
-
-def _line_of(error: Exception) -> str:
-    """Returns the first line of an error that says something, without colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m|\{\{.*?\}\}", "", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(_SAYING_NOTHING)]
-    return f"{type(error).__name__}: {[*said, *lines, 'no message'][0]}"
-
-
-def _try_exact_norms(model, method: Sampling, described, data, findings, tried) -> None:
-    """Takes exact norms of three examples, as in training."""
-    if not model.trainable_weights:
-        return
-    before = len(findings)
-    noted = method.norm != "exact"
-    exact = RAIS(norm="exact") if noted else method
-    tried(checks.prepare_scorer, model, exact, described, data, noted=noted)
-    if not noted:
-        return
-    for i, finding in enumerate(findings[before:], start=before):
-        text = f"With exact gradient norms, which are not asked for: {finding.text}"
-        findings[i] = Finding("note", text)
+        sizes = data.n, data.batch_size, model.steps_per_execution
+        refusals.tried(refresh_steps, method, *sizes)
+    if not model.built:
+        return Examined(data, described, False, None, line)
+    adapt = bool(refusals.tried(checks.check_optimizer, model, method))
+    if earlier is not None and earlier.serves(model, data, described, adapt):
+        return Examined(data, described, adapt, earlier.scorer, line)
+    scorer = None
+    if model.trainable_weights:
+        scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
+    return Examined(data, described, adapt, scorer, line)

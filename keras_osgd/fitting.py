@@ -11,10 +11,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd import checks, continuation, losses, training_data
+from keras_osgd import checks, continuation, diagnosis, training_data
 from keras_osgd.effective_epochs import callback_list
+from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
-from keras_osgd.training_data import TrainingData
 
 __all__ = ["checkpointing", "importance_sampling", "leave_run", "resumed"]
 
@@ -103,18 +103,23 @@ def importance_sampling(
     Raises:
         ValueError: for data, losses or models that cannot be sampled.
     """
+    refusals = Refusals()
     arrays = given["x"], given["y"], given["sample_weight"]
-    validation, size = given["validation_data"], given["batch_size"]
-    if given["validation_split"] and validation is None:
-        arrays, validation = training_data.split(*arrays, given["validation_split"])
-    steps = given["steps_per_epoch"]
-    data = training_data.prepare(*arrays, given["class_weight"], size, steps)
+    validation, part = given["validation_data"], given["validation_split"]
+    if part and validation is None:
+        halves = refusals.tried(training_data.split, *arrays, part)
+        arrays, validation = halves or (arrays, None)
     if not given["shuffle"]:
         message = "`shuffle=False` has no effect: draws are random."
         checks.warn_once(model, "shuffle", message)
-    steps = steps or math.ceil(data.n / data.batch_size)
-    epochs, verbose = given["epochs"], given["verbose"]
-    run = _enter_run(model, data, verbose)
+    others = given["class_weight"], given["batch_size"], given["steps_per_epoch"]
+    seen = diagnosis.examine(
+        refusals, model, model.sampling, (*arrays, *others), model.sampling_run
+    )
+    refusals.end()
+    data, epochs, verbose = seen.data, given["epochs"], given["verbose"]
+    run = _enter_run(model, seen, verbose)
+    steps = given["steps_per_epoch"] or math.ceil(data.n / data.batch_size)
     begun, start = given["initial_epoch"], (data,)
     if checkpoint is not None:
         found = checkpoint.begin(run, data, epochs, begun)
@@ -139,28 +144,24 @@ def importance_sampling(
         run.finish()
 
 
-def _enter_run(model: keras.Model, data: TrainingData, verbose: Any) -> Run:
-    """Checks everything and returns the run that this `fit` uses."""
-    method, held = model.sampling, model.sampling_held
-    checks.check_model(model)
-    described = losses.describe(model, data)
-    checks.warn_of_what_follows_the_draws(model)
-    lines = [checks.check_size(model, method, data)]
-    adapt = checks.check_optimizer(model, method)
-    lines.append(continuation.prepare_state(model, method, data))
-    key = (data.n, data.batch_size, model.steps_per_execution, adapt)
-    if held.run is None or held.run.key != key or held.run.losses != described:
+def _enter_run(model: keras.Model, seen: diagnosis.Examined, verbose: Any) -> Run:
+    """Returns the run that this `fit` uses: the last one, where it serves again."""
+    method, held, data = model.sampling, model.sampling_held, seen.data
+    lines = [seen.line, continuation.prepare_state(model, method, data)]
+    given = (data, seen.losses, seen.adapt)
+    if held.run is None or not held.run.serves(model, *given):
+        key = (data.n, data.batch_size, model.steps_per_execution, seen.adapt)
         held.run, held.wrapped = Run(method, model.sampling_state, *key), False
-        held.run.losses = described
-        held.run.scorer = checks.prepare_scorer(model, method, described, data)
+        held.run.losses, held.run.scorer = seen.losses, seen.scorer
     if not held.wrapped:
         model.train_function = None
-    held.run.optimizer, held.run.verbose = model.optimizer, verbose != 0
-    held.run.where_saved = str
-    held.run.warn_of_floor = functools.partial(checks.warn_of_floor, model, method)
+    run = held.run
+    run.optimizer, run.verbose, run.where_saved = model.optimizer, verbose != 0, str
+    run.warn = functools.partial(checks.warn_once, model)
+    run.warn_of_floor = functools.partial(checks.warn_of_floor, model, method)
     for line in filter(None, lines):
-        held.run.say(line)
-    return held.run
+        run.say(line)
+    return run
 
 
 def leave_run(model: keras.Model) -> None:

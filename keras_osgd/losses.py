@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd import keras_compat
+from keras_osgd.refusals import refuse
 from keras_osgd.training_data import TrainingData
 
 __all__ = ["OutputLoss", "describe", "output_of", "weights_for"]
@@ -71,9 +72,7 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
         ]
         size, mean = int(np.prod(shape[1:])), loss.reduction in _BATCH_MEANS
         described.append(OutputLoss(path, len(shape), size, mean, target))
-    problems = [text for text in (_problem_of_shapes(refused), *problems) if text]
-    if problems:
-        raise ValueError("\n".join(dict.fromkeys(problems)))
+    refuse([_problem_of_shapes(refused), *problems])
     if type(model).compute_loss is not keras.Model.compute_loss:
         _check_weights_heeded(model, x, y, y_pred, described)
     return described
@@ -150,7 +149,7 @@ def _problem_of_labels(loss, y: np.ndarray, prediction: tf.Tensor) -> str | None
         return None
     options = keras_compat.loss_options(loss)
     outputs = prediction.shape[options.get("axis", -1)]
-    outside = (y < 0) | (y >= outputs)
+    outside = ~((y >= 0) & (y < outputs))  # in this form NaN is outside too
     if options.get("ignore_class") is not None:
         outside &= y != options["ignore_class"]
     if not outside.any():

@@ -92,12 +92,12 @@ class Window:
             weights: `[k]`, > 0. Importance weights.
             norms: `[k]`, >= 0, finite, same units.
         """
-        if not (self._features > 0).any():
-            # A first block's features are all zero, as nothing had been observed
-            # before it: no more was known of any example than the mean.
-            unknown = (features == 0).all(axis=1)
-            mean = np.average(norms, weights=weights) if len(norms) else 0.0
-            features = np.where(unknown[:, np.newaxis], mean, features)
+        # A first block's features are all zero, as nothing had been observed before
+        # it: no more was known of any example than the mean.
+        unknown = (features == 0).all(axis=1)
+        mean = np.average(norms, weights=weights) if len(norms) else 0.0
+        features = np.where(unknown[:, np.newaxis], mean, features)
+        if not self._features.size:
             self._features = np.zeros((0, features.shape[1]))
         self._features = np.concatenate([self._features, features])[-self._size :]
         self._weights = np.concatenate([self._weights, weights])[-self._size :]

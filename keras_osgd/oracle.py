@@ -70,7 +70,7 @@ class OraclePlanner:
         self._begun = time.perf_counter()
         self._scoring_seconds = self._planning_seconds = 0.0
         self._newest = dict(NOTHING_OBSERVED)
-        self.notices = self._blocks.notices
+        self.notices, self.failures = self._blocks.notices, self._blocks.failures
 
     def start(self) -> None:
         """Lets Keras look at a batch; what is trained on is planned by `prepare`."""

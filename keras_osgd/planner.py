@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from keras_osgd import distributions
-from keras_osgd.blocks import LEAST_FLOOR, Blocks
+from keras_osgd.blocks import LEAST_FLOOR, Blocks, lead_steps
 from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window, floats
 from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
+from keras_osgd.refusals import line_of
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
+from keras_osgd.uncertainty_set import UncertaintySet
 
-__all__ = ["Planner", "block_steps"]
+__all__ = ["Planner"]
 
-_LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
 _GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
 
 
@@ -29,6 +30,10 @@ class Planner:
     The plan of a block starts from what the steps up to `lead_steps` before it left
     behind, and is waited for before the pipeline can ask for it. So neither the timing
     of threads nor how far the pipeline reads ahead changes a single draw.
+
+    What fails in the thread is counted and told of in `failures` but ends no training:
+    p goes on by the last good fit; where there is none, by the norms last observed; and
+    where p or its draws fail, uniformly.
 
     Args:
         sampling: configuration.
@@ -63,7 +68,7 @@ class Planner:
         self._next_event = 0
         self._begun = time.perf_counter()
         self._planning_seconds = self._waiting_seconds = 0.0
-        self.notices = self._blocks.notices
+        self.notices, self.failures = self._blocks.notices, self._blocks.failures
         self._newest = dict(NOTHING_OBSERVED)
         # Taken over where a plan is waited for, so at a step that no timing moves.
         self.figures = dict(NOTHING_OBSERVED)
@@ -137,8 +142,8 @@ class Planner:
         self.figures = dict(self._newest)
 
     def _finish(self, step: int) -> None:
-        self._ingest(step)
-        self._blocks.give_back(step)
+        self._tried(self._ingest, step)
+        self._tried(self._blocks.give_back, step)
 
     @property
     def last_plan(self) -> Plan:
@@ -161,15 +166,33 @@ class Planner:
     def plan(self, start: int, observed_until: int) -> None:
         """Makes the plan of the block at `start`; runs in the planning thread."""
         begun = time.perf_counter()
-        self._ingest(observed_until)
-        self._blocks.make(start, *self._candidate())
+        self._tried(self._ingest, observed_until)
+        # Also where that failed: the log keeps no more than two blocks.
+        self._ingested = max(self._ingested, observed_until)
+        if not self._tried(self._make, start):
+            self._blocks.make_uniform(start)
         self._planning_seconds += time.perf_counter() - begun
+
+    def _make(self, start: int) -> bool:
+        """Makes a plan and returns True."""
+        uniform = np.full(self._n, 1.0 / self._n), False
+        self._blocks.make(start, *(self._tried(self._candidate) or uniform))
+        return True
+
+    def _tried(self, function: Callable, *args: Any) -> Any:
+        """Returns what `function` does; `None` where it failed, which is survived."""
+        try:
+            return function(*args)
+        except Exception as error:
+            self._state.fit_failures += 1
+            self.failures.append(line_of(error))
+            return None
 
     def _candidate(self) -> tuple[np.ndarray, bool]:
         """Returns p by the scores (equation 6 and the floor) and whether to use it."""
         state = self._state
         started = state.drawn >= self._sampling.uniform_draws(self._n)
-        fitted = state.uncertainty_set
+        fitted = state.uncertainty_set or self._last_norms_only()
         if not started or fitted is None:
             return distributions.uniform(self._n).numpy(), False
         mean = state.table.combine(fitted.mean)
@@ -179,7 +202,17 @@ class Planner:
             self._blocks.tell_of_zeros()
         floor = max(self._sampling.floor, LEAST_FLOOR)
         candidate = distributions.with_floor(robust, floor).numpy()
+        if not (np.isfinite(candidate).all() and candidate.min() > 0):
+            raise ArithmeticError("The probabilities must be finite and above 0.")
         return candidate, state.armed
+
+    def _last_norms_only(self) -> UncertaintySet | None:
+        """Returns what stands in where every fit has failed, if there is anything."""
+        state, features = self._state, self._state.table.features
+        if not (state.fit_failures and state.observed and "last" in features):
+            return None
+        mean = np.array([float(name == "last") for name in features])
+        return UncertaintySet(mean, np.zeros(len(features)), 0.0, 0, converged=False)
 
     def _ingest(self, until: int) -> None:
         """Brings table, window, uncertainty set and mode up to date with the steps."""
@@ -192,8 +225,8 @@ class Planner:
         finite = np.isfinite(norms)
         index, weights, norms = index[finite], weights[finite], norms[finite]
         self._ingested = until
-        self._state.observed += len(index)
         self._state.table.observe(index, weights, norms, self._state.blocks)
+        self._state.observed += len(index)
         self._window.add(features[finite], weights, norms)
         self._fit()
         recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
@@ -203,31 +236,15 @@ class Planner:
     def _fit(self) -> None:
         """Fits equation (7) to the window; the last good fit stays if this fails."""
         state = self._state
-        try:
-            state.uncertainty_set = self._window.fit(
-                state.uncertainty_set, state.table.mean_features()
-            )
-        except (ValueError, ArithmeticError, np.linalg.LinAlgError):
-            state.fit_failures += 1
+        means = state.table.mean_features()
+        if state.observed and not means.any():
+            self._blocks.tell_of_zeros()
+        elif state.observed:
+            earlier = state.uncertainty_set
+            fitted = self._tried(self._window.fit, earlier, means)
+            state.uncertainty_set = fitted or earlier
 
     def sampling_share(self) -> float:
         """Returns the seconds spent on planning and waiting over those of training."""
         total = time.perf_counter() - self._begun
         return (self._planning_seconds + self._waiting_seconds) / total
-
-
-def block_steps(
-    sampling: RAIS, n: int, batch_size: int, steps_per_execution: int
-) -> int:
-    """Returns the number of steps of a block, long enough to plan the next in it."""
-    shortest = 2 * lead_steps(0, steps_per_execution)
-    return max(sampling.block_steps(n, batch_size), shortest)
-
-
-def lead_steps(block_steps: int, steps_per_execution: int) -> int:
-    """Returns how many steps before a block its plan starts.
-
-    The same for every `steps_per_execution` up to 11, so that numbers are too.
-    """
-    needed = 2 * steps_per_execution + READ_AHEAD + 1
-    return max(_LEAD_STEPS, needed, block_steps // 4)

@@ -10,13 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd import learning_rate
+from keras_osgd.blocks import block_steps
 from keras_osgd.effective_epochs import Clock
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.losses import OutputLoss
 from keras_osgd.observations import ObservationLog
 from keras_osgd.oracle import OraclePlanner, refresh_steps
 from keras_osgd.pipeline import PlanBuffers, Rows, batches
-from keras_osgd.planner import Planner, block_steps
+from keras_osgd.planner import Planner
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer, scoring_all
 from keras_osgd.state import SamplingState
@@ -69,6 +70,18 @@ class Run:
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
         self.where_saved: Callable[[], str] = str  # the last checkpoint, for errors
+        self.warn: Callable[[str, str], None] = lambda key, message: None
+
+    def serves(
+        self,
+        model: keras.Model,
+        data: TrainingData,
+        described: list[OutputLoss],
+        adapt: bool,
+    ) -> bool:
+        """Returns whether a `fit` of these can use this run again."""
+        key = (data.n, data.batch_size, model.steps_per_execution, adapt)
+        return self.key == key and self.losses == described
 
     def start(
         self,
@@ -160,12 +173,26 @@ class Run:
         plan = self.planner.last_plan
         if plan.importance and self.planner.unbounded:
             self.warn_of_floor(plan.largest_weight)
+        self._warn_of_failures()
+
+    def _warn_of_failures(self) -> None:
+        while self.planner.failures:
+            cause = self.planner.failures.pop(0)
+            self.warn(
+                "planning",
+                "Draws must be planned from the gradient norms observed. Received: "
+                f"{cause} Training goes on, by the last good fit or else the norms "
+                "last observed or else uniformly; `sampling_state.fit_failures` counts "
+                "such failures. Look for a loss that overflows; if there is none, "
+                "report it.",
+            )
 
     def finish(self) -> None:
         """Ends a `fit`, however it ended; nothing learned is lost."""
         self.active = self.state.in_use = False
         if self.planner is not None:
             self.planner.finish(self.clock.step)
+            self._warn_of_failures()
 
     def figures(self) -> dict[str, float]:
         """Returns what `SamplingMonitor` shows."""

@@ -28,7 +28,8 @@ class Scorer:
 
     Args:
         model: compiled and built.
-        described: its losses, from `losses.describe`.
+        described: its losses, from `losses.describe`. Without any, half the sum of the
+            outputs' squares stands in: enough to try the layers out.
         data: three of its examples are tried out.
         training: whether Dropout and the like are active.
 
@@ -55,7 +56,8 @@ class Scorer:
         training: bool = False,
     ) -> None:
         """Tries out which calls have a batch axis."""
-        loss_shares.check(model, described)
+        if described:
+            loss_shares.check(model, described)
         self.model, self._training = model, training
         self.losses, self.batch_size = list(described), data.batch_size
         layers = keras_compat.layers_of(model)
@@ -150,6 +152,9 @@ class Scorer:
         """Returns the sum of the examples' losses, regularisation left out."""
         ones = tf.ones([size], keras.config.floatx())
         y_pred = keras_compat.call_model(self.model, x, training=self._training)
+        if not self.losses:
+            floats = [tf.cast(leaf, ones.dtype) for leaf in keras.tree.flatten(y_pred)]
+            return tf.add_n([tf.nn.l2_loss(leaf) for leaf in floats])
         y_pred, weights = loss_shares.unmasked(self.losses, y_pred, sample_weight)
         weights = losses.weights_for(self.losses, ones, weights)
         loss = keras_compat.untracked_loss(self.model, x, y, y_pred, weights)

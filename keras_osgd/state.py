@@ -37,10 +37,11 @@ class SamplingState(keras.Operation):
         armed: whether draws follow the scores (else uniform, until the gain pays).
         blocks, drawn, observed: blocks, draws and observations so far.
         seed: of all draws.
-        fit_failures: fits of equation (7) that failed; the last good one stayed.
+        fit_failures: fits of equation (7) and plans that failed and were done without.
         fingerprint: of the training data the scores belong to.
         norm: that the scores are, "last_layer" or "exact".
         in_use: whether a `fit` is running on it.
+        loaded_without: whether weights were loaded from a file that has no scores.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class SamplingState(keras.Operation):
         self.fingerprint, self.norm = "", "last_layer"
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.seed, self.fit_failures = 0, 0
-        self.in_use = False
+        self.in_use = self.loaded_without = False
         # Held for no longer than a plan takes, and never while waiting for a thread
         # that wants it. Reentrant: a signal handler may save in the midst of a save.
         self._lock = threading.RLock()
@@ -123,6 +124,8 @@ class SamplingState(keras.Operation):
         """Reads what `save_own_variables` wrote; keeps what it has if there is none."""
         if "owed" in store.keys():  # noqa: SIM118  (a Keras store)
             self.undivided(self._take_over, store)
+        elif self.table is None:
+            self.loaded_without = True
 
     def _take_over(self, store: Mapping[str, Any]) -> None:
         arrays = {

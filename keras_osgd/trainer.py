@@ -130,7 +130,7 @@ class ImportanceSampled:
 
         Raises:
             ValueError: before any step, for data, losses or models that cannot be
-                sampled; the message says what to do.
+                sampled; one for all that `check` finds, saying what to do.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         with checkpointing(callbacks) as (checkpoint, given["callbacks"]):

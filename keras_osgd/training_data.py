@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_osgd.example_weights import checked_weights, leaves_of, with_class_weight
+from keras_osgd.refusals import Refusals, refuse
 
 __all__ = ["TrainingData", "checked", "prepare", "split"]
 
@@ -67,7 +69,7 @@ class TrainingData(NamedTuple):
         """Returns a hash of n, shapes, dtypes and 64 fixed rows."""
         digest = hashlib.sha256(str(self.n).encode())
         probes = np.linspace(0, self.n - 1, _PROBES).astype(np.int64)
-        for leaf in _leaves(self.arrays):
+        for leaf in leaves_of(self.arrays):
             digest.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
             rows = leaf[probes]
             # The bytes of an object, such as a string, are but its address.
@@ -96,8 +98,9 @@ def prepare(
         steps_per_epoch: as in `keras.Model.fit`.
 
     Raises:
-        ValueError: if the data are no arrays, have no example, the lengths differ, or
-            weights have another structure than y, are negative or not finite.
+        ValueError: saying at once whether the data are no arrays, have no example, the
+            lengths differ, or weights have another structure than y, are negative or
+            not finite. Where only weights are amiss, `Refused.found` holds the data.
     """
     arrays, n = checked(x, y, sample_weight)
     if y is None:
@@ -105,12 +108,16 @@ def prepare(
             "`y` must be given: an example's importance comes from its own loss. "
             'Received: y=None. Pass targets, or compile with sampling="uniform".'
         )
-    _check_weights(arrays[2], arrays[1])
+    refusals = Refusals()
+    x, y, weights = arrays
+    weights = refusals.tried(checked_weights, weights, y)
     if class_weight is not None:
-        arrays = (*arrays[:2], _with_class_weight(*arrays[1:], class_weight))
+        weights = refusals.tried(with_class_weight, y, weights, class_weight)
     if not batch_size:
         batch_size = math.ceil(n / steps_per_epoch) if steps_per_epoch else 32
-    return TrainingData(arrays, n, int(batch_size))
+    data = TrainingData((x, y, weights), n, int(batch_size))
+    refusals.end(found=data)
+    return data
 
 
 def split(
@@ -139,30 +146,24 @@ def split(
 def checked(x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], int]:
     """Returns (x, y, sample_weight) as NumPy arrays of equal length, and the length."""
     parts = {"x": x, "y": y, "sample_weight": sample_weight}
-    for name, part in parts.items():
-        _check_source(name, part)
+    refuse(_problem_of_source(name, part) for name, part in parts.items())
     arrays = {name: _to_numpy(part) for name, part in parts.items()}
     return tuple(arrays.values()), _check_lengths(arrays)
 
 
-def _leaves(structure: Any) -> list[Any]:
-    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
-
-
-def _check_source(name: str, part: Any) -> None:
+def _problem_of_source(name: str, part: Any) -> str | None:
     if isinstance(part, tf.data.Dataset):
         kind = {-1: "infinite", -2: "of unknown length"}.get(int(part.cardinality()))
-        raise ValueError(
+        return (
             f"The dataset is {kind or 'a tf.data pipeline'}. {_SOURCES} For tensors of "
             "its first n examples write `x, y = next(iter(dataset.batch(n)))`, with "
             "`.unbatch()` before `.batch(n)` if it consists of batches."
         )
-    leaves = _leaves(part)
+    leaves = leaves_of(part)
     missing = name == "x" and not leaves
     if missing or not all(hasattr(leaf, "__array__") for leaf in leaves):
-        raise ValueError(
-            f"`{name}` must be arrays. Received: {type(part).__name__}. {_SOURCES}"
-        )
+        return f"`{name}` must be arrays. Received: {type(part).__name__}. {_SOURCES}"
+    return None
 
 
 def _to_numpy(part: Any) -> Any:
@@ -184,65 +185,18 @@ def _check_lengths(arrays: dict[str, Any]) -> int:
     lengths = [
         (name, len(leaf) if leaf.ndim else 0)
         for name, part in arrays.items()
-        for leaf in _leaves(part)
+        for leaf in leaves_of(part)
     ]
     first, n = lengths[0]
-    for other, length in lengths:
-        if length != n:
-            raise ValueError(
-                f"{first} has {n} examples but {other} has {length}. All arrays must "
-                "have the same length: check how they were cut or joined."
-            )
+    refuse(
+        f"{first} has {n} examples but {other} has {length}. All arrays must have the "
+        "same length: check how they were cut or joined."
+        for other, length in lengths
+        if length != n
+    )
     if n == 0:
         raise ValueError(
             "The training data has 0 examples. Check the filter or path that "
             "produced it."
         )
     return n
-
-
-def _check_weights(sample_weight: Any, y: Any) -> None:
-    if keras.tree.is_nested(sample_weight):
-        try:
-            keras.tree.assert_same_structure(y, sample_weight)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                "`sample_weight` must be one array, or nested as y is. Received: "
-                f"{type(sample_weight).__name__} of {len(sample_weight)} where y is "
-                f"{type(y).__name__} of {len(y)}. Pass one array for each target."
-            ) from error
-    for leaf in _leaves(sample_weight):
-        bad = ~(leaf >= 0) | ~np.isfinite(leaf)
-        if bad.any():
-            index = int(np.argwhere(bad)[0][0])
-            raise ValueError(
-                "`sample_weight` must be finite and not negative. Received: "
-                f"sample_weight[{index}]={leaf[index]}. Drop such examples or give "
-                "them weight 0."
-            )
-
-
-def _with_class_weight(y, sample_weight, class_weight) -> np.ndarray:
-    if not isinstance(y, np.ndarray):
-        raise ValueError(
-            "`class_weight` must go with a single output. Received: y of type "
-            f"{type(y).__name__}. Pass `sample_weight` for each output."
-        )
-    labels = y if y.ndim == 1 else y[..., 0]
-    if y.ndim > 1 and y.shape[-1] != 1:
-        labels = y.argmax(axis=-1)
-    classes, positions = np.unique(np.round(labels), return_inverse=True)
-    missing = [int(label) for label in classes if int(label) not in class_weight]
-    if missing:
-        warnings.warn(
-            f"`class_weight` has no entry for {missing[:10]}: such examples get weight "
-            "1, as in Keras.",
-            stacklevel=4,
-        )
-    table = [class_weight.get(int(label), 1.0) for label in classes]
-    weights = np.asarray(table, keras.config.floatx())[positions.reshape(labels.shape)]
-    _check_weights(weights, y)
-    if sample_weight is None:
-        return weights
-    fewer, more = sorted((weights, sample_weight), key=np.ndim)
-    return more * fewer.reshape(fewer.shape + (1,) * (more.ndim - fewer.ndim))

@@ -124,10 +124,72 @@ def test_the_squared_norms_of_several_outputs_are_summed():
     np.testing.assert_allclose(norms[0] ** 2, norms[1] ** 2 + norms[2] ** 2, rtol=1e-5)
 
 
-def test_a_bad_loss_among_several_is_named_with_its_output():
+def test_all_bad_losses_among_several_are_named_with_their_outputs():
     def scalar(y_true, y_pred):
         return keras.ops.mean(y_pred)
 
+    y = {"kind": Y, "size": X[:, :1]}
     model = two_outputs({"kind": small.crossentropy(), "size": scalar})
-    with pytest.raises(ValueError, match=r"scalar of output size got shape \(\)"):
-        small.fit(model, X, {"kind": Y, "size": X[:, :1]})
+    with pytest.raises(ValueError, match=r"; scalar of output size got shape \(\)\."):
+        small.fit(model, X, y)
+    model = two_outputs({"kind": scalar, "size": scalar})
+    kind, size = (rf"scalar of output {name} got shape \(\)" for name in y)
+    with pytest.raises(ValueError, match=f"one value per example; {kind}, {size}. Use"):
+        small.fit(model, X, y)
+
+
+# Row 23
+
+
+class Noisy(keras.layers.Layer):
+    """Neither a rule nor a second pass over one example gives its gradients."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dropout = keras.layers.Dropout(0.5)
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
+    def call(self, inputs):
+        return self.dropout(inputs * self.scale)
+
+
+def noisy(norm: str, loss=None):
+    layers = [Noisy(name="first"), Noisy(name="second"), keras.layers.Dense(3)]
+    model = keras_osgd.Sequential([keras.Input((4,)), *layers])
+    model.compile("sgd", loss or small.crossentropy(), sampling=RAIS(norm=norm))
+    return model
+
+
+def test_all_layers_without_exact_norms_are_listed_by_fit_with_the_way_out():
+    both = r"first \(Noisy\)(.|\n)*second \(Noisy\)(.|\n)*norm=.last_layer"
+    model = noisy("exact")
+    with pytest.raises(ValueError, match=both):
+        small.fit(model)
+    assert model.sampling_state.table is None  # nothing was begun
+    small.fit(noisy("last_layer"))
+
+
+@pytest.mark.parametrize("bad", ["label", "loss"])
+def test_layers_without_exact_norms_are_listed_beside_errors_of_the_losses(bad):
+    def scalar(y_true, y_pred):
+        return keras.ops.mean(y_pred)
+
+    model = noisy("exact", scalar if bad == "loss" else None)
+    y = Y if bad == "loss" else np.where(np.arange(60) == 3, 7, Y)
+    text = "one value per example" if bad == "loss" else "label 7 at index 3"
+    with pytest.raises(ValueError, match=rf"2 things.*\n1\..*{text}.*\n2\.") as raised:
+        small.fit(model, X, y)
+    for name in ("first (Noisy)", "second (Noisy)"):
+        assert name in str(raised.value)
+
+
+def test_exact_norms_are_tried_out_once_for_fits_of_the_same_shape(monkeypatch):
+    tried = []
+    monkeypatch.setattr(checks, "verify", lambda *args, **kwargs: tried.append(args))
+    for norm, times in (("last_layer", 0), ("exact", 1)):
+        model = small.model(sampling=RAIS(norm=norm, seed=0))
+        for _ in range(2):
+            small.fit(model)
+        assert len(tried) == times

@@ -38,11 +38,16 @@ def drawn(monkeypatch):
 
 
 @pytest.fixture
-def mixed_float16():
+def policy():
+    """Sets a dtype policy; the one before is put back."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
+    yield keras.config.set_dtype_policy
     keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture
+def mixed_float16(policy):
+    policy("mixed_float16")
 
 
 # Row 25
@@ -167,13 +172,16 @@ def test_a_schedule_stays_the_one_of_the_user():
 # Row 29
 
 
-def test_mixed_float16_observes_finite_norms_in_float32(mixed_float16):
-    half = small.model()
-    small.fit(half, epochs=EPOCHS)
-    keras.config.set_dtype_policy("float32")
-    full = small.model()
-    small.fit(full, epochs=EPOCHS)
-    assert half.layers[0].compute_dtype == "float16"
+@pytest.mark.parametrize("norm", ["last_layer", "exact"])
+@pytest.mark.parametrize("half_type", ["float16", "bfloat16"])
+def test_half_precision_observes_finite_norms_in_float32(half_type, norm, policy):
+    models = []
+    for name in (f"mixed_{half_type}", "float32"):
+        policy(name)
+        models.append(small.model(sampling=RAIS(seed=0, norm=norm)))
+        small.fit(models[-1], epochs=EPOCHS)
+    half, full = models
+    assert half.layers[0].compute_dtype == half_type
     norms = [m.sampling_state.table.last_norms() for m in (half, full)]
     assert norms[0].dtype == np.float32
     assert np.isfinite(norms[0]).all()

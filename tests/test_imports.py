@@ -16,6 +16,7 @@ LINES = 250
 
 # A module may import those before it.
 ORDER = [
+    "refusals",
     "warn_once",
     "score_checks",
     "score_table",
@@ -29,6 +30,7 @@ ORDER = [
     "gain_ratio",
     "learning_rate",
     "effective_epochs",
+    "example_weights",
     "training_data",
     "losses",
     "loss_shares",
@@ -184,6 +186,21 @@ two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(cpu, two)
 print(json.dumps([changed, len(tf.config.list_logical_devices("CPU"))]))
 """
+
+
+WITHOUT = """
+import sys
+for name in ("tensorboard", "matplotlib"):
+    sys.modules[name] = None  # importing it raises an ImportError
+import keras_osgd
+"""
+
+
+def test_importing_needs_neither_tensorboard_nor_matplotlib():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_importing_changes_nothing_and_prints_nothing(tmp_path):

@@ -14,7 +14,8 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.planner import Planner, lead_steps
+from keras_osgd.blocks import lead_steps
+from keras_osgd.planner import Planner
 from keras_osgd.sampling import RAIS
 from keras_osgd.score_table import ScoreTable
 
@@ -134,6 +135,23 @@ def test_weights_made_without_the_add_on_load_and_keep_the_scores_there_are(tmp_
     fresh = MODELS["sequential"]()
     fresh.load_weights(tmp_path / "w.weights.h5")
     assert fresh.sampling_state.table is None
+
+
+def test_weights_made_without_the_add_on_start_with_fresh_scores_and_say_so(
+    tmp_path, capsys
+):
+    plain = _sequential(keras.Sequential)
+    plain.save_weights(tmp_path / "w.weights.h5")
+    line = "The weights were loaded without scores: they start afresh."
+    for load, times in ((True, 1), (False, 0)):
+        model = MODELS["sequential"]()
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        if load:
+            model.load_weights(tmp_path / "w.weights.h5")
+        for _ in range(2):
+            model.fit(X, Y, epochs=1, verbose=2)
+        assert capsys.readouterr().out.count(line) == times
+        assert model.sampling_state.table.share_unseen < 1
 
 
 def test_scores_of_other_data_loaded_inside_fit_are_refused(tmp_path):

@@ -31,10 +31,8 @@ class Checkpoint(keras.callbacks.Callback):
     seeds, metrics, all that was learned and planned about the examples, and what
     `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` remember. The training
     thread only copies variables; another one writes. Ctrl-C and SIGTERM end training
-    after the execution that is under way, with a checkpoint.
-
-    When training is complete, so is the last checkpoint: the same `fit` then trains no
-    more, and one with more `epochs` goes on.
+    after the execution that is under way, with a checkpoint. After training is complete
+    the same `fit` trains no more, and one with more `epochs` goes on.
 
     Args:
         directory: of the checkpoints; made if missing. One for each training run.
@@ -120,16 +118,16 @@ class Checkpoint(keras.callbacks.Callback):
         checkpoint_files.probe(self.directory)
         self._saved = saved = checkpoint_files.newest(self.directory)
         self._run, self._data, self._epoch = run, data, initial_epoch
-        self._about = {"n": None, "fingerprint": None, "epochs": epochs}
+        self._about = {"epochs": epochs, "n": None, "fingerprint": None}
         newest = None if saved is None else saved.path
         self._writer = Writer(self.directory, self._schedule.keep, newest)
         if data is not None:
             self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
             self._probes = snapshot.probes(data)
             run.where_saved = self._writer.where_saved
-        if saved is None:
-            return snapshot.Resumed(initial_epoch, None, 0.0, "")
-        resumed = snapshot.resume(run, data, saved, self.scores, epochs)
+        resumed = snapshot.Resumed(initial_epoch, None, 0.0, "")
+        if saved is not None:
+            resumed = snapshot.resume(run, data, saved, self.scores, epochs)
         self._epoch, self._exact = resumed.epoch, resumed.run is not None
         return resumed
 
