@@ -201,10 +201,7 @@ class Planner:
         if not (fitted.objective > 0 or fitted.mean.any()):
             self._blocks.tell_of_zeros()
         floor = max(self._sampling.floor, LEAST_FLOOR)
-        candidate = distributions.with_floor(robust, floor).numpy()
-        if not (np.isfinite(candidate).all() and candidate.min() > 0):
-            raise ArithmeticError("The probabilities must be finite and above 0.")
-        return candidate, state.armed
+        return distributions.with_floor(robust, floor).numpy(), state.armed
 
     def _last_norms_only(self) -> UncertaintySet | None:
         """Returns what stands in where every fit has failed, if there is anything."""

@@ -124,12 +124,12 @@ def test_a_plan_that_fails_anywhere_is_made_uniformly_instead(owner, name, monke
     np.testing.assert_allclose(plan.probability, plan.credit / N, rtol=1e-12)
 
 
-def test_probabilities_that_are_not_finite_are_not_drawn_by(monkeypatch):
+def test_scores_that_are_not_finite_are_not_drawn_by(monkeypatch):
     nan = np.full(N, np.nan)
     monkeypatch.setattr(ScoreTable, "combine", lambda self, by: tf.constant(nan))
     made = model()
     [message] = trained(made)
-    assert "probabilities must be finite and above 0" in message
+    assert "`mean` must be finite and >= 0" in message
     np.testing.assert_allclose(made.sampling_run.probabilities(), 1 / N, rtol=1e-12)
 
 
