@@ -12,7 +12,7 @@ from keras_osgd.pipeline import Plan, PlanBuffers
 from keras_osgd.sampling import Sampling
 from keras_osgd.state import SamplingState
 
-__all__ = ["LEAST_FLOOR", "Blocks"]
+__all__ = ["LEAST_FLOOR", "Blocks", "without"]
 
 LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
 _LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
@@ -49,22 +49,28 @@ class Blocks:
 
         Args:
             start: its first step.
-            candidate: `[n]` float64, > 0, sums to 1. p by the scores.
+            candidate: `[n]` float64, > 0, sums to 1. p by the scores; taken over the
+                examples that are not set aside.
             importance: whether to draw by it, or uniformly.
         """
-        n = self._n
-        probability = candidate if importance else np.full(n, 1.0 / n)
+        aside = self._state.bad_examples.set_aside
+        n = self._n - len(aside)
+        candidate = without(candidate, aside)
+        probability = candidate
+        if not importance:
+            probability = without(np.full(self._n, 1.0 / self._n), aside)
         size = self._buffers.block_steps * self._buffers.batch_size
-        index, drawn_credit = self._draw(probability, size)
+        index, drawn_credit = self._draw(probability, size, aside)
         credit = max(drawn_credit, _LEAST_CREDIT)
+        scale = credit * n / self._n  # weights are 1/(n p) by the n of the data
         plan = Plan(
             start,
             index,
-            credit * probability[index],
-            credit * candidate[index],
+            scale * probability[index],
+            scale * candidate[index],
             self._state.table.features_of(index),
             importance,
-            float(1.0 / (n * credit * probability.min())),
+            float(1.0 / (n * credit * _least(probability, aside))),
             credit,
             drawn_credit * size / n,
         )
@@ -75,15 +81,22 @@ class Blocks:
         self._state.blocks += 1
         self._state.drawn += size
 
-    def _draw(self, probability: np.ndarray, size: int) -> tuple[np.ndarray, float]:
+    def _draw(
+        self, probability: np.ndarray, size: int, aside: np.ndarray
+    ) -> tuple[np.ndarray, float]:
         """Returns the block's examples, and its credit over size/n."""
         state = self._state
         rng = np.random.default_rng([state.seed, state.blocks])
         if self._sampling.draws == "independent":
             return draws.independent(probability, size, rng), 1.0
-        drawn = draws.reshuffled(state.owed, probability, size, rng)
-        state.owed = drawn.owed
-        return drawn.index, drawn.credit
+        if not len(aside):
+            drawn = draws.reshuffled(state.owed, probability, size, rng)
+            state.owed = drawn.owed
+            return drawn.index, drawn.credit
+        rest, owed = np.delete(np.arange(self._n), aside), np.zeros(self._n)
+        drawn = draws.reshuffled(state.owed[rest], probability[rest], size, rng)
+        owed[rest], state.owed = drawn.owed, owed
+        return rest[drawn.index], drawn.credit
 
     def drawn(self, first: int, until: int) -> tuple[Any, ...]:
         """Returns index, p and features of the draws of some steps, and how drawn."""
@@ -161,3 +174,25 @@ class Blocks:
     def tell_of_zeros(self) -> None:
         """Says once that there is nothing to draw by."""
         self.tell_once("All gradient norms are 0: draws are uniform.", "zeros")
+
+
+def without(probability: np.ndarray, aside: np.ndarray) -> np.ndarray:
+    """Returns p over all examples but some, whose entries are 0.
+
+    Args:
+        probability: `[n]`, sums to 1. Not changed in place.
+        aside: `[k]`, integers: the examples left out, fewer than n.
+
+    Example:
+        >>> without(np.full(4, 0.25), np.array([2])).round(3)
+        array([0.333, 0.333, 0.   , 0.333])
+    """
+    if not len(aside):
+        return probability
+    rest = probability.copy()
+    rest[aside] = 0.0
+    return rest / rest.sum()
+
+
+def _least(probability: np.ndarray, aside: np.ndarray) -> float:
+    return (np.delete(probability, aside) if len(aside) else probability).min()

@@ -14,6 +14,7 @@ from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window
 from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
+from keras_osgd.watch import Watch
 
 __all__ = ["Planner", "block_steps"]
 
@@ -34,6 +35,7 @@ class Planner:
         buffers: where plans go.
         log: where observations come from.
         steps_per_execution: of the model.
+        watch: what looks for faults in the observations.
     """
 
     read_ahead = READ_AHEAD
@@ -45,10 +47,12 @@ class Planner:
         buffers: PlanBuffers,
         log: ObservationLog,
         steps_per_execution: int,
+        watch: Watch | None = None,
     ) -> None:
         """Plans nothing yet; `start` makes the first plan."""
         self._sampling, self._state = sampling, state
         self._buffers, self._log = buffers, log
+        self._watch = watch or Watch(state, sampling.floor, buffers.batch_size)
         self._n = state.table.size
         self._join_steps = steps_per_execution + READ_AHEAD
         self._lead_steps = lead_steps(buffers.block_steps, steps_per_execution)
@@ -84,9 +88,16 @@ class Planner:
         if step >= self._next_event:
             self._pending.result()
             self._pending, self.figures = None, dict(self._newest)
+            self._watch.publish()
             end = self.last_plan.start + self._buffers.block_steps
             self._next_event = end - self._lead_steps
         self._waiting_seconds += time.perf_counter() - entered
+
+    def catch_up(self, step: int) -> None:
+        """Takes in all observations; only where training is to stop."""
+        if self._pending is not None:
+            self._pending.exception()
+        self._submit(self._ingest, step).result()
 
     def finish(self, step: int) -> None:
         """Takes in the last observations; undoes the credit and debit of no draws."""
@@ -147,18 +158,23 @@ class Planner:
         if until <= first:
             return
         norms, gains = self._log.read(first, until)
-        index, probability, features, importance = self._blocks.drawn(first, until)
+        drawn = self._blocks.drawn(first, until)
+        index, probability, features, importance = drawn
         weights = 1.0 / (self._n * probability)
         finite = np.isfinite(norms)
+        seen = norms, gains
+        gains = gains[np.isfinite(gains)]  # of steps that were not skipped
         index, weights, norms = index[finite], weights[finite], norms[finite]
         self._ingested = until
         self._state.observed += len(index)
         self._state.table.observe(index, weights, norms, self._state.blocks)
         self._window.add(features[finite], weights, norms)
         self._fit()
-        recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
-        self._blocks.decide(recent, importance, self._sampling.retreat_below)
-        self._newest = self._blocks.figures(gains, weights, norms, importance)
+        if len(gains):
+            recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
+            self._blocks.decide(recent, importance, self._sampling.retreat_below)
+            self._newest = self._blocks.figures(gains, weights, norms, importance)
+        self._watch.look(first, drawn, *seen, self._blocks.candidate)
 
     def _fit(self) -> None:
         """Fits equation (7) to the window; the last good fit stays if this fails."""

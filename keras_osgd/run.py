@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +21,14 @@ from keras_osgd.pipeline import PlanBuffers, Rows, batches
 from keras_osgd.planner import Planner, block_steps
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer
+from keras_osgd.skipping import Skips
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
+from keras_osgd.watch import Watch, rows_finite_in
 
 __all__ = ["Run"]
+
+_LAST_GOOD = "The model has the weights of its last good step, and its scores."
 
 
 class Run:
@@ -59,6 +65,7 @@ class Run:
         self.buffers = PlanBuffers(block, batch_size)
         self.log = ObservationLog(self.buffers)
         self.clock = Clock(state.lead, self.buffers.end, steps_per_execution)
+        self.skips = Skips()
         self.gain = state.gain
         self.scorer: Scorer | None = None  # where norms are exact
         self.last_layer_gain = GainRatio()  # beside it, to check the approximation
@@ -68,23 +75,36 @@ class Run:
         self.verbose = True
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
+        # Says where the last good checkpoint lies, for errors that end a `fit`.
+        self.where_saved: Callable[[], str] = lambda: ""
 
     def start(self, data: TrainingData) -> tf.data.Dataset:
         """Plans the first block and returns the dataset of an epoch."""
         self.clock.restart()
+        self.skips.restart()
         self.buffers.start.assign(0)
+        self.watch = self._watch(data)
         self.planner = self._planner(data)
         self.active = self.state.in_use = True
         self.planner.start()
         return batches(self.buffers, Rows(data.arrays), self.planner.read_ahead)
 
+    def _watch(self, data: TrainingData) -> Watch:
+        floor: float | None = self.sampling.floor
+        if isinstance(self.sampling, Oracle):
+            # Fresh norms need no floor: a weight times its norm is the same for all.
+            fresh = self.buffers.block_steps == 1
+            floor = self.sampling.floor_for(self.n, self.batch_size)
+            floor = None if fresh and floor == 0 else floor
+        return Watch(self.state, floor, self.batch_size, rows_finite_in(data))
+
     def _planner(self, data: TrainingData) -> Planner | OraclePlanner:
         given = (self.sampling, self.state, self.buffers, self.log)
         if not isinstance(self.sampling, Oracle):
-            return Planner(*given, self._steps_per_execution)
+            return Planner(*given, self._steps_per_execution, self.watch)
         size = self.sampling.score_batch_size
         score = scoring_all(self.scorer, data, size, self.verbose)
-        return OraclePlanner(*given, self._steps_per_execution, score)
+        return OraclePlanner(*given, self._steps_per_execution, score, self.watch)
 
     def execution(self, function: Callable[[Any], Any], data: Any) -> tuple[Any, bool]:
         """Trains for one execution.
@@ -106,10 +126,21 @@ class Run:
         self.planner.advance(self.clock.step)
         if complete:
             self.buffers.start.assign(self.clock.step)
+        if self.skips.too_many(self.clock.step):
+            self.planner.catch_up(self.clock.step)
+            self.watch.fail(self.watch.too_many_in_a_row(self.clock.step))
         self._tell()
+        self._raise()
         return complete
 
+    def _raise(self) -> None:
+        if self.watch.error:
+            parts = (self.watch.error, _LAST_GOOD, self.where_saved())
+            raise RuntimeError(" ".join(filter(None, parts)))
+
     def _tell(self) -> None:
+        while self.watch.warnings:
+            warnings.warn(self.watch.warnings.pop(0), stacklevel=2)
         while self.planner.notices:
             self.say(self.planner.notices.pop(0))
         plan = self.planner.last_plan
@@ -121,6 +152,10 @@ class Run:
         self.active = self.state.in_use = False
         if self.planner is not None:
             self.planner.finish(self.clock.step)
+            self.watch.finish(self.clock.step)
+            self._tell()
+            if sys.exc_info()[0] is None:  # or the reason why `fit` ends would be lost
+                self._raise()
 
     def figures(self) -> dict[str, float]:
         """Returns what `SamplingMonitor` shows."""

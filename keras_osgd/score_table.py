@@ -8,45 +8,20 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.features import (
+    AVERAGE,
+    DEFAULT_FEATURES,
+    LARGE_FEATURES,
+    check_features,
+    decay_of,
+)
+
 __all__ = ["DEFAULT_FEATURES", "LARGE_FEATURES", "ScoreTable", "check_features"]
 
-DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
-LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
-_AVERAGE = "average_"
-_NAMES = ("constant", "last", "class_mean", "unseen", "age")
 _MEMORY = 0.7  # of the running means, a block; 0.5 to 0.9 made no difference
 _FORGOTTEN = 1e-200  # a class mean of less weight is rounding, no mean
 _UNSEEN = -1
-
-
-def check_features(features: Sequence[str]) -> tuple[str, ...]:
-    """Returns `features` as a tuple.
-
-    Raises:
-        ValueError: if a name is unknown or twice there, or "constant" is not the first.
-
-    Example:
-        >>> check_features(["constant", "last", "average_0.9"])
-        ('constant', 'last', 'average_0.9')
-    """
-    features = tuple(features)
-    known = all(name in _NAMES or _decay(name) is not None for name in features)
-    if not known or len(set(features)) < len(features) or features[:1] != _NAMES[:1]:
-        raise ValueError(
-            "`features` must begin with 'constant' (it keeps every radius of the "
-            f"uncertainty set above 0) and hold each name once, out of {_NAMES} and "
-            f"'average_DECAY' with 0 < DECAY < 1. Received: features={features}. "
-            f"Leave it at `None` for {DEFAULT_FEATURES}."
-        )
-    return features
-
-
-def _decay(name: str) -> float | None:
-    try:
-        decay = float(name.removeprefix(_AVERAGE))
-    except ValueError:
-        return None
-    return decay if name.startswith(_AVERAGE) and 0 < decay < 1 else None
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class ScoreTable:
@@ -82,14 +57,14 @@ class ScoreTable:
         """Allocates the table; nothing is observed yet."""
         self.size = int(size)
         self.features = check_features(features)
-        self._decays = [d for d in map(_decay, self.features) if d is not None]
+        self._decays = [d for d in map(decay_of, self.features) if d is not None]
         self._classes = None
         if classes is not None and "class_mean" in self.features:
             self._classes = np.array(classes, np.int32)
         n_classes = 1 if self._classes is None else int(self._classes.max()) + 1
         # Sums of w v and of w, decayed: the last row is over all classes.
         self.sums = np.zeros((n_classes + 1, 2))
-        self.block = 0
+        self.block = self.refused = 0
         # In a fresh thread: a variable made inside a MirroredStrategy's scope silently
         # loses the writes of every replica but the first.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -98,7 +73,7 @@ class ScoreTable:
     def _allocate(self) -> dict[str, tf.Variable]:
         """Returns what is stored by name; nothing is observed yet."""
         names = {"last": tf.float32}
-        names |= {f"{_AVERAGE}{decay}": tf.float32 for decay in self._decays}
+        names |= {f"{AVERAGE}{decay}": tf.float32 for decay in self._decays}
         if "age" in self.features:
             names["seen_at"] = tf.int32
         with tf.device("CPU:0"):
@@ -121,23 +96,27 @@ class ScoreTable:
     def observe(self, index, weights, norms, block: int) -> None:
         """Adds norms in the order in which they were observed.
 
-        An example drawn more than once since the last call keeps its latest norm.
+        An example drawn more than once since the last call keeps its latest norm. What
+        is no finite number >= 0 is passed over and counted in `refused`.
 
         Args:
             index: `[k]` integers. Rows.
             weights: `[k]`, > 0. Importance weights of the draws.
-            norms: `[k]`, >= 0, finite, gradient-norm units. Not checked here; the
-                planner drops what is not finite.
+            norms: `[k]`, gradient-norm units.
             block: number of the block the observations were made in.
         """
-        index, norms = np.asarray(index, np.int64), np.asarray(norms, np.float64)
-        self._update_means(index, np.asarray(weights, np.float64), norms)
+        index, weights, norms = np.asarray(index), np.asarray(weights), np.array(norms)
+        # Of float32, which the table has; false for NaN too.
+        fine = (norms >= 0) & (norms <= _LARGEST) & (weights > 0) & (weights < np.inf)
+        self.refused += int(np.count_nonzero(~fine))
+        index, norms = index[fine].astype(np.int64), norms[fine].astype(np.float64)
+        self._update_means(index, weights[fine].astype(np.float64), norms)
         # Of several values for one row, a scatter would leave any.
         latest = len(index) - 1 - np.unique(index[::-1], return_index=True)[1]
         index, norms = index[latest], norms[latest].astype(np.float32)
         unseen = self._read("last", index) < 0
         for decay in self._decays:
-            name = f"{_AVERAGE}{decay}"
+            name = f"{AVERAGE}{decay}"
             old = np.where(unseen, norms, self._read(name, index))
             self._write(name, index, decay * old + (1 - decay) * norms)
         self._write("last", index, norms)

@@ -17,6 +17,7 @@ LINES = 250
 # A module may import those before it.
 ORDER = [
     "warn_once",
+    "features",
     "score_table",
     "distributions",
     "nonnegative",
@@ -24,6 +25,7 @@ ORDER = [
     "systematic",
     "draws",
     "keras_compat",
+    "skipping",
     "norms",
     "gain_ratio",
     "learning_rate",
@@ -37,7 +39,11 @@ ORDER = [
     "pipeline",
     "observations",
     "sampling",
+    "staleness",
+    "bad_examples",
     "state",
+    "alarms",
+    "watch",
     "continuation",
     "blocks",
     "planner",
