@@ -81,6 +81,7 @@ def test_draws_worse_than_uniform_ones_sound_after_three_parts_unless_retreated_
     assert _told(alarms, 5, weight=weights, norms=better) == []
     assert _told(alarms, 2, weight=weights, norms=worse) == []
     assert _told(alarms, 1, weight=weights, norms=better) == []
+    assert _told(alarms, 2, weight=weights, norms=worse) == []
     (text,) = _told(alarms, 9, weight=weights, norms=worse)
     # (0.5 + 4.5)^2 / (2 (0.25 + 20.25)) and (0.5 + 4.5)^2 / (2 (0.5 + 13.5))
     assert "effective sample size is 0.61 of the batch and would be 0.89 with" in text
