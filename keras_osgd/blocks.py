@@ -9,13 +9,12 @@ import numpy as np
 
 from keras_osgd import draws
 from keras_osgd.observations import figures
-from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
-from keras_osgd.sampling import RAIS, Sampling
+from keras_osgd.pipeline import Plan, PlanBuffers
+from keras_osgd.sampling import Sampling
 from keras_osgd.state import SamplingState
 
-__all__ = ["LEAST_FLOOR", "Blocks", "block_steps", "lead_steps"]
+__all__ = ["LEAST_FLOOR", "Blocks", "without"]
 
-_LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
 LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
 _LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
 _REARM_MARGIN = 0.02  # above the threshold, so that the two do not alternate
@@ -53,22 +52,29 @@ class Blocks:
 
         Args:
             start: its first step.
-            candidate: `[n]` float64, > 0, sums to 1. p by the scores.
+            candidate: `[n]` float64, > 0, sums to 1. p by the scores; taken over the
+                examples that are not set aside.
             importance: whether to draw by it, or uniformly.
         """
-        n, state = self._n, self._state
-        probability = candidate if importance else np.full(n, 1.0 / n)
+        state = self._state
+        aside = state.bad_examples.set_aside
+        n = self._n - len(aside)
+        candidate = without(candidate, aside)
+        probability = candidate
+        if not importance:
+            probability = without(np.full(self._n, 1.0 / self._n), aside)
         size = self._buffers.block_steps * self._buffers.batch_size
-        index, drawn_credit, owed = self._draw(probability, size)
+        index, drawn_credit, owed = self._draw(probability, size, aside)
         credit = max(drawn_credit, _LEAST_CREDIT)
+        scale = credit * n / self._n  # weights are 1/(n p) by the n of the data
         plan = Plan(
             start,
             index,
-            credit * probability[index],
-            credit * candidate[index],
+            scale * probability[index],
+            scale * candidate[index],
             state.table.features_of(index),
             importance,
-            float(1.0 / (n * credit * probability.min())),
+            float(1.0 / (n * credit * _least(probability, aside))),
             credit,
             drawn_credit * size / n,
         )
@@ -82,7 +88,9 @@ class Blocks:
         n, state = self._n, self._state
         size = self._buffers.block_steps * self._buffers.batch_size
         rng = np.random.default_rng([state.seed, state.blocks])
-        index, probability = rng.integers(n, size=size), np.full(size, 1.0 / n)
+        rest = np.delete(np.arange(n), state.bad_examples.set_aside)
+        index = rest[rng.integers(len(rest), size=size)]
+        probability = np.full(size, 1.0 / n)
         try:
             features = state.table.features_of(index)
         except Exception:  # it may be what failed
@@ -107,15 +115,20 @@ class Blocks:
         self._state.drawn += len(plan.index)
 
     def _draw(
-        self, probability: np.ndarray, size: int
+        self, probability: np.ndarray, size: int, aside: np.ndarray
     ) -> tuple[np.ndarray, float, np.ndarray]:
         """Returns the block's examples, its credit over size/n, and the mass owed."""
         state = self._state
         rng = np.random.default_rng([state.seed, state.blocks])
         if self._sampling.draws == "independent":
             return draws.independent(probability, size, rng), 1.0, state.owed
-        drawn = draws.reshuffled(state.owed, probability, size, rng)
-        return drawn.index, drawn.credit, drawn.owed
+        if not len(aside):
+            drawn = draws.reshuffled(state.owed, probability, size, rng)
+            return drawn.index, drawn.credit, drawn.owed
+        rest, owed = np.delete(np.arange(self._n), aside), np.zeros(self._n)
+        drawn = draws.reshuffled(state.owed[rest], probability[rest], size, rng)
+        owed[rest] = drawn.owed
+        return rest[drawn.index], drawn.credit, owed
 
     def drawn(self, first: int, until: int) -> tuple[Any, ...]:
         """Returns index, p and features of the draws of some steps, and how drawn."""
@@ -210,18 +223,23 @@ class Blocks:
         self.tell_once("All gradient norms are 0: draws are uniform.", "zeros")
 
 
-def block_steps(
-    sampling: RAIS, n: int, batch_size: int, steps_per_execution: int
-) -> int:
-    """Returns the number of steps of a block, long enough to plan the next in it."""
-    shortest = 2 * lead_steps(0, steps_per_execution)
-    return max(sampling.block_steps(n, batch_size), shortest)
+def without(probability: np.ndarray, aside: np.ndarray) -> np.ndarray:
+    """Returns p over all examples but some, whose entries are 0.
 
+    Args:
+        probability: `[n]`, sums to 1. Not changed in place.
+        aside: `[k]`, integers: the examples left out, fewer than n.
 
-def lead_steps(block_steps: int, steps_per_execution: int) -> int:
-    """Returns how many steps before a block its plan starts.
-
-    The same for every `steps_per_execution` up to 11, so that numbers are too.
+    Example:
+        >>> without(np.full(4, 0.25), np.array([2])).round(3)
+        array([0.333, 0.333, 0.   , 0.333])
     """
-    needed = 2 * steps_per_execution + READ_AHEAD + 1
-    return max(_LEAD_STEPS, needed, block_steps // 4)
+    if not len(aside):
+        return probability
+    rest = probability.copy()
+    rest[aside] = 0.0
+    return rest / rest.sum()
+
+
+def _least(probability: np.ndarray, aside: np.ndarray) -> float:
+    return (np.delete(probability, aside) if len(aside) else probability).min()

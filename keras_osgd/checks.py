@@ -9,9 +9,9 @@ from keras_osgd.learning_rate import inner_optimizer, rule_for
 from keras_osgd.loss_shares import has_terms_of_the_batch
 from keras_osgd.losses import OutputLoss
 from keras_osgd.norms.normalization import couples_examples
-from keras_osgd.oracle import warn_of_staleness
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer
+from keras_osgd.staleness import warn_of_staleness
 from keras_osgd.training_data import TrainingData
 from keras_osgd.verification import verify
 from keras_osgd.warn_once import warn_once

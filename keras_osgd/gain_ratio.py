@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -113,8 +115,8 @@ class GainRatio:
         """Returns r by the steps before this one, so independent of its batch."""
         return ratio(self.averages.read_value(), batch_size)
 
-    def update(self, observed: tf.Tensor) -> None:
-        """Adds one batch's `moments`; a batch that is not finite is passed over."""
+    def update(self, observed: tf.Tensor, counts: Any = True) -> None:
+        """Adds one batch's `moments`, if its step `counts` and they are finite."""
         change = (1 - _DECAY) * (observed - self.averages)
-        finite = tf.reduce_all(tf.math.is_finite(observed))
+        finite = tf.reduce_all(tf.math.is_finite(observed)) & counts
         self.averages.assign_add(tf.where(finite, change, tf.zeros_like(change)))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_osgd import distributions
@@ -15,14 +14,14 @@ from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, floats
 from keras_osgd.pipeline import Plan, PlanBuffers
 from keras_osgd.sampling import Oracle
 from keras_osgd.state import SamplingState
-from keras_osgd.training_data import TrainingData
-from keras_osgd.warn_once import warn_once
+from keras_osgd.watch import Watch
 
-__all__ = ["OraclePlanner", "refresh_steps", "warn_of_staleness"]
+__all__ = ["OraclePlanner", "refresh_steps"]
 
 _RETREAT_BELOW = 1.03  # as RAIS; fresh norms have nothing to retreat from
 _RECENT_STEPS = 50  # gain and figures are averaged over so many
 _RECENT = ("gains", "weights", "norms")
+_NOTHING_RECENT = [np.zeros(0)] * len(_RECENT)  # never changed in place
 _ONLY_LAST = np.array([0.0, 1.0])  # of the features ("constant", "last")
 
 
@@ -45,6 +44,7 @@ class OraclePlanner:
         log: where observations come from.
         steps_per_execution: of the model.
         score: returns `[n]`, the exact norms at the current weights.
+        watch: what looks for faults in the observations.
     """
 
     read_ahead = 0  # a batch is planned by the weights right before it
@@ -57,16 +57,18 @@ class OraclePlanner:
         log: ObservationLog,
         steps_per_execution: int,
         score: Callable[[], np.ndarray],
+        watch: Watch,
     ) -> None:
         """Plans nothing yet."""
         self._state, self._buffers, self._log = state, buffers, log
+        self._watch = watch
         self._steps_per_execution, self._score = steps_per_execution, score
         self._n, self._fresh = state.table.size, buffers.block_steps == 1
         floor = sampling.floor_for(self._n, buffers.batch_size)
         self._floor, self.unbounded = floor, floor == 0 and not self._fresh
         self._blocks = Blocks(sampling, state, buffers)
         self._end = self._observed_until = 0
-        self._recent = _no_observations()
+        self._recent = _NOTHING_RECENT
         self._begun = time.perf_counter()
         self._scoring_seconds = self._planning_seconds = 0.0
         self._newest = dict(NOTHING_OBSERVED)
@@ -91,6 +93,10 @@ class OraclePlanner:
         """Takes in what the steps of a block left behind, once it is over."""
         if step >= self._end:
             self._observe(step)
+
+    def catch_up(self, step: int) -> None:
+        """Takes in all observations; only where training is to stop."""
+        self._state.undivided(self._observe, step)
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
         """Returns what returns all that `resume` needs, state and table included."""
@@ -156,26 +162,30 @@ class OraclePlanner:
         if step <= first:
             return
         norms, gains = self._log.read(first, step)
-        _, probability, _, importance = self._blocks.drawn(first, step)
-        finite = np.isfinite(norms)
+        drawn = self._blocks.drawn(first, step)
+        _, probability, _, importance = drawn
+        finite, counted = np.isfinite(norms), np.isfinite(gains)
         weights = 1.0 / (self._n * probability)
         self._observed_until = step
         draws = _RECENT_STEPS * self._buffers.batch_size
         lengths = (_RECENT_STEPS, draws, draws)
-        new = (gains, weights[finite], norms[finite])
+        new = (gains[counted], weights[finite], norms[finite])
         self._recent = [
             np.concatenate([old, added])[-length:]
             for old, added, length in zip(self._recent, new, lengths, strict=True)
         ]
-        self._newest = self._blocks.figures(*self._recent, importance)
+        if len(self._recent[0]):
+            self._newest = self._blocks.figures(*self._recent, importance)
         if not self._fresh and len(self._recent[0]) == _RECENT_STEPS:
             self._decide(importance)
+        self._watch.look(first, drawn, norms, gains, self._blocks.candidate)
+        self._watch.publish()
 
     def _decide(self, importance: bool) -> None:
         armed = self._state.armed
         self._blocks.decide(self._recent[0], importance, _RETREAT_BELOW)
         if self._state.armed != armed:
-            self._recent = _no_observations()
+            self._recent = _NOTHING_RECENT
 
     @property
     def last_plan(self) -> Plan:
@@ -198,10 +208,6 @@ class OraclePlanner:
         return (self._scoring_seconds + self._planning_seconds) / total
 
 
-def _no_observations() -> list[np.ndarray]:
-    return [np.zeros(0) for _ in _RECENT]
-
-
 def refresh_steps(
     sampling: Oracle, n: int, batch_size: int, steps_per_execution: int
 ) -> int:
@@ -220,23 +226,4 @@ def refresh_steps(
         f"`steps_per_execution`. Received: refresh={steps} with "
         f"steps_per_execution={steps_per_execution}. Set `Oracle(refresh={multiple})`, "
         "or `compile(steps_per_execution=1)`."
-    )
-
-
-def warn_of_staleness(model: keras.Model, sampling: Oracle, data: TrainingData) -> None:
-    """Warns once where `refresh` leaves scores to age."""
-    steps = sampling.block_steps(data.n, data.batch_size)
-    if steps == 1:
-        return
-    by_default = " by default" if sampling.refresh is None else ""
-    warn_once(
-        model,
-        "stale",
-        f"{data.n} examples are scored every {steps} steps{by_default}: in between, "
-        "the oracle is a stale point estimate. Measured on 5,000 examples, the test "
-        "error was 15.7 % scored every step and 20.4 / 21.1 % every 5 / 20 steps at a "
-        "constant rate; under a cosine schedule 15.8 %, and every 20 steps 15.9 % with "
-        "a floor of 0.1 and 16.2 % without. `Oracle(refresh=...)` sets the steps; a "
-        f"scoring costs about as much as {-(-data.n // data.batch_size)} of them. "
-        'sampling="rais" is made for scores that age.',
     )

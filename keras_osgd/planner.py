@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from keras_osgd import distributions
-from keras_osgd.blocks import LEAST_FLOOR, Blocks, lead_steps
+from keras_osgd.block_lengths import lead_steps
+from keras_osgd.blocks import LEAST_FLOOR, Blocks
 from keras_osgd.observations import NOTHING_OBSERVED, ObservationLog, Window, floats
 from keras_osgd.pipeline import READ_AHEAD, Plan, PlanBuffers
+from keras_osgd.probabilities import by_scores
 from keras_osgd.refusals import line_of
 from keras_osgd.sampling import RAIS
 from keras_osgd.state import SamplingState
-from keras_osgd.uncertainty_set import UncertaintySet
+from keras_osgd.watch import Watch
 
 __all__ = ["Planner"]
 
@@ -41,6 +43,7 @@ class Planner:
         buffers: where plans go.
         log: where observations come from.
         steps_per_execution: of the model.
+        watch: what looks for faults in the observations.
     """
 
     read_ahead = READ_AHEAD
@@ -52,10 +55,12 @@ class Planner:
         buffers: PlanBuffers,
         log: ObservationLog,
         steps_per_execution: int,
+        watch: Watch | None = None,
     ) -> None:
         """Plans nothing yet; `start` makes the first plan."""
         self._sampling, self._state = sampling, state
         self._buffers, self._log = buffers, log
+        self._watch = watch or Watch(state, sampling.floor, buffers.batch_size)
         self._n = state.table.size
         self._join_steps = steps_per_execution + READ_AHEAD
         self._lead_steps = lead_steps(buffers.block_steps, steps_per_execution)
@@ -91,9 +96,16 @@ class Planner:
         if step >= self._next_event:
             self._pending.result()
             self._pending, self.figures = None, dict(self._newest)
+            self._watch.publish()
             end = self.last_plan.start + self._buffers.block_steps
             self._next_event = end - self._lead_steps
         self._waiting_seconds += time.perf_counter() - entered
+
+    def catch_up(self, step: int) -> None:
+        """Takes in all observations; only where training is to stop."""
+        if self._pending is not None:
+            self._pending.exception()
+        self._submit(self._ingest, step).result()
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
         """Returns what waits for all that `resume` needs, state and table included.
@@ -106,12 +118,7 @@ class Planner:
             "figures": dict(self.figures),
         }
         collected = self._submit(self._collect, taken)
-
-        def wait() -> dict[str, Any]:
-            collected.result()
-            return taken
-
-        return wait
+        return lambda: collected.result() or taken  # its result is `None`
 
     def _collect(self, taken: dict[str, Any]) -> None:
         taken["state"] = self._state.collect()
@@ -190,26 +197,15 @@ class Planner:
 
     def _candidate(self) -> tuple[np.ndarray, bool]:
         """Returns p by the scores (equation 6 and the floor) and whether to use it."""
-        state = self._state
-        started = state.drawn >= self._sampling.uniform_draws(self._n)
-        fitted = state.uncertainty_set or self._last_norms_only()
-        if not started or fitted is None:
+        state, found = self._state, None
+        if state.drawn >= self._sampling.uniform_draws(self._n):
+            found = by_scores(state, max(self._sampling.floor, LEAST_FLOOR))
+        if found is None:
             return distributions.uniform(self._n).numpy(), False
-        mean = state.table.combine(fitted.mean)
-        variance = fitted.objective * state.table.combine(fitted.spread)
-        robust = distributions.robust(mean, variance)
-        if not (fitted.objective > 0 or fitted.mean.any()):
+        candidate, all_zero = found
+        if all_zero:
             self._blocks.tell_of_zeros()
-        floor = max(self._sampling.floor, LEAST_FLOOR)
-        return distributions.with_floor(robust, floor).numpy(), state.armed
-
-    def _last_norms_only(self) -> UncertaintySet | None:
-        """Returns what stands in where every fit has failed, if there is anything."""
-        state, features = self._state, self._state.table.features
-        if not (state.fit_failures and state.observed and "last" in features):
-            return None
-        mean = np.array([float(name == "last") for name in features])
-        return UncertaintySet(mean, np.zeros(len(features)), 0.0, 0, converged=False)
+        return candidate, state.armed
 
     def _ingest(self, until: int) -> None:
         """Brings table, window, uncertainty set and mode up to date with the steps."""
@@ -217,18 +213,23 @@ class Planner:
         if until <= first:
             return
         norms, gains = self._log.read(first, until)
-        index, probability, features, importance = self._blocks.drawn(first, until)
+        drawn = self._blocks.drawn(first, until)
+        index, probability, features, importance = drawn
         weights = 1.0 / (self._n * probability)
         finite = np.isfinite(norms)
+        seen = norms, gains
+        gains = gains[np.isfinite(gains)]  # of steps that were not skipped
         index, weights, norms = index[finite], weights[finite], norms[finite]
         self._ingested = until
         self._state.table.observe(index, weights, norms, self._state.blocks)
         self._state.observed += len(index)
         self._window.add(features[finite], weights, norms)
         self._fit()
-        recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
-        self._blocks.decide(recent, importance, self._sampling.retreat_below)
-        self._newest = self._blocks.figures(gains, weights, norms, importance)
+        if len(gains):
+            recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
+            self._blocks.decide(recent, importance, self._sampling.retreat_below)
+            self._newest = self._blocks.figures(gains, weights, norms, importance)
+        self._watch.look(first, drawn, *seen, self._blocks.candidate)
 
     def _fit(self) -> None:
         """Fits equation (7) to the window; the last good fit stays if this fails."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd import learning_rate
-from keras_osgd.blocks import block_steps
+from keras_osgd.block_lengths import block_steps
 from keras_osgd.effective_epochs import Clock
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.losses import OutputLoss
@@ -20,10 +22,14 @@ from keras_osgd.pipeline import PlanBuffers, Rows, batches
 from keras_osgd.planner import Planner
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer, scoring_all
+from keras_osgd.skipping import Skips
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
+from keras_osgd.watch import watch_over
 
 __all__ = ["Run"]
+
+_LAST_GOOD = "The model has the weights of its last good step, and its scores."
 
 
 class Run:
@@ -60,6 +66,7 @@ class Run:
         self.buffers = PlanBuffers(block, batch_size)
         self.log = ObservationLog(self.buffers)
         self.clock = Clock(state.lead, self.buffers.end, steps_per_execution)
+        self.skips = Skips()
         self.gain = state.gain
         self.scorer: Scorer | None = None  # where norms are exact
         self.last_layer_gain = GainRatio()  # beside it, to check the approximation
@@ -97,6 +104,9 @@ class Run:
                 belongs to it.
             done: part of the first epoch that was trained already, without `saved`.
         """
+        self.skips.restart()
+        block = self.buffers.block_steps
+        self.watch = watch_over(self.state, self.sampling, self.batch_size, block, data)
         self.planner = self._planner(data)
         self.active = self.state.in_use = True
         if saved is None:
@@ -113,10 +123,10 @@ class Run:
     def _planner(self, data: TrainingData) -> Planner | OraclePlanner:
         given = (self.sampling, self.state, self.buffers, self.log)
         if not isinstance(self.sampling, Oracle):
-            return Planner(*given, self._steps_per_execution)
+            return Planner(*given, self._steps_per_execution, self.watch)
         size = self.sampling.score_batch_size
         score = scoring_all(self.scorer, data, size, self.verbose)
-        return OraclePlanner(*given, self._steps_per_execution, score)
+        return OraclePlanner(*given, self._steps_per_execution, score, self.watch)
 
     def execution(self, function: Callable[[Any], Any], data: Any) -> tuple[Any, bool]:
         """Trains for one execution.
@@ -138,8 +148,17 @@ class Run:
         self.planner.advance(self.clock.step)
         if complete:
             self.buffers.start.assign(self.clock.step)
+        if self.skips.too_many(self.clock.step):
+            self.planner.catch_up(self.clock.step)
+            self.watch.fail(self.watch.too_many_in_a_row(self.clock.step))
         self._tell()
+        self._raise()
         return complete
+
+    def _raise(self) -> None:
+        if self.watch.error:
+            parts = (self.watch.error, _LAST_GOOD, self.where_saved())
+            raise RuntimeError(" ".join(filter(None, parts)))
 
     def snapshot(self, mid_epoch: bool) -> Callable[[], dict[str, Any]]:
         """Returns what returns all that `start` needs to go on, and the state.
@@ -155,19 +174,19 @@ class Run:
             "log": self.log.snapshot(),
             "last_layer_gain": np.array(self.last_layer_gain.averages),
         }
-        clock = {
-            "gain": np.array(self.gain.averages),
-            "lead": np.array(self.clock.lead),
-        }
+        gain, lead = np.array(self.gain.averages), np.array(self.clock.lead)
+        clock = {"gain": gain, "lead": lead}
         planned = self.planner.snapshot()
 
         def wait() -> dict[str, Any]:
             planner = planned()
-            return {**here, "planner": planner, "state": planner.pop("state") | clock}
+            return here | {"state": planner.pop("state") | clock, "planner": planner}
 
         return wait
 
     def _tell(self) -> None:
+        while self.watch.warnings:
+            warnings.warn(self.watch.warnings.pop(0), stacklevel=2)
         while self.planner.notices:
             self.say(self.planner.notices.pop(0))
         plan = self.planner.last_plan
@@ -193,6 +212,10 @@ class Run:
         if self.planner is not None:
             self.planner.finish(self.clock.step)
             self._warn_of_failures()
+            self.watch.finish(self.clock.step)
+            self._tell()
+            if sys.exc_info()[0] is None:  # or the reason why `fit` ends would be lost
+                self._raise()
 
     def figures(self) -> dict[str, float]:
         """Returns what `SamplingMonitor` shows."""

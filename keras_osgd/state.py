@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.bad_examples import BadExamples
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.score_table import ScoreTable
 from keras_osgd.uncertainty_set import UncertaintySet
@@ -40,6 +41,7 @@ class SamplingState(keras.Operation):
         fit_failures: fits of equation (7) and plans that failed and were done without.
         fingerprint: of the training data the scores belong to.
         norm: that the scores are, "last_layer" or "exact".
+        bad_examples: strikes of examples that spoiled steps, and those set aside.
         in_use: whether a `fit` is running on it.
         loaded_without: whether weights were loaded from a file that has no scores.
     """
@@ -56,6 +58,7 @@ class SamplingState(keras.Operation):
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.seed, self.fit_failures = 0, 0
         self.in_use = self.loaded_without = False
+        self.bad_examples = BadExamples()
         # Held for no longer than a plan takes, and never while waiting for a thread
         # that wants it. Reentrant: a signal handler may save in the midst of a save.
         self._lock = threading.RLock()
@@ -87,6 +90,7 @@ class SamplingState(keras.Operation):
         self.uncertainty_set = None
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.fit_failures = 0
+        self.bad_examples.clear()
 
     def save_own_variables(self, store: Any) -> None:
         """Writes everything into a Keras store; nothing while empty.
@@ -108,6 +112,7 @@ class SamplingState(keras.Operation):
             store[_TABLE + name] = np.asarray(value)
         store["features"] = _as_array(" ".join(self.table.features))
         store["owed"] = self.owed.copy()
+        store.update(self.bad_examples.state())
         store["gain"] = self.gain.averages.numpy()
         store["lead"] = self.lead.numpy()
         store["fingerprint"] = _as_array(self.fingerprint)
@@ -153,6 +158,7 @@ class SamplingState(keras.Operation):
         self.table = table
         self.start_clock()
         self.owed = owed
+        self.bad_examples.load(store)
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))
         self.fingerprint, self.norm = _as_text(store["fingerprint"]), norm

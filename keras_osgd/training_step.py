@@ -6,6 +6,7 @@ import contextlib
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_osgd import (
@@ -15,6 +16,7 @@ from keras_osgd import (
     learning_rate,
     loss_shares,
     losses,
+    skipping,
 )
 from keras_osgd import gain_ratio as gain_ratios
 from keras_osgd.norms import last_layer
@@ -40,12 +42,14 @@ class _Pass(NamedTuple):
 
     Attributes:
         y_pred: the model's outputs.
+        loss: `[]`, of the batch, as trained on.
         gradients: one for each trainable weight.
         last_layer: squared norms `[m]` and ||g||^2 `[]` of the last layer.
         exact: the same of all trainable weights, or `None`.
     """
 
     y_pred: Any
+    loss: tf.Tensor
     gradients: list[Any]
     last_layer: tuple[tf.Tensor, tf.Tensor]
     exact: tuple[tf.Tensor, tf.Tensor] | None
@@ -54,25 +58,30 @@ class _Pass(NamedTuple):
 def sampled_step(
     model: keras.Model, run: Run, data: Any
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Trains on a weighted batch; returns logs, norms `[m]` and the gain ratio `[]`."""
+    """Trains on a weighted batch; returns logs, norms `[m]` and the gain ratio `[]`.
+
+    A step whose loss or gradient is not finite changes nothing; its gain ratio is NaN.
+    """
     x, y, sample = data
     weights = distributions.importance_weights(sample.probability, run.n)
     candidate_weights = distributions.importance_weights(sample.candidate, run.n)
     combined = losses.weights_for(run.losses, weights, sample.sample_weight)
     size = tf.cast(run.batch_size, tf.float32)
+    before = skipping.state_before(model)
     done = _forward_and_backward(model, run, data, weights, combined)
+    counts = run.skips.admit(_is_finite(model, done))
     gain = run.gain.current(size)
     importance = tf.reduce_all(sample.probability == sample.candidate)
     applied_gain = tf.where(importance, gain, 1.0) if run.adapt else tf.ones([])
-    variables = model.trainable_weights
-    _apply(model, run, zip(done.gradients, variables, strict=True), applied_gain)
+    _apply(model, run, done.gradients, applied_gain, counts)
     squared, squared_gradient = done.exact or done.last_layer
     run.gain.update(
-        gain_ratios.moments(weights, candidate_weights, squared, squared_gradient)
+        gain_ratios.moments(weights, candidate_weights, squared, squared_gradient),
+        counts,
     )
     if done.exact:
         run.last_layer_gain.update(
-            gain_ratios.moments(weights, candidate_weights, *done.last_layer)
+            gain_ratios.moments(weights, candidate_weights, *done.last_layer), counts
         )
     held = model.sampling_held
     held.importance_weights = weights, _output_weights(combined)
@@ -80,7 +89,15 @@ def sampled_step(
         logs = model.compute_metrics(x, y, done.y_pred, sample_weight=combined)
     finally:
         held.importance_weights = None
-    return logs, tf.sqrt(squared), gain
+    logs = skipping.kept_if(counts, before, logs, model.get_metrics_result)
+    return logs, tf.sqrt(squared), tf.where(counts, gain, np.nan)
+
+
+def _is_finite(model, done: _Pass) -> tf.Tensor:
+    """Returns `[]`, whether a step counts; overflows are the loss scaler's to skip."""
+    optimizer = model.optimizer
+    scaled = learning_rate.inner_optimizer(optimizer) is not optimizer
+    return skipping.all_finite(done.loss, [] if scaled else done.gradients)
 
 
 def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
@@ -115,7 +132,7 @@ def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
         exact = done.squared_norms / tf.square(weights), done.squared_gradient
     squared, squared_gradient = _squared(model, run, found, deltas, size)
     last = squared / tf.square(weights), squared_gradient
-    return _Pass(y_pred, gradients, last, exact)
+    return _Pass(y_pred, loss, gradients, last, exact)
 
 
 def _track_loss(model, loss, weights, size) -> None:
@@ -140,15 +157,20 @@ def _squared(model, run, found, deltas, size) -> tuple[tf.Tensor, tf.Tensor]:
     return _total(norms), _total(gradient)
 
 
-def _apply(model, run, gradients, gain) -> None:
+def _apply(model, run, gradients, gain, counts) -> None:
     """Applies the gradients at the adapted rate and counts the effective iterations."""
-    optimizer = model.optimizer
+    optimizer, variables = model.optimizer, model.trainable_weights
     inner = learning_rate.inner_optimizer(optimizer)
     scaled = inner is not optimizer  # by the loss: overflowing steps are skipped
     before = tf.identity(keras_compat.steps_taken(inner)) if scaled else None
-    with learning_rate.adapted(optimizer, gain, run.clock.lead.read_value()):
-        optimizer.apply_gradients(gradients)
-    applied = None
+    lead = run.clock.lead.read_value()
+
+    def step() -> tf.Tensor:
+        with learning_rate.adapted(optimizer, gain, lead):
+            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return tf.constant(True)
+
+    applied = tf.cond(counts, step, lambda: tf.constant(False))
     if before is not None:
         applied = keras_compat.steps_taken(inner) > before
     run.clock.advance(gain, applied)

@@ -14,6 +14,7 @@ from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.pipeline import Sample
 from keras_osgd.sampling import RAIS
+from keras_osgd.skipping import Skips
 from keras_osgd.verification import verify
 from tests import oracles_norms
 
@@ -80,6 +81,7 @@ def step(model, x, y, norm, sample_weight=None):
         batch_size=len(x),
         losses=described,
         gain=GainRatio(),
+        skips=Skips(),
         last_layer_gain=GainRatio(),
         scorer=scorer,
         adapt=False,

@@ -10,6 +10,7 @@ from keras_osgd import losses, training_data, training_step
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.norms import last_layer
 from keras_osgd.pipeline import Sample
+from keras_osgd.skipping import Skips
 from tests import oracles_norms
 
 _LAYERS = keras.layers
@@ -461,6 +462,7 @@ def _sampled_step(build, reduction, x, y, n=20, sample_weight=None, **options):
         batch_size=len(x),
         losses=losses.describe(model, data),
         gain=GainRatio(),
+        skips=Skips(),
         scorer=None,
         adapt=False,
         clock=clock,

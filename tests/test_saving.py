@@ -14,7 +14,7 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.blocks import lead_steps
+from keras_osgd.block_lengths import lead_steps
 from keras_osgd.planner import Planner
 from keras_osgd.sampling import RAIS
 from keras_osgd.score_table import ScoreTable

@@ -1,0 +1,130 @@
+"""Examples whose loss or gradient is not finite: strikes, and those set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["STRIKES", "BadExamples", "culprits"]
+
+STRIKES = 3  # skipped steps that an example may spoil before it is set aside
+
+
+class BadExamples:
+    """Strikes of each example that spoiled a step; saved with the sampling state.
+
+    At three strikes an example is set aside: never drawn again. Where a step does not
+    tell which of its examples is at fault, all of them are suspected, with a strike
+    each, and a suspect is acquitted by a later step that went well with it.
+
+    Example:
+        >>> bad = BadExamples()
+        >>> for _ in range(3):
+        ...     bad.strike([17], sure=True)
+        >>> bad
+        BadExamples(strikes={17: 3}, set_aside=[17])
+    """
+
+    def __init__(self) -> None:
+        """Starts with none."""
+        self.strikes: dict[int, int] = {}
+        self._suspected: set[int] = set()
+
+    def __repr__(self) -> str:
+        """Returns all strikes and the examples set aside."""
+        aside = self.set_aside.tolist()
+        return f"BadExamples(strikes={self.strikes}, set_aside={aside})"
+
+    def __bool__(self) -> bool:
+        """Returns whether there is any strike."""
+        return bool(self.strikes)
+
+    @property
+    def set_aside(self) -> np.ndarray:
+        """`[k]` int64, ascending: the examples that are never drawn again."""
+        found = sorted(i for i, count in self.strikes.items() if count >= STRIKES)
+        return np.array(found, np.int64)
+
+    @property
+    def affected(self) -> list[int]:
+        """Examples known to be at fault: named by a step, or set aside."""
+        aside = set(self.set_aside.tolist())
+        return sorted(aside | (self.strikes.keys() - self._suspected))
+
+    @property
+    def suspected(self) -> bool:
+        """Whether any example is suspected."""
+        return bool(self._suspected)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.strikes.clear()
+        self._suspected.clear()
+
+    def strike(self, index: Iterable[int], sure: bool) -> None:
+        """Gives each distinct example of a skipped step a strike.
+
+        Args:
+            index: examples held to be at fault.
+            sure: whether they are known to be.
+        """
+        for example in {int(i) for i in index}:
+            if sure:
+                self._suspected.discard(example)
+            elif example not in self.strikes:
+                self._suspected.add(example)
+            count = self.strikes.get(example, 0)
+            self.strikes[example] = min(count + 1, STRIKES)
+
+    def acquit(self, index: Iterable[int]) -> None:
+        """Clears those suspects that took part in a step that went well."""
+        for example in self._suspected.intersection(int(i) for i in index):
+            if self.strikes[example] < STRIKES:
+                del self.strikes[example]
+                self._suspected.discard(example)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns all that `load` needs."""
+        index = np.array(sorted(self.strikes), np.int64)
+        return {
+            "bad_index": index,
+            "bad_strikes": np.array([self.strikes[i] for i in index], np.int64),
+            "bad_suspected": np.array(sorted(self._suspected), np.int64),
+        }
+
+    def load(self, store: Mapping[str, Any]) -> None:
+        """Takes over what `state` returned; none where a file is older than this."""
+        self.clear()
+        if "bad_index" in store.keys():  # noqa: SIM118  (a Keras store)
+            index, count = (np.array(store[f"bad_{k}"]) for k in ("index", "strikes"))
+            self.strikes.update(zip(index.tolist(), count.tolist(), strict=True))
+            self._suspected.update(np.array(store["bad_suspected"]).tolist())
+
+
+def culprits(
+    index: np.ndarray, norms: np.ndarray, row_is_finite: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Returns the examples held to have spoiled a step, and whether that is sure.
+
+    Those whose rows of the data are not finite; if there are none, those whose norms
+    are not, unless that is all of them, as where BatchNormalization mixes a batch.
+    Without either, any may be at fault.
+
+    Args:
+        index: `[m]`, examples of the step.
+        norms: `[m]`, their norms as observed.
+        row_is_finite: `[m]`, whether all their x, y and sample weights are finite.
+
+    Example:
+        >>> culprits(np.array([4, 7]), np.array([1.0, np.nan]), np.array([True, True]))
+        (array([7]), True)
+    """
+    everyone, by_data = np.unique(index), np.unique(index[~row_is_finite])
+    by_norm = np.unique(index[~np.isfinite(norms)])
+    if len(by_data):
+        return by_data, True
+    if 0 < len(by_norm) < len(everyone):
+        return by_norm, True
+    return everyone, len(everyone) == 1

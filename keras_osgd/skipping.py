@@ -1,0 +1,128 @@
+"""Steps whose loss or gradient is not finite: skipped as if they had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd.keras_compat import layers_of
+
+__all__ = ["MOST_IN_A_ROW", "Skips", "all_finite", "kept_if", "state_before"]
+
+MOST_IN_A_ROW = 10  # skipped steps, after which training stops
+_POLL = 8  # steps between two looks, as the clock's
+
+
+class Skips:
+    """Decides inside the step whether it counts, and counts those skipped in a row.
+
+    After `MOST_IN_A_ROW` of them every step is skipped until `restart`, so that the
+    weights do not depend on when the training thread comes to look.
+
+    Example:
+        >>> skips = Skips()
+        >>> bool(skips.admit(tf.constant(False))), bool(skips.admit(tf.constant(True)))
+        (False, True)
+    """
+
+    def __init__(self) -> None:
+        """Starts with nothing skipped."""
+        self.in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._poll_at = _POLL
+
+    def restart(self) -> None:
+        """Starts counting for a new `fit`."""
+        self.in_a_row.assign(0)
+        self._poll_at = _POLL
+
+    def admit(self, finite: tf.Tensor) -> tf.Tensor:
+        """Returns `[]`, whether the step counts; part of the step.
+
+        Args:
+            finite: `[]`, whether its loss and its gradient are.
+        """
+        before = self.in_a_row.read_value()
+        counts = finite & (before < MOST_IN_A_ROW)
+        self.in_a_row.assign(tf.where(counts, tf.zeros_like(before), before + 1))
+        return counts
+
+    def too_many(self, step: int) -> bool:
+        """Returns whether training must stop; looks at every eighth step or so."""
+        if step < self._poll_at:
+            return False
+        self._poll_at = step + _POLL
+        return int(self.in_a_row) >= MOST_IN_A_ROW
+
+
+def all_finite(loss: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:
+    """Returns `[]`, whether the loss and all entries of all gradients are finite.
+
+    A sum is finite only if all its terms are; one that overflows belongs to a gradient
+    that no step could be made with either.
+
+    Args:
+        loss: `[]`.
+        gradients: tensors, `tf.IndexedSlices` or `None`.
+
+    Example:
+        >>> bool(all_finite(tf.ones([]), [tf.constant([1.0, float("inf")]), None]))
+        False
+    """
+    sums = [tf.cast(loss, tf.float64)]
+    for gradient in gradients:
+        if gradient is not None:
+            sums.append(_total(getattr(gradient, "values", gradient)))
+    return tf.math.is_finite(tf.add_n(sums))
+
+
+def _total(values: tf.Tensor) -> tf.Tensor:
+    if values.dtype.size < 4:  # half precision, whose sums overflow
+        values = tf.cast(values, tf.float32)
+    return tf.cast(tf.reduce_sum(values), tf.float64)
+
+
+def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
+    """Returns what a forward pass and the metrics change, with its present values.
+
+    Statistics such as BatchNormalization's, and the metrics' sums; without the weights
+    of frozen layers, which a compiled step would have to copy.
+    """
+    frozen = [layer for layer in layers_of(model) if not layer.trainable]
+    left_out = {id(v) for layer in frozen for v in layer.weights}
+    variables = [*model.non_trainable_weights, *model.metrics_variables]
+    changing = {id(v): v for v in variables if id(v) not in left_out}
+    return [(v, tf.convert_to_tensor(v)) for v in changing.values()]
+
+
+def kept_if(
+    counts: tf.Tensor,
+    before: list[tuple[keras.Variable, tf.Tensor]],
+    logs: dict[str, Any],
+    shown: Callable[[], dict[str, Any]],
+) -> dict[str, tf.Tensor]:
+    """Puts back what a step that does not count has changed; returns its logs.
+
+    Args:
+        counts: `[]`, whether the step does.
+        before: from `state_before`.
+        logs: of the step.
+        shown: returns the metrics' results, to be logged where it does not count.
+    """
+    logs = keras.tree.map_structure(tf.convert_to_tensor, logs)
+
+    def put_back() -> dict[str, tf.Tensor]:
+        for variable, value in before:
+            variable.assign(value)
+        old, found = dict(logs), shown()
+        for name in old.keys() & found.keys():  # others are the user's own
+            value = tf.cast(found[name], old[name].dtype)
+            if value.shape == old[name].shape:
+                old[name] = value
+        return keras.tree.map_structure(tf.identity, old)
+
+    return tf.cond(
+        counts, lambda: keras.tree.map_structure(tf.identity, logs), put_back
+    )
