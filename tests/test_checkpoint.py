@@ -1,6 +1,10 @@
 """Going on from a checkpoint: bit for bit, from every state of a run."""
 
+import os
+import pathlib
 import shutil
+import signal
+import threading
 
 import keras
 import numpy as np
@@ -8,8 +12,11 @@ import pytest
 import small
 
 import keras_osgd
+from keras_osgd import checkpoint_files
 from keras_osgd.callbacks import Checkpoint
 from keras_osgd.sampling import RAIS, Oracle
+
+FIXTURE = pathlib.Path(__file__).parent / "data" / "checkpoint_1"  # of format 1
 
 
 class EveryState(Checkpoint):
@@ -305,8 +312,6 @@ def test_weights_that_are_not_numbers_are_never_saved(tmp_path):
 
 
 def test_three_failures_in_a_row_end_training_and_fewer_do_not(tmp_path, monkeypatch):
-    from keras_osgd import checkpoint_files
-
     real, failing = checkpoint_files.write, []
 
     def write(*args):
@@ -331,10 +336,6 @@ def test_three_failures_in_a_row_end_training_and_fewer_do_not(tmp_path, monkeyp
 
 
 def test_training_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
-    import threading
-
-    from keras_osgd import checkpoint_files
-
     done, real, taken = threading.Event(), checkpoint_files.write, []
 
     def write(directory, arrays, details, keep):
@@ -408,3 +409,115 @@ def test_arguments_and_models_that_cannot_be_are_refused(tmp_path):
         plain.fit(small.X, small.Y, verbose=0, callbacks=[Checkpoint(tmp_path)])
     with pytest.raises(ValueError, match="There must be a checkpoint to restore"):
         Checkpoint(tmp_path).restore(small.model())
+
+
+class Signal(keras.callbacks.Callback):
+    """Sends this process a signal, as a user or a scheduler does."""
+
+    def __init__(self, number, step, times=1):
+        super().__init__()
+        self.number, self.step, self.times, self.steps = number, step, times, 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.steps += 1
+        if self.steps == self.step:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_ends_training_after_its_step_with_a_checkpoint(
+    number, tmp_path, capsys
+):
+    whole = net(RAIS(seed=3))
+    small.fit(whole, epochs=4)
+    handlers = [signal.getsignal(n) for n in ENDS]
+    given = [Checkpoint(tmp_path), Signal(number, step=22)]
+    with pytest.raises(ENDS[number]) as raised:
+        small.fit(net(RAIS(seed=3)), epochs=4, callbacks=given)
+    if number == signal.SIGTERM:
+        assert raised.value.code == 143  # what a shell reports of a terminated process
+    name = signal.Signals(number).name
+    said = f"{name}: training ends. The last good checkpoint is {given[0].newest}."
+    assert said in capsys.readouterr().out
+    assert [signal.getsignal(n) for n in ENDS] == handlers
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys)
+    assert "at step 22, bit-exact" in said
+    for a, b in zip(state_of(whole), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_ends_training_after_validation(
+    tmp_path, capsys
+):
+    given = [Checkpoint(tmp_path), Signal(signal.SIGINT, step=15)]
+    validation = {"validation_data": (small.X, small.Y)}
+    with pytest.raises(KeyboardInterrupt):
+        small.fit(net(RAIS(seed=3)), epochs=4, callbacks=given, **validation)
+    _, said = going_on(tmp_path, RAIS(seed=3), capsys)
+    assert "Resumed epoch 2" in said
+    assert "at step 15, bit-exact" in said
+
+
+def test_a_second_ctrl_c_is_obeyed_at_once(tmp_path):
+    model = net(RAIS(seed=3))
+    given = [Checkpoint(tmp_path), Signal(signal.SIGINT, step=22, times=2)]
+    with pytest.raises(KeyboardInterrupt):
+        small.fit(model, epochs=4, callbacks=given)
+    assert float(model.optimizer.iterations) == 21
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_users_own_is_called_after_the_checkpoint(tmp_path):
+    seen = []
+
+    def handler(number, frame):
+        seen.append(sorted(path.name for path in tmp_path.glob("*.json")))
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        model = net(RAIS(seed=3))
+        given = [Checkpoint(tmp_path, every=10**6), Signal(signal.SIGTERM, step=5)]
+        small.fit(model, epochs=2, callbacks=given)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [["checkpoint-00000001.json"]]
+    assert float(model.optimizer.iterations) > 5
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread(tmp_path):
+    handlers = [signal.getsignal(n) for n in ENDS]
+    found = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            found.append([signal.getsignal(n) for n in ENDS])
+
+    model = net(RAIS(seed=3))
+    given = {"callbacks": [Checkpoint(tmp_path), Look()]}
+    thread = threading.Thread(target=small.fit, args=[model], kwargs=given)
+    thread.start()
+    thread.join()
+    assert found and all(each == handlers for each in found)
+    assert Checkpoint(tmp_path).restore(net(RAIS(seed=3))).exists()
+
+
+def test_a_checkpoint_of_the_first_version_loads_for_ever(tmp_path, capsys):
+    shutil.copytree(FIXTURE, tmp_path / "first")
+    model, said = going_on(tmp_path / "first", RAIS(seed=3), capsys)
+    assert "Resumed epoch 2" in said
+    assert "at step 20, bit-exact" in said
+    assert model.sampling_state.blocks > 0
+    # What was saved is what is there, whatever later versions compute from it.
+    arrays = dict(np.load(next(FIXTURE.glob("*.npz"))))
+    Checkpoint(FIXTURE).restore(model := net(RAIS(seed=3)))
+    for order, variable in enumerate(model.variables):
+        saved = arrays[f"variables/model/{order}"]
+        np.testing.assert_array_equal(variable.numpy(), saved)
+    for name, value in model.sampling_state.collect().items():
+        if name in ("gain", "lead", "owed") or name.startswith("table."):
+            np.testing.assert_array_equal(value, arrays[f"state/{name}"])

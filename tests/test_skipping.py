@@ -12,6 +12,7 @@ import keras_osgd
 from keras_osgd import skipping
 from keras_osgd.bad_examples import BadExamples, culprits
 from keras_osgd.blocks import Blocks
+from keras_osgd.callbacks import Checkpoint
 from keras_osgd.pipeline import PlanBuffers
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.score_table import ScoreTable
@@ -157,14 +158,20 @@ def test_more_than_one_in_a_hundred_ends_training_with_the_last_good_weights():
 
 
 @pytest.mark.parametrize("sampling", [RAIS(seed=0), Oracle(25, seed=0)])
-def test_ten_steps_in_a_row_end_training_soon_and_name_the_checkpoint(sampling):
+def test_ten_steps_in_a_row_end_training_soon_and_name_the_checkpoint(
+    sampling, tmp_path
+):
     model = _model(normalized=False, sampling=sampling)
-    small.fit(model, small.X)
-    model.sampling_run.where_saved = lambda: "The last checkpoint is /tmp/c."
+    small.fit(model, small.X, callbacks=[Checkpoint(tmp_path)])
     before = small.flat(model)
-    message = r"in 10 steps in a row before step 16, .*\[0, 1, .* more .*/tmp/c\.$"
+    message = (
+        r"in 10 steps in a row before step 16, .*\[0, 1, .* more .*"
+        r"The last good checkpoint is .*checkpoint-0000000\d\.npz\.$"
+    )
+    goes_on = Checkpoint(tmp_path, scores="reset")
     with pytest.raises(RuntimeError, match=message):
-        _quiet(model, np.full_like(X, NAN))
+        _quiet(model, np.full_like(X, NAN), callbacks=[goes_on])
+    goes_on.restore(model)
     np.testing.assert_array_equal(small.flat(model), before)
 
 
