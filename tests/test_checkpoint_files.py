@@ -189,6 +189,27 @@ def test_a_full_disk_leaves_the_earlier_ones_and_nothing_half_written(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_an_error_at_any_call_leaves_no_part_of_a_checkpoint(
+    tmp_path, monkeypatch, name
+):
+    write(tmp_path, 1)
+    before, real = files(tmp_path), getattr(os, name)
+    for last in range(4 if name == "fsync" else 2):
+        calls = iter(range(100))
+
+        def call(*args, last=last, calls=calls):
+            if next(calls) == last:
+                raise OSError(5, "Input/output error")
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, call)
+            with pytest.raises(OSError, match="Input/output"):
+                write(tmp_path, 2)
+        assert files(tmp_path) == before
+
+
 def test_a_directory_that_cannot_be_written_into_is_refused_before_training(tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
