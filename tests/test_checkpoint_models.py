@@ -1,5 +1,6 @@
 """Going on from a checkpoint with all that users put into models and callbacks."""
 
+import datetime
 import os
 import shutil
 import signal
@@ -13,7 +14,8 @@ from test_checkpoint import ENDS, EveryState, net, saved_midway, state_of
 
 import keras_osgd
 from keras_osgd import checkpoint_files
-from keras_osgd.callbacks import Checkpoint
+from keras_osgd.callbacks import Checkpoint, SamplingMonitor
+from keras_osgd.callbacks.schedule import Schedule
 from keras_osgd.sampling import RAIS, Oracle
 
 layers, metrics, optimizers = keras.layers, keras.metrics, keras.optimizers
@@ -31,12 +33,12 @@ class AlwaysNoise(layers.Layer):
         return x + 0.1 * keras.random.normal(keras.ops.shape(x), seed=self.seed)
 
 
-def made(*first, optimizer="sgd", loss=None, **options):
+def made(*first, optimizer="sgd", loss=None, sampling=None, **options):
     keras.utils.set_random_seed(0)
     inner = [*first, layers.Dense(6, "relu"), layers.Dropout(0.2), layers.Dense(3)]
     model = keras_osgd.Sequential([keras.Input((4,)), *inner])
     loss = loss or small.crossentropy()
-    model.compile(optimizer, loss, sampling=RAIS(seed=3), **options)
+    model.compile(optimizer, loss, sampling=sampling or RAIS(seed=3), **options)
     return model
 
 
@@ -74,6 +76,11 @@ def swapping():
     return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
 
 
+def watching():
+    return [SamplingMonitor()]
+
+
+SECONDS = {"sampling_share", "scoring_seconds"}  # no two runs have the same
 MODELS = {
     "loss scale": (scaled, small.Y, list),
     "mixed_float16": (half_precision, small.Y, list),
@@ -81,6 +88,9 @@ MODELS = {
     "noise": (lambda: made(AlwaysNoise()), small.Y, list),
     "averages swapped": (averaged, small.Y, swapping),
     "accumulated gradients": (accumulated, small.Y, list),
+    "rais": (made, small.Y, watching),
+    "exact": (lambda: made(sampling=RAIS(seed=3, norm="exact")), small.Y, watching),
+    "oracle": (lambda: made(sampling=Oracle(seed=3, refresh=10)), small.Y, watching),
 }
 
 
@@ -89,8 +99,9 @@ def test_all_kinds_of_models_go_on_bit_for_bit(case, tmp_path, capsys):
     make, y, others = MODELS[case]
     whole = make()
     saving = EveryState(tmp_path / "all", every=1, keep=10**6)
-    history = small.fit(whole, y=y, epochs=3, callbacks=[*others(), saving])
-    for number in (4, 16, 21):  # in the first epoch, after it, in the second
+    history = small.fit(whole, y=y, epochs=4, callbacks=[*others(), saving])
+    # Midway, after the first epoch, and while the second block is planned.
+    for number in (4, 16, 30):
         directory = tmp_path / str(number)
         directory.mkdir()
         for path in (tmp_path / "all").glob(f"checkpoint-{number:08d}.*"):
@@ -98,11 +109,12 @@ def test_all_kinds_of_models_go_on_bit_for_bit(case, tmp_path, capsys):
         keras.utils.set_random_seed(99)
         model = make()
         given = {"callbacks": [*others(), Checkpoint(directory)], "verbose": 2}
-        resumed = small.fit(model, y=y, epochs=3, **given)
+        resumed = small.fit(model, y=y, epochs=4, **given)
         assert ", bit-exact" in capsys.readouterr().out
         for a, b in zip(state_of(whole), state_of(model), strict=True):
             np.testing.assert_array_equal(a, b)
-        for name, values in resumed.history.items():
+        for name in resumed.history.keys() - SECONDS:
+            values = resumed.history[name]
             np.testing.assert_array_equal(values, history.history[name][-len(values) :])
 
 
@@ -214,3 +226,15 @@ def test_blocks_of_another_length_are_not_taken_for_the_same(tmp_path, capsys):
 
 def test_keras_never_calls_it_beside_a_step():
     assert not getattr(Checkpoint, "async_safe", False)
+
+
+def test_a_period_of_time_is_counted_from_one_checkpoint_to_the_next(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    schedule = Schedule(datetime.timedelta(minutes=1), keep=2)
+    found = []
+    for now[0] in (1, 59, 60, 61, 119, 120):
+        found.append(schedule.due)
+        if schedule.due:
+            schedule.restart()
+    assert found == [False, False, True, False, False, True]
