@@ -238,3 +238,19 @@ def test_a_period_of_time_is_counted_from_one_checkpoint_to_the_next(monkeypatch
         if schedule.due:
             schedule.restart()
     assert found == [False, False, True, False, False, True]
+
+
+def test_the_epoch_is_the_checkpoints_whatever_backup_and_restore_says(tmp_path):
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    whole, own = net(RAIS(seed=3)), tmp_path / "own"
+    small.fit(whole, epochs=3)
+    options = {"stop_after": 32, "callbacks": [backup()]}
+    saved_midway(tmp_path / "later", RAIS(seed=3), **options)
+    saved_midway(own, RAIS(seed=3), stop_after=10)
+    model = net(RAIS(seed=3))
+    resumed = small.fit(model, epochs=3, callbacks=[backup(), Checkpoint(own)])
+    assert resumed.epoch == [0, 1, 2]
+    for a, b in zip(state_of(whole), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
