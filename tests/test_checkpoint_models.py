@@ -254,3 +254,11 @@ def test_the_epoch_is_the_checkpoints_whatever_backup_and_restore_says(tmp_path)
     assert resumed.epoch == [0, 1, 2]
     for a, b in zip(state_of(whole), state_of(model), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_steps_are_counted_from_one_checkpoint_to_the_next(tmp_path):
+    given = [EveryState(tmp_path, every=10, keep=9)]
+    small.fit(net(RAIS(seed=3)), epochs=2, callbacks=given)
+    saved = [checkpoint_files._read(p).details for p in sorted(tmp_path.glob("*.npz"))]
+    assert [d["step"] for d in saved if not d["finished"]][:2] == [10, 20]
+    assert len(saved) <= 4
