@@ -91,7 +91,7 @@ class Alarms:
         norms: np.ndarray,
         gains: np.ndarray,
         importance: bool,
-        candidate: np.ndarray,
+        candidate: np.ndarray | None,
     ) -> list[str]:
         """Takes in some steps; returns what there is to warn of.
 
@@ -100,7 +100,7 @@ class Alarms:
             norms: `[k * m]`, as observed.
             gains: `[k]`, gain ratios; NaN where a step was skipped.
             importance: whether the draws followed the scores.
-            candidate: `[n]`, p by the scores as last planned.
+            candidate: `[n]`, p by the scores as last planned; `None` if unknown.
         """
         self._drawn += len(weights) / self._n
         if not importance:
@@ -165,8 +165,9 @@ class Alarms:
                 'compile with sampling="uniform".',
             )
 
-    def _look_at_shares(self, candidate: np.ndarray) -> None:
-        if self._n < _LEAST_EXAMPLES or "share" in self._told:
+    def _look_at_shares(self, candidate: np.ndarray | None) -> None:
+        few = self._n < _LEAST_EXAMPLES
+        if few or candidate is None or "share" in self._told:
             return
         top, share = share_of_top(candidate)
         if share > _TOP_SHARE:

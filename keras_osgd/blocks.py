@@ -176,7 +176,9 @@ class Blocks:
     def snapshot(self) -> dict[str, Any]:
         """Returns all that `resume` needs; no array is ever changed."""
         plans = {str(order): plan._asdict() for order, plan in enumerate(self.plans)}
-        return {"plans": plans, "told": " ".join(sorted(self._told))}
+        told = " ".join(sorted(self._told))
+        candidate = np.zeros(0) if self.candidate is None else self.candidate
+        return {"plans": plans, "told": told, "candidate": candidate}
 
     def resume(self, saved: Mapping[str, Any]) -> None:
         """Goes on where `snapshot` was taken: hands the plans to the pipeline."""
@@ -187,6 +189,8 @@ class Blocks:
             self.plans.append(Plan(**fields))
             self._buffers.write(self.plans[-1])
         self._told = set(saved["told"].item().split())
+        candidate = saved["candidate"]
+        self.candidate = candidate if len(candidate) else None
 
     def decide(self, gains: np.ndarray, importance: bool, threshold: float) -> None:
         """Retreats to uniform draws where they no longer pay, and comes back.

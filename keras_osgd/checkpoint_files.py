@@ -111,7 +111,7 @@ def write(
         line = json.dumps(marker).encode()
         _replace(path.with_suffix(".json"), lambda file: file.write(line))
     except BaseException:
-        for suffix in ("npz", "npz.part", "json.part"):
+        for suffix in ("json", "json.part", "npz", "npz.part"):  # marker first
             _path(directory, number, suffix).unlink(missing_ok=True)
         raise
     _delete_old(directory, number, keep)

@@ -14,8 +14,8 @@ import tensorflow as tf
 from keras.src.models.functional import Functional
 
 __all__ = [
+    "AVERAGES_SWAPPED",
     "Functional",
-    "build_metrics",
     "call_model",
     "calling",
     "compiled_losses",
@@ -35,6 +35,8 @@ __all__ = [
     "update_compiled_metrics",
     "without_mask",
 ]
+
+AVERAGES_SWAPPED = "_ema_weights_in_model"  # attribute of `SwapEMAWeights`
 
 
 def call_model(model: keras.Model, x: Any, training: bool) -> Any:
@@ -155,13 +157,6 @@ def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
     return dict(getattr(loss, "_fn_kwargs", {}))
 
 
-def build_metrics(model: keras.Model, y: Any, y_pred: Any) -> None:
-    """Makes the metrics of `compile`, which Keras does in the first step."""
-    compiled = model._compile_metrics
-    if compiled is not None and not compiled.built:
-        compiled.build(y, y_pred)
-
-
 def update_compiled_metrics(
     model: keras.Model,
     y: Any,
@@ -180,7 +175,8 @@ def update_compiled_metrics(
     compiled = model._compile_metrics
     if compiled is None:
         return
-    build_metrics(model, y, y_pred)
+    if not compiled.built:  # in the first step
+        compiled.build(y, y_pred)
     flat_y, flat_pred = compiled._flatten_y(y), compiled._flatten_y(y_pred)
     outputs = range(len(flat_pred))
     groups = [

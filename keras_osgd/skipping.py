@@ -64,14 +64,14 @@ def all_finite(loss: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:
     that no step could be made with either.
 
     Args:
-        loss: `[]`.
+        loss: `[]`, or one value an example.
         gradients: tensors, `tf.IndexedSlices` or `None`.
 
     Example:
         >>> bool(all_finite(tf.ones([]), [tf.constant([1.0, float("inf")]), None]))
         False
     """
-    sums = [tf.cast(loss, tf.float64)]
+    sums = [_total(loss)]
     for gradient in gradients:
         if gradient is not None:
             sums.append(_total(getattr(gradient, "values", gradient)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,16 +12,16 @@ import numpy as np
 from keras_osgd import keras_compat
 from keras_osgd.checkpoint_files import Saved
 from keras_osgd.run import Run
-from keras_osgd.training_data import TrainingData
+from keras_osgd.sampling import Oracle
+from keras_osgd.training_data import PROBES, TrainingData
 
-__all__ = ["Resumed", "capture", "probes", "restore_metrics", "restore_model", "resume"]
+__all__ = ["Resumed", "capture", "restore_metrics", "restore_model", "resume"]
 
-_PROBES = 64
 _RESET = (
     "To keep the weights and start the scores afresh: "
     'Checkpoint(directory, scores="reset").'
 )
-_ALIKE = 10  # steps per execution up to which numbers are the same
+_ALIKE = 10  # steps per execution up to which numbers of `RAIS` are the same
 
 
 class Resumed(NamedTuple):
@@ -56,7 +55,10 @@ def capture(
         dictionaries, and details that JSON can keep.
     """
     variables = {
-        kind: {str(order): _array(v) for order, v in enumerate(of)}
+        kind: {
+            str(order): np.array(keras.ops.convert_to_numpy(variable))
+            for order, variable in enumerate(of)
+        }
         for kind, of in _variables(model).items()
     }
     wait = run.snapshot(mid_epoch) if run is not None else dict
@@ -76,10 +78,6 @@ def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
     }
 
 
-def _array(variable: keras.Variable) -> np.ndarray:
-    return np.array(keras.ops.convert_to_numpy(variable))
-
-
 def restore_model(model: keras.Model, saved: Saved) -> None:
     """Gives weights, seeds and optimizer the values that were captured.
 
@@ -90,7 +88,8 @@ def restore_model(model: keras.Model, saved: Saved) -> None:
     Raises:
         ValueError: before anything is changed, if they are those of another model.
     """
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # `LossScaleOptimizer` would add to its variables
+        model.optimizer.build(model.trainable_variables)
     for kind in ("model", "optimizer"):
         _check_variables(model, saved, kind)
     for kind in ("model", "optimizer"):
@@ -100,8 +99,10 @@ def restore_model(model: keras.Model, saved: Saved) -> None:
 def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
     """Goes on with an epoch's means of loss and metrics, if these are the same."""
     x, y, _ = data.rows(1)
-    y_pred = keras_compat.call_model(model, x, training=False)
-    keras_compat.build_metrics(model, y, y_pred)
+    y_pred = keras_compat.call_model(model, x, False)
+    y_pred = keras.tree.map_structure(keras.ops.zeros_like, y_pred)  # never NaN
+    model.compute_metrics(x, y, y_pred)  # some metrics are built by their first update
+    model.reset_metrics()
     found = [v.shape for v in _variables(model)["metrics"]]
     if found == [v.shape for v in _arrays(saved, "metrics")]:
         _assign(model, saved, "metrics")
@@ -129,9 +130,8 @@ def _check_variables(model: keras.Model, saved: Saved, kind: str) -> None:
 
 
 def _assign(model: keras.Model, saved: Saved, kind: str) -> None:
-    arrays = _arrays(saved, kind)
-    for variable, array in zip(_variables(model)[kind], arrays, strict=True):
-        variable.assign(array)
+    for v, array in zip(_variables(model)[kind], _arrays(saved, kind), strict=True):
+        v.assign(array)
 
 
 def resume(
@@ -194,10 +194,11 @@ def _settings(run: Run) -> dict[str, Any]:
     config = {**run.sampling.get_config(), "features": run.state.table.features}
     config.pop("seed", None)  # the draws go on with that of the checkpoint
     steps = run.key[2]
+    alike = steps <= _ALIKE and not isinstance(run.sampling, Oracle)
     settings = {
         "sampling": type(run.sampling).__name__,
         "batch_size": run.batch_size,
-        "steps_per_execution": f"up to {_ALIKE}" if steps <= _ALIKE else steps,
+        "steps_per_execution": f"up to {_ALIKE}" if alike else steps,
         "learning_rate_follows_the_gain": run.adapt,
         **config,
     }
@@ -219,21 +220,6 @@ def _same_table(before: dict[str, Any], now: dict[str, Any]) -> bool:
     return all(before.get(name) == now.get(name) for name in ("features", "norm"))
 
 
-def probes(data: TrainingData) -> np.ndarray:
-    """Returns `[64]` uint64: hashes of fixed rows, to tell how many of them changed."""
-    rows = np.linspace(0, data.n - 1, _PROBES).astype(np.int64)
-    leaves = [leaf for leaf in keras.tree.flatten(data.arrays) if leaf is not None]
-    hashes = []
-    for row in rows:
-        digest = hashlib.sha256()
-        for value in (np.asarray(leaf[row]) for leaf in leaves):
-            # The bytes of an object, such as a string, are but its address.
-            objects = repr(value.tolist()).encode() if value.dtype.hasobject else b""
-            digest.update(objects or value.tobytes())
-        hashes.append(int.from_bytes(digest.digest()[:8], "big"))
-    return np.array(hashes, np.uint64)
-
-
 def _check_data(data: TrainingData, saved: Saved) -> None:
     n = saved.details["n"]
     if n != data.n:
@@ -242,9 +228,9 @@ def _check_data(data: TrainingData, saved: Saved) -> None:
             f"{data.n}. {_RESET}"
         )
     if saved.details["fingerprint"] != data.fingerprint():
-        differ = np.count_nonzero(saved.arrays["probes"] != probes(data))
+        differ = np.count_nonzero(saved.arrays["probes"] != data.probes())
         raise ValueError(
             f"The checkpoint {saved.path} was made for other rows, or the same in "
-            f"another order: the fingerprint differs ({differ} of {_PROBES} probe "
+            f"another order: the fingerprint differs ({differ} of {PROBES} probe "
             f"rows). Pass the data as it was. {_RESET}"
         )

@@ -164,7 +164,7 @@ class SamplingState(keras.Operation):
         self.fingerprint, self.norm = _as_text(store["fingerprint"]), norm
         for name in _COUNTERS:
             setattr(self, name, int(np.array(store[name])))
-        self.uncertainty_set = None
+        self.uncertainty_set = None  # one that belongs to other scores must not stay
         if "uncertainty_mean" in store.keys():  # noqa: SIM118
             self.uncertainty_set = UncertaintySet(
                 np.array(store["uncertainty_mean"]),

@@ -14,9 +14,9 @@ import tensorflow as tf
 from keras_osgd.example_weights import checked_weights, leaves_of, with_class_weight
 from keras_osgd.refusals import Refusals, refuse
 
-__all__ = ["TrainingData", "checked", "prepare", "split"]
+__all__ = ["PROBES", "TrainingData", "checked", "prepare", "split"]
 
-_PROBES = 64
+PROBES = 64
 _MOST_CLASSES = 10_000
 _SOURCES = (
     "Importance sampling needs random access to a finite set: pass NumPy arrays or "
@@ -68,14 +68,26 @@ class TrainingData(NamedTuple):
     def fingerprint(self) -> str:
         """Returns a hash of n, shapes, dtypes and 64 fixed rows."""
         digest = hashlib.sha256(str(self.n).encode())
-        probes = np.linspace(0, self.n - 1, _PROBES).astype(np.int64)
+        probes = np.linspace(0, self.n - 1, PROBES).astype(np.int64)
         for leaf in leaves_of(self.arrays):
             digest.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
-            rows = leaf[probes]
-            # The bytes of an object, such as a string, are but its address.
-            objects = repr(rows.tolist()).encode() if rows.dtype.hasobject else b""
-            digest.update(objects or rows.tobytes())
+            digest.update(_bytes(leaf[probes]))
         return digest.hexdigest()
+
+    def probes(self) -> np.ndarray:
+        """Returns `[64]` uint64: hashes of fixed rows, to tell how many changed."""
+        leaves, hashes = leaves_of(self.arrays), []
+        for row in np.linspace(0, self.n - 1, PROBES).astype(np.int64):
+            digest = hashlib.sha256()
+            for leaf in leaves:
+                digest.update(_bytes(np.asarray(leaf[row])))
+            hashes.append(int.from_bytes(digest.digest()[:8], "big"))
+        return np.array(hashes, np.uint64)
+
+
+def _bytes(rows: np.ndarray) -> bytes:
+    """Returns what rows consist of; the bytes of a string are but its address."""
+    return repr(rows.tolist()).encode() if rows.dtype.hasobject else rows.tobytes()
 
 
 def prepare(

@@ -149,7 +149,9 @@ def test_a_kill_between_any_two_calls_of_the_system_leaves_the_one_before(
                 killed = True
             else:
                 killed = False
-        saved = checkpoint_files.newest(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing that was promised is missing
+            saved = checkpoint_files.newest(tmp_path)
         assert_same(saved.arrays, content(1 if saved.path == older else 2))
         if not killed:
             assert saved.path != older
@@ -160,6 +162,27 @@ def test_a_kill_between_any_two_calls_of_the_system_leaves_the_one_before(
                 path.unlink()
     else:
         raise AssertionError("there was no end to the calls")
+
+
+def test_a_file_has_its_name_only_once_it_is_on_the_disk_and_a_marker_goes_first(
+    tmp_path, monkeypatch
+):
+    flushed, deleted, fsync, unlink = [], [], os.fsync, pathlib.Path.unlink
+
+    def noted_fsync(number):
+        flushed.append(sorted(path.suffix for path in tmp_path.iterdir()))
+        fsync(number)
+
+    def noted_unlink(path, missing_ok=False):
+        deleted.extend([path.name] if path.exists() else [])
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(pathlib.Path, "unlink", noted_unlink)
+    write(tmp_path, 1)
+    assert flushed == [[".part"], [".npz"], [".npz", ".part"], [".json", ".npz"]]
+    write(tmp_path, 2, keep=1)
+    assert deleted == ["checkpoint-00000001.json", "checkpoint-00000001.npz"]
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_one(tmp_path):
@@ -187,6 +210,27 @@ def test_a_full_disk_leaves_the_earlier_ones_and_nothing_half_written(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_an_error_at_any_call_leaves_no_part_of_a_checkpoint(
+    tmp_path, monkeypatch, name
+):
+    write(tmp_path, 1)
+    before, real = files(tmp_path), getattr(os, name)
+    for last in range(4 if name == "fsync" else 2):
+        calls = iter(range(100))
+
+        def call(*args, last=last, calls=calls):
+            if next(calls) == last:
+                raise OSError(5, "Input/output error")
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, call)
+            with pytest.raises(OSError, match="Input/output"):
+                write(tmp_path, 2)
+        assert files(tmp_path) == before
 
 
 def test_a_directory_that_cannot_be_written_into_is_refused_before_training(tmp_path):

@@ -79,3 +79,20 @@ def test_steps_that_were_not_applied_do_not_count():
     for applied in (True, False, True):
         clock.advance(tf.constant(3.0), tf.constant(applied))
     assert float(lead) == 4.0  # two steps of 3, counted by the optimizer as 2
+
+
+def test_a_clock_goes_on_with_all_that_it_had():
+    clock, _, end = _clock()
+    _train(clock, end, np.full(2000, 1.3), 2, 70)
+    clock.begin_epoch(70)
+    for _ in range(20):
+        clock.advance(tf.constant(1.2), None)
+        clock.count_execution()
+    saved, (other, *_) = clock.snapshot(mid_epoch=True), _clock()
+    other.resume(saved)
+    again = other.snapshot(mid_epoch=True)
+    assert 0.2 < saved["done"] < 0.5
+    for name, value in saved.items():
+        np.testing.assert_array_equal(again[name], value)
+    other.begin_epoch(70)  # is that which is under way
+    assert other.effective_iterations() == clock.effective_iterations()

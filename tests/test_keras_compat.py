@@ -58,6 +58,10 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
         "copied: masks of layers with several outputs, in exact norms",
     ),
     "_compile_loss": (compiled, "compiled_losses: losses are not described"),
+    "_ema_weights_in_model": (
+        keras.callbacks.SwapEMAWeights,
+        "AVERAGES_SWAPPED: averages and weights are exchanged after going on",
+    ),
     "_flat_losses": (
         lambda: compiled()._compile_loss,
         "compiled_losses: losses are not described",

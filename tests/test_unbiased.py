@@ -32,10 +32,12 @@ CLASS_WEIGHT = {0: 0.5, 1: 2.0, 2: 3.0}
 
 @pytest.fixture
 def float64():
-    before = keras.config.floatx()
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # one that was set hides floatx
     yield
-    keras.config.set_floatx(before)
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
 
 
 def _rng(n):

@@ -120,14 +120,19 @@ def _train_in_fit(
         **options,
         steps_per_execution=1 if alone else method.steps_per_execution,
     )
-    model.fit(
-        x,
-        y,
-        batch_size=setting.batch_size,
-        epochs=setting.epochs,
-        callbacks=callbacks,
-        verbose=0,
-    )
+    try:
+        model.fit(
+            x,
+            y,
+            batch_size=setting.batch_size,
+            epochs=setting.epochs,
+            callbacks=callbacks,
+            verbose=0,
+        )
+    except RuntimeError as error:
+        if "must be finite" not in str(error):
+            raise
+        recorder.failed = str(error)
     return model
 
 

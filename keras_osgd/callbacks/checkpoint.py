@@ -63,7 +63,6 @@ class Checkpoint(keras.callbacks.Callback):
         'checkpoint-00000001.npz'
     """
 
-    async_safe = True
     begins_before_fit = True
 
     def __init__(
@@ -123,7 +122,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._writer = Writer(self.directory, self._schedule.keep, newest)
         if data is not None:
             self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
-            self._probes = snapshot.probes(data)
+            self._probes = data.probes()
             run.where_saved = self._writer.where_saved
         resumed = snapshot.Resumed(initial_epoch, None, 0.0, "")
         if saved is not None:
@@ -158,8 +157,8 @@ class Checkpoint(keras.callbacks.Callback):
         """In an epoch that goes on, undoes what was done at its beginning once more."""
         self._epoch = epoch
         if self._saved is not None and self._goes_on:
-            self._restore()
             snapshot.restore_metrics(self.model, self._data, self._saved)
+            self._restore()  # last: metrics are built by a call, which may move seeds
         self._saved = None
 
     @property
@@ -184,7 +183,8 @@ class Checkpoint(keras.callbacks.Callback):
         """Saves if it is time, and ends training if it was interrupted."""
         self._epoch = epoch + 1
         self._schedule.count(0, epoch_over=True)
-        self._save_or_end(mid_epoch=False)
+        if not self.model.stop_training:  # else it is saved as the end of training
+            self._save_or_end(mid_epoch=False)
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Saves the end of training, and waits until it is written."""
@@ -194,10 +194,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     def close(self) -> None:
         """Ends what `begin` began, however the `fit` ended; called by `fit`."""
-        self._interruption.ignore()
         self._saved = self._run = self._data = None
         if self._writer is not None:
             self._writer.close()
+        self._interruption.end()
 
     def restore(self, model: keras.Model) -> pathlib.Path:
         """Loads weights, optimizer and scores of the newest intact checkpoint.

@@ -41,8 +41,15 @@ class Interruption:
         if self.noted is None:
             self.noted = number
             return
+        self.noted = None
         self.ignore()
         signal.raise_signal(number)
+
+    def end(self) -> None:
+        """Listens no more; obeys a signal that came after the last checkpoint."""
+        if self.noted is not None:
+            self.obey()
+        self.ignore()
 
     def ignore(self) -> None:
         """Puts the handlers back that were there before."""
@@ -57,7 +64,7 @@ class Interruption:
             KeyboardInterrupt: after Ctrl-C.
             SystemExit: after SIGTERM, which would end the process without clean-up.
         """
-        number = self.noted
+        number, self.noted = self.noted, None
         self.ignore()
         if signal.getsignal(number) == signal.SIG_DFL:
             raise SystemExit(128 + number)

@@ -8,12 +8,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_osgd import keras_compat
+
 __all__ = ["remembered", "remind"]
 
 _NUMBERS = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
     keras.callbacks.ModelCheckpoint: ("best",),
+    # Whether the averages are in the model, and its weights where averages are kept.
+    keras.callbacks.SwapEMAWeights: (keras_compat.AVERAGES_SWAPPED,),
 }
 _WEIGHTS = "best_weights"
 

@@ -26,7 +26,7 @@ class Writer:
         newest: path of the newest intact one, or `None`.
 
     Attributes:
-        newest: likewise, of those that are known to have been written.
+        newest: likewise; set as soon as one is written, for its predecessor may go.
     """
 
     def __init__(
@@ -52,11 +52,12 @@ class Writer:
         self.wait()
         self._writing = self._thread.submit(self._write, captured)
 
-    def _write(self, captured: Callable[[], tuple[dict, dict]]) -> pathlib.Path:
+    def _write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
         arrays, details = captured()
         if not _finite(arrays["variables"]["model"].values()):
             raise FloatingPointError("the model's variables are not finite")
-        return checkpoint_files.write(self._directory, arrays, details, self._keep)
+        write = checkpoint_files.write
+        self.newest = write(self._directory, arrays, details, self._keep)
 
     def wait(self) -> None:
         """Waits until everything is written; warns of what was not.
@@ -68,7 +69,8 @@ class Writer:
             return
         writing, self._writing = self._writing, None
         try:
-            self.newest, self._failures = writing.result(), 0
+            writing.result()
+            self._failures = 0
         except (OSError, FloatingPointError) as error:
             self._failures += 1
             line = f"No checkpoint was written into {self._directory}: {error}. "

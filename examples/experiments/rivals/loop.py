@@ -16,11 +16,9 @@ from experiments.rivals.rival import Observed, Rival
 from keras_osgd import learning_rate
 from keras_osgd.pipeline import Rows
 
-_CHECK_EVERY = 50  # steps between two looks for losses that are not finite
-
 
 class Diverged(RuntimeError):
-    """The loss is not finite any more."""
+    """A loss or a norm is not finite any more."""
 
 
 @dataclasses.dataclass
@@ -74,7 +72,7 @@ def train(
             a multiple of 1/epochs, and at the end.
 
     Raises:
-        Diverged: if a loss is not finite, at most 50 steps later.
+        Diverged: at the first step whose losses or norms are not finite.
     """
     counts, timed = Counts(), _Timer()
     rows = timed("rows", Rows, data)
@@ -83,8 +81,6 @@ def train(
     score_rows = steps.scoring(model, rows)
     rooted = learning_rate.rule_for(model.optimizer) == "square_root"
     ends = [min(k / epochs, 1.0) for k in range(1, math.ceil(epochs) + 1)]
-
-    losses = np.zeros(0)
 
     def score(index: np.ndarray) -> Observed:
         counts.forward += len(index)
@@ -96,7 +92,6 @@ def train(
         counts.tracing_seconds = timed.first_calls
         while ends and progress >= ends[0] - 1e-9:
             ends.pop(0)
-            _check_finite(losses, counts.steps)
             on_epoch(dataclasses.asdict(counts))
 
     while (draw := rival.next(score)) is not None:
@@ -104,10 +99,8 @@ def train(
         factor = math.sqrt(rival.rate_factor) if rooted else rival.rate_factor
         position = rival.progress * rival.total
         observed = timed("step", step, index, weights, position, factor)
-        losses = observed.losses
-        if counts.steps % _CHECK_EVERY == 0:
-            _check_finite(losses, counts.steps)
         counts.steps += 1
+        _check_finite(observed, counts.steps)
         counts.gradients += batch_size
         rival.observe(index, observed)
         report(rival.progress)
@@ -132,9 +125,10 @@ class _Timer:
         return result
 
 
-def _check_finite(losses: np.ndarray, step: int) -> None:
-    if not np.isfinite(losses).all():
+def _check_finite(observed: Observed, step: int) -> None:
+    found = np.stack([observed.losses, observed.norms])
+    if not np.isfinite(found).all():
         raise Diverged(
-            f"The loss must stay finite. Received: {losses[~np.isfinite(losses)][0]} "
-            f"at step {step}. Lower the learning rate."
+            "Losses and norms must stay finite. Received: "
+            f"{found[~np.isfinite(found)][0]} in step {step}. Lower the learning rate."
         )
