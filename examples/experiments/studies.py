@@ -174,7 +174,7 @@ STUDIES = {
                 *group("shifted-weak", "cnn"),
                 *group("shifted-strong", "cnn"),
             ),
-            4,
+            3,
             _THREE,
         ),
         Study(
@@ -217,9 +217,9 @@ STUDIES = {
             tuple(
                 item
                 for size in (32, 128, 256, 512)
-                for item in group("fashion", "mlp", batch_size=size)
+                for item in group("fashion", "mlp", uniform=(5, 9), batch_size=size)
             ),
-            4,
+            3,
             _THREE,
             timed=2,
         ),
@@ -232,7 +232,7 @@ STUDIES = {
                 *group("fashion", "resnet_bn", uniform=(5, 9)),
                 *group("fashion", "transformer", uniform=(5, 9)),
             ),
-            4,
+            3,
             _THREE,
         ),
         Study(
@@ -249,7 +249,7 @@ STUDIES = {
                     optimizer=name,
                 )
             ),
-            4,
+            3,
             _THREE,
         ),
         Study(
