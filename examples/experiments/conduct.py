@@ -59,7 +59,7 @@ class Conductor:
         timed = [
             (contender, seed)
             for _, members in self._groups(study)
-            for contender, seed in _in_turn(list(members), study.timed)
+            for contender, seed in _in_turn(list(members), study)
         ]
         overhead = [c for c in study.contenders if c.method == "overhead"]
         wanted = {contender: 0 for contender in study.contenders}
@@ -129,9 +129,7 @@ class Conductor:
         return outcome == "done"
 
 
-def _in_turn(
-    members: list[Contender], repetitions: int
-) -> Iterator[tuple[Contender, int]]:
+def _in_turn(members: list[Contender], study: Study) -> Iterator[tuple[Contender, int]]:
     """Yields who is timed, with which seed: the baseline before every few others.
 
     Of uniform training, whose step costs the same at every T, the shortest is timed.
@@ -142,7 +140,7 @@ def _in_turn(
     others = [contender for contender in members if contender.method != "uniform"]
     baseline = min(uniform, key=lambda contender: contender.epochs, default=None)
     seeds = itertools.count()
-    for repetition in range(repetitions):
+    for repetition in range(study.timed_of(members[0])):
         order = others if repetition % 2 == 0 else others[::-1]
         for place, contender in enumerate(order):
             if baseline is not None and place % _BASELINE_EVERY == 0:

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+_LARGE = ("rotated-200k", "words")
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
@@ -42,7 +44,8 @@ class Study:
         contenders: what is trained.
         trials: of tuning, for each contender on Fashion-MNIST; elsewhere at most four.
         seeds: of the final runs on Fashion-MNIST; elsewhere the first three of them.
-        timed: repetitions alone on the machine, interleaved within a group.
+        timed: repetitions alone on the machine, interleaved within a group; with the
+            largest sets at most two.
     """
 
     name: str
@@ -60,6 +63,10 @@ class Study:
     def seeds_of(self, contender: Contender) -> tuple[int, ...]:
         """Returns the seeds of a contender's final runs."""
         return self.seeds if contender.data == "fashion" else self.seeds[:3]
+
+    def timed_of(self, contender: Contender) -> int:
+        """Returns how often a contender is timed."""
+        return min(self.timed, 2) if contender.data in _LARGE else self.timed
 
 
 def smoke(study: Study) -> Study:
