@@ -11,6 +11,7 @@ import types
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
@@ -30,6 +31,7 @@ from experiments.methods import METHODS, Parameter  # noqa: E402
 from experiments.setting import Setting  # noqa: E402
 
 import keras_osgd  # noqa: E402
+from keras_osgd import gain_ratio  # noqa: E402
 from keras_osgd.planner import Planner  # noqa: E402
 from keras_osgd.sampling import RAIS  # noqa: E402
 from keras_osgd.score_table import ScoreTable  # noqa: E402
@@ -260,6 +262,27 @@ def test_a_run_that_diverges_says_so_in_a_record_that_is_whole(
     assert kept.keys() - {"key", "environment"} == whole.keys()
     assert kept["history"].keys() == whole["history"].keys()
     assert 0 <= kept["test"]["error"] <= 100
+
+
+def test_the_variance_clock_is_the_ratio_of_the_traces_of_covariance():
+    rng, m = np.random.default_rng(0), 64
+    gradients, p = rng.normal(1.0, 1.0, (5, 3)), rng.dirichlet(np.full(5, 3.0))
+    mean, squared = gradients.mean(0), np.sum(gradients**2, axis=1)
+    second_uniform, second = squared.mean(), np.sum(squared / p) / 25
+
+    def variance(p):
+        estimates = gradients / (5 * p[:, None])
+        return p @ np.sum((estimates - mean) ** 2, axis=1) / m
+
+    observed = second / m + (1 - 1 / m) * mean @ mean
+    averages = tf.constant([second_uniform, second, second, observed], tf.float64)
+    with ablations.variance_clock():
+        found = gain_ratio.ratio(averages, tf.constant(m, tf.float64))
+    expected = variance(np.full(5, 0.2)) / variance(p)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert abs(gain_ratio.ratio(averages, tf.constant(64.0, tf.float64)) - 1) < abs(
+        expected - 1
+    )
 
 
 @pytest.mark.parametrize("name", ["main"])

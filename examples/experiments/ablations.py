@@ -1,4 +1,4 @@
-"""RAIS with one part taken away, where no argument of `RAIS` does it."""
+"""RAIS with one part taken away or replaced, where no argument of `RAIS` does it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import distributions
+from keras_osgd import distributions, gain_ratio
 from keras_osgd.observations import Window
 from keras_osgd.sampling import RAIS
 from keras_osgd.uncertainty_set import UncertaintySet
@@ -42,4 +42,24 @@ def point_estimate() -> Iterator[None]:
         return UncertaintySet(last, constant, 0.0, 0, True)
 
     with mock.patch.object(Window, "fit", last_seen), without_robustness():
+        yield
+
+
+@contextlib.contextmanager
+def variance_clock() -> Iterator[None]:
+    """Takes the ratio of variances for the gain ratio, not that of second moments.
+
+    tr Cov(g) = (A - ||grad F||^2) / m, with ||grad F||^2 from E||g||^2 by (2). Where
+    the batch is large, the mean gradient is most of the second moment, and r near 1.
+    """
+
+    def ratio(averages: tf.Tensor, batch_size: tf.Tensor) -> tf.Tensor:
+        second_uniform, second, candidate, squared_gradient = tf.unstack(averages)
+        mean = (batch_size * squared_gradient - second) / (batch_size - 1)
+        mean = tf.clip_by_value(mean, 0.0, 0.9 * tf.minimum(second_uniform, candidate))
+        found = tf.math.divide_no_nan(second_uniform - mean, candidate - mean)
+        bounded = tf.clip_by_value(found, 1 / gain_ratio.MAX_GAIN, gain_ratio.MAX_GAIN)
+        return tf.where(candidate > 0, bounded, 1.0)
+
+    with mock.patch.object(gain_ratio, "ratio", ratio):
         yield

@@ -39,7 +39,7 @@ class Method:
         sampling: from the seed, what `keras_osgd`'s `compile` takes; `None` for plain
             Keras and for rivals.
         parameter: its own, tuned beside the learning rate.
-        without: takes a part away while training runs.
+        without: takes a part away, or replaces it, while training runs.
         rival: whether it is trained by `rivals.loop`.
         cleans: whether it trains a second time, without what the first time's scores
             suspect of a wrong label.
@@ -97,6 +97,11 @@ METHODS = {
     ),
     "rais_no_start": Method(
         "RAIS without the uniform first pass", _rais(), without=ablations.without_start
+    ),
+    "rais_variance_clock": Method(
+        "RAIS, rate by the ratio of variances",
+        _rais(),
+        without=ablations.variance_clock,
     ),
     "point_estimate": Method(
         "point estimate, floor 0.1",

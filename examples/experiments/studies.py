@@ -273,6 +273,28 @@ STUDIES = {
             _ONE,
         ),
         Study(
+            "remedies",
+            "What was tried where a target was missed",
+            "Is it the schedule's length, the norms' approximation or the clock?",
+            (
+                *group(
+                    "rotated-200k",
+                    "cnn",
+                    (("rais", 6), ("rais_exact", 6), ("rais_variance_clock", 6)),
+                    (3, 5, 8),
+                ),
+                *group(
+                    "words",
+                    "word",
+                    (("rais", 2), ("rais_independent", 2), ("rais_variance_clock", 2)),
+                    (1, 2, 3),
+                    batch_size=512,
+                ),
+            ),
+            4,
+            _THREE,
+        ),
+        Study(
             "overhead",
             "Where the time goes",
             "What does a step of importance sampling cost beside the training itself?",
