@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from benchmark_records import Record, Records
 
 from experiments import choice, sets
+from experiments.methods import METHODS
 from experiments.pool import Pool
 from experiments.progress import Progress
 from experiments.setting import Setting
@@ -137,7 +138,7 @@ def _in_turn(members: list[Contender], study: Study) -> Iterator[tuple[Contender
     favours none.
     """
     uniform = [contender for contender in members if contender.method == "uniform"]
-    others = [contender for contender in members if contender.method != "uniform"]
+    others = [c for c in members if c.method != "uniform" and METHODS[c.method].timed]
     baseline = min(uniform, key=lambda contender: contender.epochs, default=None)
     seeds = itertools.count()
     for repetition in range(study.timed_of(members[0])):

@@ -45,6 +45,8 @@ class Method:
             suspect of a wrong label.
         measured: whether the variance is measured on the way.
         steps_per_execution: of the runs that are not timed.
+        timed: whether in runs alone on the machine; not where a step costs what RAIS's
+            does and the question is another.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Method:
     cleans: bool = False
     measured: bool = False
     steps_per_execution: int = 10
+    timed: bool = True
 
 
 def _rais(**options: object) -> Sampling:
@@ -80,11 +83,14 @@ METHODS = {
     "with_replacement": Method(
         "uniform with replacement",
         _rais(floor=1.0, draws="independent", adapt_learning_rate=False),
+        timed=False,
     ),
     "rais": Method("RAIS", _rais()),
-    "rais_independent": Method("RAIS, independent draws", _rais(draws="independent")),
+    "rais_independent": Method(
+        "RAIS, independent draws", _rais(draws="independent"), timed=False
+    ),
     "rais_fixed_rate": Method(
-        "RAIS, rate not adapted", _rais(adapt_learning_rate=False)
+        "RAIS, rate not adapted", _rais(adapt_learning_rate=False), timed=False
     ),
     "rais_exact": Method("RAIS, exact norms", _rais(norm="exact")),
     "rais_no_floor": Method("RAIS without the floor", _rais(floor=0.0)),
@@ -107,6 +113,7 @@ METHODS = {
         "point estimate, floor 0.1",
         _rais(floor=0.1, features=("constant", "last")),
         without=ablations.point_estimate,
+        timed=False,
     ),
     "rais_cleaned": Method(
         "RAIS, then again without suspects (their number known)", _rais(), cleans=True

@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-_LARGE = ("rotated-200k", "words")
-
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
@@ -44,8 +42,8 @@ class Study:
         contenders: what is trained.
         trials: of tuning, for each contender on Fashion-MNIST; elsewhere at most four.
         seeds: of the final runs on Fashion-MNIST; elsewhere the first three of them.
-        timed: repetitions alone on the machine, interleaved within a group; with the
-            largest sets at most two.
+        timed: repetitions alone on the machine, interleaved within a group; at most
+            two off Fashion-MNIST.
     """
 
     name: str
@@ -66,7 +64,7 @@ class Study:
 
     def timed_of(self, contender: Contender) -> int:
         """Returns how often a contender is timed."""
-        return min(self.timed, 2) if contender.data in _LARGE else self.timed
+        return self.timed if contender.data == "fashion" else min(self.timed, 2)
 
 
 def smoke(study: Study) -> Study:
@@ -105,6 +103,7 @@ _ALL = (
     ("infobatch", 8),
     ("effective_minibatch", 10),
 )
+_CLEANING = (("rais", 10), ("rais_cleaned", 10))
 _FEW = (("rais", 10), ("infobatch", 8), ("effective_minibatch", 10))
 
 
@@ -178,8 +177,8 @@ STUDIES = {
             "Augmentation",
             "What is left when every visit shows another image?",
             (
-                *group("shifted-weak", "cnn"),
-                *group("shifted-strong", "cnn"),
+                *group("shifted-weak", "cnn", uniform=(5, 10)),
+                *group("shifted-strong", "cnn", uniform=(5, 10)),
             ),
             3,
             _THREE,
@@ -189,8 +188,8 @@ STUDIES = {
             "Flipped labels",
             "What do wrong labels cost, and what does finding them give back?",
             (
-                *group("noise-5", "mlp", (("rais", 10), ("rais_cleaned", 10))),
-                *group("noise-20", "mlp", (("rais", 10), ("rais_cleaned", 10))),
+                *group("noise-5", "mlp", _CLEANING, (5, 10)),
+                *group("noise-20", "mlp", _CLEANING, (5, 10)),
             ),
             4,
             _THREE,
@@ -235,9 +234,9 @@ STUDIES = {
             "Networks",
             "Does it carry over to residual networks and transformers?",
             (
-                *group("fashion", "resnet", uniform=(5, 9)),
-                *group("fashion", "resnet_bn", uniform=(5, 9)),
-                *group("fashion", "transformer", uniform=(5, 9)),
+                *group("fashion-25k", "resnet", uniform=(5, 9)),
+                *group("fashion-25k", "resnet_bn", uniform=(5, 9)),
+                *group("fashion-25k", "transformer", uniform=(5, 9)),
             ),
             3,
             _THREE,
@@ -253,6 +252,7 @@ STUDIES = {
                     "fashion",
                     "mlp",
                     (("rais", 10), ("rais_fixed_rate", 6)),
+                    (5, 10),
                     optimizer=name,
                 )
             ),
