@@ -106,13 +106,14 @@ def test_the_choice_is_the_lowest_validation_error_once_all_trials_are_in(tmp_pa
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_a_choice_at_the_edge_extends_the_range_twice_at_most(sign, tmp_path):
+def test_a_choice_at_the_edge_extends_the_range_six_times_at_most(sign, tmp_path):
     records = Records(tmp_path / "runs.jsonl")
     contender = studies.Contender("fashion", "mlp", "uniform", 4)
     rates = tried(records, contender, lambda rate: -sign * rate)
     edge = max(rates[:3]) if sign > 0 else min(rates[:3])
-    np.testing.assert_allclose(rates[3:], [edge * 2**sign, edge * 4**sign], rtol=0.01)
-    assert choice.chosen(records, contender, 3, "error")["rate"] == rates[4]
+    beyond = [edge * 2.0 ** (sign * further) for further in range(1, 7)]
+    np.testing.assert_allclose(rates[3:], beyond, rtol=0.02)
+    assert choice.chosen(records, contender, 3, "error")["rate"] == rates[-1]
 
 
 def test_studies_that_share_a_contender_give_it_the_same_number_of_trials():

@@ -10,7 +10,7 @@ from experiments.setting import Setting
 from experiments.studies import Contender
 
 _FEWEST = 3  # trials, of which one is not at the edge
-_FURTHER = 2  # trials beyond the range, where the best lies at its edge
+_FURTHER = 6  # trials beyond the range, where the best lies at its edge
 
 
 def next_trial(
@@ -19,8 +19,8 @@ def next_trial(
     """Returns what is to be tried next, `None` where tuning is complete.
 
     After `count` trials the range of rates is extended, by factors of 2, for as long as
-    the lowest or the highest one is the best, twice at most; a method's own parameter
-    keeps to its range.
+    the lowest or the highest one is the best, six times at most; a method's own
+    parameter keeps to its range.
 
     Args:
         records: of all runs.

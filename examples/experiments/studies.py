@@ -291,7 +291,7 @@ STUDIES = {
                     batch_size=512,
                 ),
             ),
-            4,
+            6,
             _THREE,
         ),
         Study(
