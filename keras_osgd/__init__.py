@@ -1,6 +1,6 @@
 """Train Keras models in less time by drawing the examples that matter most."""
 
-from keras_osgd import callbacks, norms, sampling
+from keras_osgd import callbacks, data, norms, sampling
 from keras_osgd.diagnosis import check
 from keras_osgd.exact_norms import gradient_norms
 from keras_osgd.model import Model, Sequential, accelerate, release
@@ -12,6 +12,7 @@ __all__ = [
     "accelerate",
     "callbacks",
     "check",
+    "data",
     "gradient_norms",
     "norms",
     "recalibrate_batch_normalization",

@@ -77,6 +77,7 @@ class Blocks:
             float(1.0 / (n * credit * _least(probability, aside))),
             credit,
             drawn_credit * size / n,
+            state.drawn,
         )
         self._hand_over(plan, candidate, owed)
 
@@ -99,9 +100,8 @@ class Blocks:
         if self._sampling.draws == "reshuffled":
             owed = np.where(np.isfinite(owed), owed, 0.0) + size / n
             owed -= np.bincount(index, minlength=n)
-        plan = Plan(
-            start, index, probability, probability, features, False, 1.0, 1.0, size / n
-        )
+        drawn = index, probability, probability, features
+        plan = Plan(start, *drawn, False, 1.0, 1.0, size / n, state.drawn)
         self._hand_over(plan, np.full(n, 1.0 / n), owed)
 
     def _hand_over(self, plan: Plan, candidate: np.ndarray, owed: np.ndarray) -> None:

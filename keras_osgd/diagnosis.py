@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 
 from keras_osgd import checks, losses, training_data
+from keras_osgd.data import from_dataset
 from keras_osgd.losses import OutputLoss
 from keras_osgd.oracle import refresh_steps
 from keras_osgd.refusals import Refusals
@@ -40,9 +41,9 @@ class Finding(NamedTuple):
 def check(
     model: keras.Model,
     x: Any,
-    y: Any,
+    y: Any = None,
     sample_weight: Any = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     sampling: Any = None,
     print_fn: Callable[[str], None] | None = print,
     class_weight: dict | None = None,
@@ -54,7 +55,7 @@ def check(
 
     Args:
         model: a compiled Keras model, of whatever class.
-        x: as in `fit`; all of it is checked, a few examples are run.
+        x: as in `fit`, datasets too; all of it is checked, a few examples are run.
         y: as in `fit`.
         sample_weight: as in `fit`.
         batch_size: as in `fit`.
@@ -90,7 +91,7 @@ def check(
 
 
 def _findings(
-    model: keras.Model, method: Sampling, given: tuple, batch_size: int
+    model: keras.Model, method: Sampling, given: tuple, batch_size: int | None
 ) -> list[Finding]:
     if isinstance(method, Uniform):
         text = (
@@ -101,8 +102,12 @@ def _findings(
         text = "The model must be compiled. Received: one that is not. Call `compile`."
         return [Finding("error", text)]
     refusals, asides = Refusals(), Refusals(all_kinds=True)
+    x, *others = given
+    x, _ = refusals.tried(from_dataset, x, None, False) or (None, None)
+    if refusals.texts:
+        return [Finding("error", text) for text in refusals.texts]
     with _caught() as caught:
-        seen = examine(refusals, model, method, (*given, batch_size, None))
+        seen = examine(refusals, model, method, (x, *others, batch_size, None))
         if seen.data is not None and checks.has_no_bound(method, seen.data):
             checks.warn_of_floor(model, method)
     findings = [Finding("error", text) for text in refusals.texts]

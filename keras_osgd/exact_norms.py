@@ -17,7 +17,7 @@ __all__ = ["gradient_norms"]
 def gradient_norms(
     model: keras.Model,
     x: Any,
-    y: Any,
+    y: Any = None,
     sample_weight: Any = None,
     batch_size: int = 256,
     training: bool = False,
@@ -31,7 +31,8 @@ def gradient_norms(
 
     Args:
         model: a compiled Keras model, of whatever class.
-        x: inputs, arrays or tensors, nested or not; n examples.
+        x: inputs, arrays or tensors, nested or not; n examples. Or what
+            `data.indexed` returned, with y.
         y: targets.
         sample_weight: as in `fit`.
         batch_size: examples taken at once, at least 1; changes time and memory only.
@@ -64,4 +65,4 @@ def gradient_norms(
     described = losses.describe(model, data)
     scorer = Scorer(model, described, data, training)
     verify(scorer, in_training=training)
-    return scorer.of_all(data.arrays, data.batch_size)
+    return scorer.of_all(data, data.batch_size)

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import checks, continuation, diagnosis, training_data
+from keras_osgd.data import Indexed, from_dataset
 from keras_osgd.effective_epochs import callback_list
 from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
@@ -60,6 +61,11 @@ def resumed(
     model: keras.Model, checkpoint: Any, given: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the arguments for Keras' `fit`, to go on from a checkpoint if given."""
+    x = given["x"]
+    if isinstance(x, Indexed):
+        size = given["batch_size"] or x.batch_size or 32
+        shuffle, given = given["shuffle"], given | {"batch_size": None}
+        given |= {"x": x.dataset(size, shuffle), "shuffle": False}
     if checkpoint is None:
         return given
     begun = checkpoint.begin(None, None, given["epochs"], given["initial_epoch"])
@@ -103,7 +109,7 @@ def importance_sampling(
     Raises:
         ValueError: for data, losses or models that cannot be sampled.
     """
-    refusals = Refusals()
+    refusals, given = Refusals(), _read_once(model, given)
     arrays = given["x"], given["y"], given["sample_weight"]
     validation, part = given["validation_data"], given["validation_split"]
     if part and validation is None:
@@ -142,6 +148,13 @@ def importance_sampling(
     finally:
         model.begin_next_epoch()
         run.finish()
+
+
+def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with a dataset read; once for one `fit` after another."""
+    held = model.sampling_held
+    x, held.indexed = from_dataset(given["x"], held.indexed, given["verbose"] != 0)
+    return given | {"x": x}
 
 
 def _enter_run(model: keras.Model, seen: diagnosis.Examined, verbose: Any) -> Run:

@@ -53,7 +53,7 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
             the sum of the weights, the loss takes no notice of weights, a label lies
             outside the model's classes, or weights do not fit the loss.
     """
-    x, y, _ = data.rows(_PROBED)
+    x, y, _ = data.batch(slice(_PROBED))
     y_pred = keras_compat.call_model(model, x, training=False)
     # Zeros, since a label may be outside the classes, which is found out below.
     zeros = keras.tree.map_structure(lambda a: a if a is None else tf.zeros_like(a), y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
         largest_weight: largest importance weight over all examples.
         credit: see `draws.Reshuffled`; makes the mean weight 1.
         mass: what the block credited each example with, in visits of weight 1.
+        number: how many draws there were before the block, in all.
     """
 
     start: int
@@ -58,6 +60,7 @@ class Plan(NamedTuple):
     largest_weight: float
     credit: float
     mass: float
+    number: int = 0
 
 
 class PlanBuffers:
@@ -76,6 +79,7 @@ class PlanBuffers:
             self.index = tf.Variable(tf.zeros(shape, tf.int64), trainable=False)
             self.probability = tf.Variable(tf.ones(shape), trainable=False)
             self.candidate = tf.Variable(tf.ones(shape), trainable=False)
+            self.number = tf.Variable(tf.zeros(shape[:1], tf.int64), trainable=False)
             self.planned_until = tf.Variable(0, dtype=tf.int64, trainable=False)
             self.start = tf.Variable(0, dtype=tf.int64, trainable=False)
             self.end = tf.Variable(_NEVER, dtype=tf.int64, trainable=False)
@@ -95,6 +99,8 @@ class PlanBuffers:
         ):
             values = values.reshape(self.block_steps, self.batch_size)
             variable.scatter_update(tf.IndexedSlices(values, rows))
+        numbers = plan.number + self.batch_size * np.arange(self.block_steps)
+        self.number.scatter_update(tf.IndexedSlices(numbers, rows))
         self.planned_until.assign(plan.start + self.block_steps)
 
     def read(self, step: tf.Tensor) -> Sample:
@@ -113,6 +119,11 @@ class PlanBuffers:
             tf.gather(self.candidate, row),
             positions,
         )
+
+    def numbers(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns `[m]` int64, each draw's number among all there have been."""
+        first = tf.gather(self.number, step % self.rows)
+        return first + tf.range(self.batch_size, dtype=tf.int64)
 
 
 class Rows:
@@ -161,7 +172,11 @@ class Rows:
 
 
 def batches(
-    buffers: PlanBuffers, rows: Rows, read_ahead: int = READ_AHEAD
+    buffers: PlanBuffers,
+    rows: Rows,
+    read_ahead: int = READ_AHEAD,
+    transform: Callable | None = None,
+    seed: int = 0,
 ) -> tf.data.Dataset:
     """Returns the dataset of one epoch's batches (x, y, `Sample`).
 
@@ -174,12 +189,19 @@ def batches(
         buffers: plans by step.
         rows: of (x, y, sample_weight).
         read_ahead: batches; 0 where a batch is planned just before it is trained on.
+        transform: see `data.Indexed.transform`.
+        seed: of what it draws, beside the number of each draw.
     """
+    m, seed = buffers.batch_size, tf.constant(seed, tf.int64)
 
     @tf.autograph.experimental.do_not_convert
     def batch(step: tf.Tensor):
         sample = buffers.read(step)
-        x, y, sample_weight = rows(sample.index)
+        taken = rows(sample.index)
+        if transform is not None:
+            numbers = buffers.numbers(step)
+            taken = transform(taken, tf.stack([tf.fill([m], seed), numbers], axis=1))
+        x, y, sample_weight = taken
         return x, y, sample._replace(sample_weight=sample_weight)
 
     @tf.autograph.experimental.do_not_convert

@@ -39,7 +39,8 @@ def recalibrate_batch_normalization(
 
     Args:
         model: any Keras model, compiled or not; one that is not built is built.
-        x: inputs, arrays or tensors, nested or not: the training data.
+        x: inputs, arrays or tensors, nested or not: the training data. Or what
+            `data.indexed` returned.
         batch_size: examples in a batch, at most; at least 2. All batches are of that
             size or of equal size below it, so that none is left with a few examples.
         seed: of the order of the examples, lest a batch be of one class alone.
@@ -62,20 +63,21 @@ def recalibrate_batch_normalization(
             "`batch_size` must be at least 2: one example alone has no variance. "
             f"Received: batch_size={batch_size}. Leave it out for 256."
         )
-    (x, _, _), n = training_data.checked(x, None, None)
+    data = training_data.inputs(x)
     if not model.built:
-        keras_compat.call_model(model, _rows(x, slice(_PROBED)), training=False)
+        first, _, _ = data.batch(slice(_PROBED))
+        keras_compat.call_model(model, first, training=False)
     layers = _trained_layers(model)
     totals = {layer: _Total() for layer in layers}
-    order = np.random.default_rng(seed).permutation(n)
+    order = np.random.default_rng(seed).permutation(data.n)
     with (
         calls.state_kept(model),
         _momentum_of_zero(layers),
         _eagerly(),
         calls.replaced_calls(layers, lambda *call: _counted(*call, totals)),
     ):
-        for index in np.array_split(order, -(-n // batch_size)):
-            batch = _rows(x, np.sort(index))
+        for index in np.array_split(order, -(-data.n // batch_size)):
+            batch, _, _ = data.batch(np.sort(index))
             keras_compat.call_model(model, batch, training=True)
     _assign({layer: total for layer, total in totals.items() if total.count > 0})
 
@@ -111,12 +113,6 @@ def _trained_layers(model: keras.Model) -> list[keras.Layer]:
             "out: importance sampling has changed no statistics."
         )
     return trained
-
-
-def _rows(x: Any, index: Any) -> Any:
-    return keras.tree.map_structure(
-        lambda a: None if a is None else tf.convert_to_tensor(a[index]), x
-    )
 
 
 def _counted(layer: keras.Layer, original: Callable, totals: dict) -> Callable:

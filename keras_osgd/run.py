@@ -118,7 +118,8 @@ class Run:
             self.last_layer_gain.averages.assign(saved["last_layer_gain"])
             self.planner.resume(saved["planner"])
         self.buffers.start.assign(self.clock.step)
-        return batches(self.buffers, Rows(data.arrays), self.planner.read_ahead)
+        rows, ahead = Rows(data.arrays), self.planner.read_ahead
+        return batches(self.buffers, rows, ahead, data.transform, self.state.seed)
 
     def _planner(self, data: TrainingData) -> Planner | OraclePlanner:
         given = (self.sampling, self.state, self.buffers, self.log)

@@ -79,29 +79,22 @@ class Scorer:
 
     def of_all(
         self,
-        arrays: tuple[Any, Any, Any],
+        data: TrainingData,
         batch_size: int,
         progress: Callable[[int], None] = lambda done: None,
     ) -> np.ndarray:
         """Returns `[n]`, the norms of all examples.
 
         Args:
-            arrays: x, y and sample_weight, each with n rows.
+            data: n examples.
             batch_size: examples taken at once.
             progress: called with the number of examples done.
         """
-        n = len(keras.tree.flatten(arrays[0])[0])
-        found = []
+        n, found = data.n, []
         for first in range(0, n, batch_size):
             # The last batch is a full one too, for rows seen before: no second trace.
             rows = slice(max(0, min(first, n - batch_size)), first + batch_size)
-            batch = keras.tree.map_structure(
-                lambda a, rows=rows: (
-                    None if a is None else tf.convert_to_tensor(a[rows])
-                ),
-                arrays,
-            )
-            found.append(self(*batch).numpy()[first - rows.start :])
+            found.append(self(*data.batch(rows)).numpy()[first - rows.start :])
             progress(min(first + batch_size, n))
         return np.concatenate(found)
 
@@ -179,9 +172,7 @@ def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
         weighs = np.ones(data.n) if leaf is None else leaf.reshape(data.n, -1).sum(1)
         rows = rows[np.argsort(weighs[rows] == 0, kind="stable")]
     rows = np.resize(rows[: max(count, 1)], count)
-    return keras.tree.map_structure(
-        lambda a: None if a is None else tf.convert_to_tensor(a[rows]), data.arrays
-    )
+    return data.batch(rows)
 
 
 def scoring_all(
@@ -199,9 +190,9 @@ def scoring_all(
 
     def score() -> np.ndarray:
         if not bars:
-            return scorer.of_all(data.arrays, batch_size)
+            return scorer.of_all(data, batch_size)
         print(f"Scoring {data.n} examples")
         bar = bars.pop()(data.n, unit_name="example")
-        return scorer.of_all(data.arrays, batch_size, bar.update)
+        return scorer.of_all(data, batch_size, bar.update)
 
     return score

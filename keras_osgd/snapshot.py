@@ -98,7 +98,7 @@ def restore_model(model: keras.Model, saved: Saved) -> None:
 
 def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
     """Goes on with an epoch's means of loss and metrics, if these are the same."""
-    x, y, _ = data.rows(1)
+    x, y, _ = data.batch(slice(1))
     y_pred = keras_compat.call_model(model, x, False)
     y_pred = keras.tree.map_structure(keras.ops.zeros_like, y_pred)  # never NaN
     model.compute_metrics(x, y, y_pred)  # some metrics are built by their first update

@@ -28,6 +28,7 @@ class Held:
         self.state = SamplingState()
         self.run: Run | None = None
         self.core: Any = None  # a tf.function on the model would break its export
+        self.indexed: tuple | None = None  # the dataset of the last `fit`, once read
         self.importance_weights: tuple | None = None  # inside a sampled step
         self.wrapped = False  # whether `train_function` is ours
         self.stop_requested = False

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.data import Indexed
 from keras_osgd.example_weights import checked_weights, leaves_of, with_class_weight
 from keras_osgd.refusals import Refusals, refuse
 
-__all__ = ["PROBES", "TrainingData", "checked", "prepare", "split"]
+__all__ = ["PROBES", "TrainingData", "checked", "inputs", "prepare", "split"]
 
 PROBES = 64
 _MOST_CLASSES = 10_000
 _SOURCES = (
     "Importance sampling needs random access to a finite set: pass NumPy arrays or "
-    "tensors (lists, tuples and dicts of them too), or compile with "
+    "tensors (lists, tuples and dicts of them too), a finite `tf.data.Dataset` or "
+    "`PyDataset`, what `keras_osgd.data.indexed` makes of one, or compile with "
     'sampling="uniform" for Keras\' own training.'
 )
 
@@ -33,18 +35,24 @@ class TrainingData(NamedTuple):
             without weights.
         n: number of examples.
         batch_size: m.
+        transform: see `data.Indexed.transform`.
     """
 
     arrays: tuple[Any, Any, Any]
     n: int
     batch_size: int
+    transform: Callable | None = None
 
-    def rows(self, count: int) -> tuple[Any, Any, Any]:
-        """Returns the first `count` examples as tensors."""
-        return keras.tree.map_structure(
-            lambda a: None if a is None else tf.convert_to_tensor(a[:count]),
+    def batch(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
+        """Returns examples as tensors; what is drawn anew at every visit is fixed."""
+        taken = keras.tree.map_structure(
+            lambda a: None if a is None else tf.convert_to_tensor(a[rows]),
             self.arrays,
         )
+        if self.transform is None:
+            return taken
+        order = np.arange(self.n)[rows]
+        return self.transform(taken, tf.stack([tf.zeros_like(order), order], axis=1))
 
     def classes(self) -> np.ndarray | None:
         """Returns each example's class from 0 on, or `None` where y has no classes.
@@ -101,8 +109,8 @@ def prepare(
     """Returns checked training data; class weights become sample weights.
 
     Args:
-        x: nested arrays or tensors, as in `keras.Model.fit`.
-        y: likewise.
+        x: nested arrays or tensors, as in `keras.Model.fit`, or `Indexed`.
+        y: likewise, arrays; none beside `Indexed`.
         sample_weight: likewise.
         class_weight: weight of each class; 1 where a class is missing. Multiplies
             `sample_weight`, where Keras refuses to take both.
@@ -114,6 +122,11 @@ def prepare(
             lengths differ, or weights have another structure than y, are negative or
             not finite. Where only weights are amiss, `Refused.found` holds the data.
     """
+    transform = None
+    if isinstance(x, Indexed):
+        _refuse_beside(x, y=y, sample_weight=sample_weight)
+        transform, batch_size = x.transform, batch_size or x.batch_size
+        x, y, sample_weight = x.arrays
     arrays, n = checked(x, y, sample_weight)
     if y is None:
         raise ValueError(
@@ -127,9 +140,27 @@ def prepare(
         weights = refusals.tried(with_class_weight, y, weights, class_weight)
     if not batch_size:
         batch_size = math.ceil(n / steps_per_epoch) if steps_per_epoch else 32
-    data = TrainingData((x, y, weights), n, int(batch_size))
+    data = TrainingData((x, y, weights), n, int(batch_size), transform)
     refusals.end(found=data)
     return data
+
+
+def inputs(x: Any) -> TrainingData:
+    """Returns data of inputs alone, arrays or `Indexed`, to be run through a model."""
+    if isinstance(x, Indexed):
+        return TrainingData(x.arrays, len(x), 1, x.transform)
+    arrays, n = checked(x, None, None)
+    return TrainingData(arrays, n, 1)
+
+
+def _refuse_beside(x: Indexed, **others: Any) -> None:
+    refuse(
+        f"`{name}` must not be given with a dataset, which has it in itself, or with "
+        f"examples read from one. Received: {name} of type {type(other).__name__}. "
+        "Leave it out."
+        for name, other in others.items()
+        if other is not None
+    )
 
 
 def split(
@@ -140,6 +171,11 @@ def split(
     Returns:
         ((x, y, sample_weight), validation data as `fit` takes it).
     """
+    if isinstance(x, Indexed):
+        raise ValueError(
+            "`validation_split` must be of arrays. Received: it with a dataset. Split "
+            "the dataset by `take` and `skip` and pass `validation_data`."
+        )
     arrays, n = checked(x, y, sample_weight)
     at = math.floor(n * (1.0 - validation_split))
     if at in (0, n):
@@ -164,13 +200,6 @@ def checked(x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], i
 
 
 def _problem_of_source(name: str, part: Any) -> str | None:
-    if isinstance(part, tf.data.Dataset):
-        kind = {-1: "infinite", -2: "of unknown length"}.get(int(part.cardinality()))
-        return (
-            f"The dataset is {kind or 'a tf.data pipeline'}. {_SOURCES} For tensors of "
-            "its first n examples write `x, y = next(iter(dataset.batch(n)))`, with "
-            "`.unbatch()` before `.batch(n)` if it consists of batches."
-        )
     leaves = leaves_of(part)
     missing = name == "x" and not leaves
     if missing or not all(hasattr(leaf, "__array__") for leaf in leaves):

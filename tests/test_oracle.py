@@ -287,7 +287,7 @@ def _scores(monkeypatch, *each):
     """Makes the scorings return these, one after the other, and the last again."""
     queue = list(each)
 
-    def of_all(self, arrays, batch_size, progress=None):
+    def of_all(self, data, batch_size, progress=None):
         return np.asarray(queue.pop(0) if len(queue) > 1 else queue[0])
 
     monkeypatch.setattr(Scorer, "of_all", of_all)

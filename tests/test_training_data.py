@@ -123,7 +123,7 @@ def test_the_batch_size_is_that_of_keras(batch, steps, expected):
 
 
 def test_the_first_rows_are_tensors_in_the_same_nesting():
-    x, y, weights = prepared({"a": X}, Y, np.ones(20)).rows(2)
+    x, y, weights = prepared({"a": X}, Y, np.ones(20)).batch(slice(2))
     assert tf.is_tensor(x["a"]) and x["a"].dtype == tf.float32
     np.testing.assert_array_equal(y, Y[:2])
     assert weights.shape == [2]
