@@ -1,8 +1,7 @@
-"""Datasets as examples that can be drawn at random: `keras_osgd.data.indexed`."""
+"""Datasets and records as examples that can be drawn at random."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import pathlib
 import weakref
@@ -14,110 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd import columns, dataset_reading
-from keras_osgd.pipeline import Rows
+from keras_osgd.examples import Indexed
+from keras_osgd.record_columns import Column, Records
 
-__all__ = ["Indexed", "from_dataset", "indexed"]
+__all__ = ["Indexed", "from_dataset", "indexed", "records"]
 
 _MEMORY_LIMIT = 2**30
-
-
-class Indexed:
-    """Examples that were read once, and what is done to them at every visit.
-
-    Made by `indexed`; given to `fit` in place of x.
-
-    Attributes:
-        arrays: (x, y, sample_weight); `None` where the dataset has none.
-        batch_size: of the dataset, where it consists of batches, else `None`.
-
-    Example:
-        >>> dataset = tf.data.Dataset.from_tensor_slices(([1.0, 2.0], [0, 1]))
-        >>> len(indexed(dataset, verbose=False))
-        2
-    """
-
-    def __init__(
-        self,
-        arrays: tuple[Any, Any, Any],
-        map: Callable | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        """Keeps the examples, and traces `map` when it is first needed."""
-        self.arrays, self.batch_size = arrays, batch_size
-        self._takes_seed = map is not None and (
-            "seed" in inspect.signature(map).parameters
-        )
-        self._map = self._transform = None
-        if map is not None:
-            self._map = tf.function(map)  # a user's `if` on a tensor is converted
-            self._transform = tf.function(self._mapped, autograph=False)
-
-    def __len__(self) -> int:
-        """Returns n."""
-        return len(keras.tree.flatten(self.arrays[0])[0])
-
-    @property
-    def transform(self) -> Callable | None:
-        """What `map` makes of (x, y, sample_weight) of m examples and seeds `[m, 2]`.
-
-        `None` where there is no `map`.
-        """
-        return self._transform
-
-    def dataset(
-        self, batch_size: int, shuffle: bool = True, seed: int | None = None
-    ) -> tf.data.Dataset:
-        """Returns the batches of one uniform epoch: for plain Keras, or `evaluate`.
-
-        Args:
-            batch_size: m; the last batch may be smaller.
-            shuffle: whether each iteration has an order of its own.
-            seed: of the order and of `map`; `None` follows TensorFlow's.
-        """
-        rows, count = Rows(self.arrays), self._count
-        order = tf.data.Dataset.range(len(self))
-        order = order.shuffle(len(self), seed) if shuffle else order
-
-        @tf.autograph.experimental.do_not_convert
-        def batch(index: tf.Tensor) -> Any:
-            taken = rows(index)
-            if self._transform is not None:
-                shape = tf.stack([tf.shape(index)[0], 2])
-                most = tf.int64.max
-                seeds = tf.random.uniform(shape, 0, most, tf.int64, seed)
-                taken = self._transform(taken, seeds)
-            return taken[:count]
-
-        return order.batch(batch_size).map(batch).prefetch(2)
-
-    @property
-    def _count(self) -> int:
-        return sum(part is not None for part in self.arrays)
-
-    def _mapped(self, taken: tuple[Any, Any, Any], seeds: tf.Tensor) -> Any:
-        parts, others = taken[: self._count], taken[self._count :]
-        if self.batch_size is not None:
-            return (*self._called(parts, seeds[0]), *others)
-        first = keras.tree.map_structure(lambda leaf: leaf[:1], parts)
-        signature = tf.data.Dataset.from_tensor_slices((first, seeds[:1])).map(
-            tf.autograph.experimental.do_not_convert(lambda *e: self._called(*e))
-        )
-        mapped = tf.map_fn(
-            lambda element: self._called(*element),
-            (parts, seeds),
-            fn_output_signature=signature.element_spec,
-        )
-        return (*mapped, *others)
-
-    def _called(self, parts: tuple, seed: tf.Tensor) -> tuple:
-        mapped = self._map(*parts, **({"seed": seed} if self._takes_seed else {}))
-        if not isinstance(mapped, tuple) or len(mapped) != len(parts):
-            names = ("x", "y", "sample_weight")[: len(parts)]
-            raise ValueError(
-                f"`map` must return ({', '.join(names)}), as the dataset has them. "
-                f"Received: {type(mapped).__name__}. Return all of them in a tuple."
-            )
-        return mapped
 
 
 def indexed(
@@ -184,6 +85,62 @@ def indexed(
     arrays = keras.tree.pack_sequence_as(first, leaves)
     size = len(keras.tree.flatten(first)[0]) if batched else None
     return Indexed((*arrays, None, None)[:3], map, size)
+
+
+def records(
+    source: Any,
+    parse: Callable[[Any], tuple] | None = None,
+    map: Callable | None = None,
+    labels: Any = None,
+    verbose: bool = True,
+) -> Indexed:
+    """Lets `fit` draw from records with random access, reading only what is drawn.
+
+    For data larger than memory: array_record and grain sources, Hugging Face datasets,
+    a list of paths, or anything with `__len__` and `__getitem__`. Reading runs beside
+    the training step, in several threads.
+
+    Args:
+        source: with `__len__` and `__getitem__`; `__getitems__`, which takes a list of
+            numbers, is called instead where there is one.
+        parse: from a record to (x, y) or (x, y, sample_weight), as arrays of one shape;
+            called at every visit. `None` where records are that already.
+        map: as in `indexed`, of an example: TensorFlow's, for augmentation.
+        labels: y of all records, `[n, ...]`. `None` reads all records once for them.
+        verbose: whether that shows a bar.
+
+    Returns:
+        What `fit` takes in place of x.
+
+    Raises:
+        ValueError: if there is no record, or one is not what is said above.
+
+    Example:
+        >>> source = [{"image": np.ones([2, 2]), "label": i % 2} for i in range(5)]
+        >>> train = records(source, lambda r: (r["image"], r["label"]), verbose=False)
+        >>> len(train), train.arrays[1]
+        (5, array([0, 1, 0, 1, 0]))
+    """
+    found = Records(source, parse)
+    x, *others = found.columns()
+    if labels is not None:
+        others[0] = np.asarray(labels)
+    orders = [c.order for c in keras.tree.flatten(others) if type(c) is Column]
+    if orders:
+        read = dict(zip(orders, _read_all(found, orders, verbose), strict=True))
+        others = keras.tree.map_structure(
+            lambda leaf: read[leaf.order] if type(leaf) is Column else leaf, others
+        )
+    return Indexed((x, *others, None, None)[:3], map)
+
+
+def _read_all(found: Records, orders: list[int], verbose: bool) -> list[np.ndarray]:
+    if not verbose:
+        return found.all_of(orders)
+    print("Reading all records once, for their labels")
+    return found.all_of(
+        orders, keras.utils.Progbar(len(found), unit_name="record").update
+    )
 
 
 def from_dataset(x: Any, earlier: tuple | None, verbose: bool) -> tuple[Any, Any]:

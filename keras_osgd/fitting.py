@@ -12,8 +12,9 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import checks, continuation, diagnosis, training_data
-from keras_osgd.data import Indexed, from_dataset
+from keras_osgd.data import from_dataset
 from keras_osgd.effective_epochs import callback_list
+from keras_osgd.examples import Indexed
 from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
 

@@ -142,7 +142,9 @@ class Rows:
         """Takes small arrays into variables and refers to large ones."""
         self._structure = arrays
         leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
-        self._in_place = sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES
+        large = sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES
+        # What is no array of NumPy's is a column of records, read when it is drawn.
+        self._in_place = large or any(not isinstance(a, np.ndarray) for a in leaves)
         self._leaves = leaves
         if not self._in_place:
             # Not a captured tensor: each new iterator would copy that once more.

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.data import Indexed
 from keras_osgd.example_weights import checked_weights, leaves_of, with_class_weight
+from keras_osgd.examples import Indexed
+from keras_osgd.record_columns import Column
 from keras_osgd.refusals import Refusals, refuse
 
 __all__ = ["PROBES", "TrainingData", "checked", "inputs", "prepare", "split"]
@@ -22,7 +23,7 @@ _MOST_CLASSES = 10_000
 _SOURCES = (
     "Importance sampling needs random access to a finite set: pass NumPy arrays or "
     "tensors (lists, tuples and dicts of them too), a finite `tf.data.Dataset` or "
-    "`PyDataset`, what `keras_osgd.data.indexed` makes of one, or compile with "
+    "`PyDataset`, what `keras_osgd.data.indexed` or `.records` return, or compile with "
     'sampling="uniform" for Keras\' own training.'
 )
 
@@ -210,9 +211,9 @@ def _problem_of_source(name: str, part: Any) -> str | None:
 def _to_numpy(part: Any) -> Any:
     """Returns NumPy arrays, floats as `floatx`, in tuples, as Keras' own `fit` does."""
 
-    def convert(leaf: Any) -> np.ndarray | None:
-        if leaf is None:
-            return None
+    def convert(leaf: Any) -> np.ndarray | Column | None:
+        if leaf is None or isinstance(leaf, Column):
+            return leaf
         array = np.asarray(leaf)
         if array.dtype.name.startswith(("float", "bfloat")):
             array = array.astype(keras.config.floatx(), copy=False)
