@@ -87,13 +87,17 @@ def _total(values: tf.Tensor) -> tf.Tensor:
 def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
     """Returns what a forward pass and the metrics change, with its present values.
 
-    Statistics such as BatchNormalization's, and the metrics' sums; without the weights
-    of frozen layers, which a compiled step would have to copy.
+    Statistics such as BatchNormalization's, the metrics' sums, and the kernels that
+    SpectralNormalization assigns; without the weights of frozen layers, which a
+    compiled step would have to copy.
     """
-    frozen = [layer for layer in layers_of(model) if not layer.trainable]
-    left_out = {id(v) for layer in frozen for v in layer.weights}
+    layers, spectral = layers_of(model), keras.layers.SpectralNormalization
+    # Outer layers come first: the innermost decides, as in a frozen model it may train.
+    frozen = {id(v): not layer.trainable for layer in layers for v in layer.weights}
     variables = [*model.non_trainable_weights, *model.metrics_variables]
-    changing = {id(v): v for v in variables if id(v) not in left_out}
+    changing = [v for v in variables if not frozen.get(id(v))]
+    changing += [v for x in layers if isinstance(x, spectral) for v in x.weights]
+    changing = {id(v): v for v in changing}
     return [(v, tf.convert_to_tensor(v)) for v in changing.values()]
 
 

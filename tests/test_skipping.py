@@ -122,6 +122,26 @@ def test_steps_per_execution_changes_nothing_where_steps_are_skipped():
     assert strikes == [{BAD: 3}, {BAD: 3}]
 
 
+def test_a_skipped_step_keeps_what_moves_in_frozen_models_and_assigned_kernels():
+    keras.utils.set_random_seed(0)
+    thawed = keras.layers.BatchNormalization()
+    base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), thawed])
+    base.trainable, thawed.trainable = False, True
+    spectral = keras.layers.SpectralNormalization(keras.layers.Dense(5))
+    frozen = keras.layers.SpectralNormalization(keras.layers.Dense(5))
+    frozen.trainable = False
+    layers = [keras.Input((4,)), base, spectral, frozen, keras.layers.Dense(3)]
+    model, steps = keras_osgd.Sequential(layers), _Steps()
+    model.compile("sgd", small.crossentropy(), sampling=RAIS(seed=0))
+    _quiet(model, epochs=6, callbacks=[steps])
+    assert model.sampling_state.bad_examples.strikes == {BAD: 3}
+    unchanged = sum(_same(before, after) for before, after in steps.values)
+    skipped = model.sampling_run.clock.step - model.optimizer.iterations.numpy()
+    assert unchanged == skipped >= 3
+    assert all(np.isfinite(v).all() for v in model.variables)
+    assert (thawed.moving_mean.numpy() != 0).all()  # by the other steps
+
+
 @pytest.mark.parametrize("loss", ["mse", "mae"])  # mae's gradient is finite at inf
 def test_an_infinite_target_is_skipped_and_set_aside(loss):
     y = small.X[:, :3].copy()
