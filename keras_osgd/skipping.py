@@ -49,11 +49,16 @@ class Skips:
         self.in_a_row.assign(tf.where(counts, tf.zeros_like(before), before + 1))
         return counts
 
-    def too_many(self, step: int) -> bool:
-        """Returns whether training must stop; looks at every eighth step or so."""
-        if step < self._poll_at:
-            return False
-        self._poll_at = step + _POLL
+    def too_many(self, step: int | None = None) -> bool:
+        """Returns whether training must stop; looks at every eighth step or so.
+
+        Args:
+            step: number of steps done; `None` looks in any case.
+        """
+        if step is not None:
+            if step < self._poll_at:
+                return False
+            self._poll_at = step + _POLL
         return int(self.in_a_row) >= MOST_IN_A_ROW
 
 

@@ -1,5 +1,6 @@
 """Rows 9 to 11 and 14: what is not finite is skipped, named and set aside."""
 
+import functools
 import warnings
 
 import keras
@@ -193,6 +194,19 @@ def test_ten_steps_in_a_row_end_training_soon_and_name_the_checkpoint(
         _quiet(model, np.full_like(X, NAN), callbacks=[goes_on])
     goes_on.restore(model)
     np.testing.assert_array_equal(small.flat(model), before)
+
+
+@pytest.mark.parametrize("steps", [9, 15])
+def test_ten_in_a_row_are_an_error_also_where_fit_ends_with_them(steps):
+    model = _model(normalized=False, loss_weights=[INF])
+    train = functools.partial(_quiet, model, small.X, epochs=1, steps_per_epoch=steps)
+    if steps < 10:
+        train()
+    else:
+        with pytest.raises(RuntimeError, match="in 10 steps in a row before step 15, "):
+            train()
+    assert model.sampling_run.clock.step == steps
+    assert not model.sampling_state.in_use
 
 
 def test_a_diverged_model_is_told_from_bad_data():
