@@ -143,9 +143,9 @@ class Blocks:
         return (*columns, importance)
 
     @property
-    def last_plan(self) -> Plan:
-        """The plan made last."""
-        return self.plans[-1]
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
+        return self.plans[-1] if self.plans else None
 
     def figures(
         self,

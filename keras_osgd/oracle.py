@@ -188,8 +188,8 @@ class OraclePlanner:
             self._recent = _NOTHING_RECENT
 
     @property
-    def last_plan(self) -> Plan:
-        """The plan made last."""
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
         return self._blocks.last_plan
 
     @property

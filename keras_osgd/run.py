@@ -190,7 +190,7 @@ class Run:
         while self.planner.notices:
             self.say(self.planner.notices.pop(0))
         plan = self.planner.last_plan
-        if plan.importance and self.planner.unbounded:
+        if plan is not None and plan.importance and self.planner.unbounded:
             self.warn_of_floor(plan.largest_weight)
         self._warn_of_failures()
 
