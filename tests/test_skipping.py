@@ -157,6 +157,31 @@ def test_an_infinite_target_is_skipped_and_set_aside(loss):
     assert unchanged == skipped >= 3
 
 
+class _Length(keras.layers.Layer):
+    """Its gradient at 0 is NaN, its value there is not."""
+
+    def call(self, x):
+        return keras.ops.sqrt(keras.ops.sum(keras.ops.square(x), -1, keepdims=True))
+
+
+@pytest.mark.parametrize("scale", [None, 4.0])
+def test_an_example_of_finite_loss_whose_gradient_is_nan_is_found_and_set_aside(scale):
+    keras.utils.set_random_seed(0)
+    optimizer = keras.optimizers.SGD(0.1)
+    if scale is not None:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, scale)
+    layers = [keras.layers.Dense(4, use_bias=False), _Length(), keras.layers.Dense(3)]
+    model = keras_osgd.Sequential([keras.Input((4,)), *layers])
+    model.compile(optimizer, small.crossentropy(), sampling=RAIS(seed=0))
+    x = small.X.copy()
+    x[BAD] = 0.0
+    told = _quiet(model, x, epochs=15)
+    assert told and model.sampling_state.bad_examples.set_aside.tolist() == [BAD]
+    assert np.isfinite(small.flat(model)).all()
+    if scale is not None:  # not halved at every visit for ever
+        assert 2.0**-8 <= float(optimizer.dynamic_scale) <= 1.0
+
+
 def test_what_float16_skips_is_no_fault_of_the_examples():
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), 2.0**127)
     model = small.model(optimizer=scaled)
