@@ -143,9 +143,9 @@ class Blocks:
         return (*columns, importance)
 
     @property
-    def last_plan(self) -> Plan:
-        """The plan made last."""
-        return self.plans[-1]
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
+        return self.plans[-1] if self.plans else None
 
     def figures(
         self,
@@ -203,15 +203,14 @@ class Blocks:
         state, gain = self._state, float(gains.mean())
         if state.armed and importance and gain < threshold:
             state.armed = False
-            cause = (
-                "the scores are worse than uniform sampling"
-                if gain < 1
-                else "importance sampling no longer pays"
-            )
-            self.notices.append(
+            about, cause = "gain", "importance sampling no longer pays"
+            if gain < 1:
+                about, cause = "harm", "the scores are worse than uniform sampling"
+            self.tell_once(
                 f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Training goes "
                 f"on with uniform, {self._sampling.draws} draws until the gain rises "
-                "again."
+                "again.",
+                about,
             )
         elif not state.armed and gain > threshold + _REARM_MARGIN:
             state.armed = True

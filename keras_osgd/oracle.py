@@ -150,7 +150,7 @@ class OraclePlanner:
                 f"The gradient norms of {self._n - len(index)} of {self._n} examples "
                 f"are not finite, first that of example {np.argmin(finite)}: they keep "
                 "their last score, or the mean. Look for NaN in the data or the loss.",
-                "not finite",
+                "scores",  # without a space, as `Blocks.snapshot` joins them
             )
         table, ones = self._state.table, np.ones(len(index))
         table.observe(index, ones, norms[index], self._state.blocks)
@@ -188,8 +188,8 @@ class OraclePlanner:
             self._recent = _NOTHING_RECENT
 
     @property
-    def last_plan(self) -> Plan:
-        """The plan made last."""
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
         return self._blocks.last_plan
 
     @property

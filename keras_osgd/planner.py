@@ -153,8 +153,8 @@ class Planner:
         self._tried(self._blocks.give_back, step)
 
     @property
-    def last_plan(self) -> Plan:
-        """The plan made last."""
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
         return self._blocks.last_plan
 
     @property

@@ -151,7 +151,7 @@ class Run:
             self.buffers.start.assign(self.clock.step)
         if self.skips.too_many(self.clock.step):
             self.planner.catch_up(self.clock.step)
-            self.watch.fail(self.watch.too_many_in_a_row(self.clock.step))
+            self.watch.too_many_in_a_row(self.clock.step)
         self._tell()
         self._raise()
         return complete
@@ -191,7 +191,7 @@ class Run:
         while self.planner.notices:
             self.say(self.planner.notices.pop(0))
         plan = self.planner.last_plan
-        if plan.importance and self.planner.unbounded:
+        if plan is not None and plan.importance and self.planner.unbounded:
             self.warn_of_floor(plan.largest_weight)
         self._warn_of_failures()
 
@@ -213,7 +213,7 @@ class Run:
         if self.planner is not None:
             self.planner.finish(self.clock.step)
             self._warn_of_failures()
-            self.watch.finish(self.clock.step)
+            self.watch.finish(self.clock.step, self.skips.too_many())
             self._tell()
             if sys.exc_info()[0] is None:  # or the reason why `fit` ends would be lost
                 self._raise()

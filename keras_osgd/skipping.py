@@ -49,11 +49,16 @@ class Skips:
         self.in_a_row.assign(tf.where(counts, tf.zeros_like(before), before + 1))
         return counts
 
-    def too_many(self, step: int) -> bool:
-        """Returns whether training must stop; looks at every eighth step or so."""
-        if step < self._poll_at:
-            return False
-        self._poll_at = step + _POLL
+    def too_many(self, step: int | None = None) -> bool:
+        """Returns whether training must stop; looks at every eighth step or so.
+
+        Args:
+            step: number of steps done; `None` looks in any case.
+        """
+        if step is not None:
+            if step < self._poll_at:
+                return False
+            self._poll_at = step + _POLL
         return int(self.in_a_row) >= MOST_IN_A_ROW
 
 
@@ -87,13 +92,17 @@ def _total(values: tf.Tensor) -> tf.Tensor:
 def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
     """Returns what a forward pass and the metrics change, with its present values.
 
-    Statistics such as BatchNormalization's, and the metrics' sums; without the weights
-    of frozen layers, which a compiled step would have to copy.
+    Statistics such as BatchNormalization's, the metrics' sums, and the kernels that
+    SpectralNormalization assigns; without the weights of frozen layers, which a
+    compiled step would have to copy.
     """
-    frozen = [layer for layer in layers_of(model) if not layer.trainable]
-    left_out = {id(v) for layer in frozen for v in layer.weights}
+    layers, spectral = layers_of(model), keras.layers.SpectralNormalization
+    # Outer layers come first: the innermost decides, as in a frozen model it may train.
+    frozen = {id(v): not layer.trainable for layer in layers for v in layer.weights}
     variables = [*model.non_trainable_weights, *model.metrics_variables]
-    changing = {id(v): v for v in variables if id(v) not in left_out}
+    changing = [v for v in variables if not frozen.get(id(v))]
+    changing += [v for x in layers if isinstance(x, spectral) for v in x.weights]
+    changing = {id(v): v for v in changing}
     return [(v, tf.convert_to_tensor(v)) for v in changing.values()]
 
 

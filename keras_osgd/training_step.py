@@ -61,6 +61,7 @@ def sampled_step(
     """Trains on a weighted batch; returns logs, norms `[m]` and the gain ratio `[]`.
 
     A step whose loss or gradient is not finite changes nothing; its gain ratio is NaN.
+    So is that of a step whose gradient the loss scaler skips at a scale of 1 or less.
     """
     x, y, sample = data
     weights = distributions.importance_weights(sample.probability, run.n)
@@ -69,7 +70,8 @@ def sampled_step(
     size = tf.cast(run.batch_size, tf.float32)
     before = skipping.state_before(model)
     done = _forward_and_backward(model, run, data, weights, combined)
-    counts = run.skips.admit(_is_finite(model, done))
+    finite, blameless = _is_finite(model, done)
+    counts = run.skips.admit(finite)
     gain = run.gain.current(size)
     importance = tf.reduce_all(sample.probability == sample.candidate)
     applied_gain = tf.where(importance, gain, 1.0) if run.adapt else tf.ones([])
@@ -90,14 +92,21 @@ def sampled_step(
     finally:
         held.importance_weights = None
     logs = skipping.kept_if(counts, before, logs, model.get_metrics_result)
-    return logs, tf.sqrt(squared), tf.where(counts, gain, np.nan)
+    return logs, tf.sqrt(squared), tf.where(counts & blameless, gain, np.nan)
 
 
-def _is_finite(model, done: _Pass) -> tf.Tensor:
-    """Returns `[]`, whether a step counts; overflows are the loss scaler's to skip."""
+def _is_finite(model, done: _Pass) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns `[]` twice: whether a step counts, and whether no example is to blame.
+
+    Overflows are the loss scaler's to skip; but one bad gradient would make the scale
+    fall for ever, so that from a scale of 1 on its examples are held to be at fault.
+    """
     optimizer = model.optimizer
-    scaled = learning_rate.inner_optimizer(optimizer) is not optimizer
-    return skipping.all_finite(done.loss, [] if scaled else done.gradients)
+    finite = skipping.all_finite(done.loss, done.gradients)
+    if learning_rate.inner_optimizer(optimizer) is optimizer:
+        return finite, finite
+    overflow = optimizer.scale_loss(tf.ones([])) > 1.0
+    return skipping.all_finite(done.loss, []), finite | overflow
 
 
 def _forward_and_backward(model, run, data, weights, combined) -> _Pass:

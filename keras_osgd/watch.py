@@ -132,8 +132,10 @@ class Watch:
     def _set_aside(self) -> int:
         return len(self._state.bad_examples.set_aside)
 
-    def finish(self, steps: int) -> None:
+    def finish(self, steps: int, too_many_in_a_row: bool = False) -> None:
         """Publishes, with a sum of the skipped out of all `steps` of a `fit`."""
+        if too_many_in_a_row and not self._fault:
+            self.too_many_in_a_row(steps)
         if self._skipped > _TOLD:
             aside = self._state.bad_examples.set_aside.tolist()
             named = f", {_named(aside)}," if aside else ""
@@ -144,10 +146,10 @@ class Watch:
             )
         self.publish()
 
-    def too_many_in_a_row(self, step: int) -> str:
-        """Returns the error after `MOST_IN_A_ROW` skipped steps, `step` being done."""
+    def too_many_in_a_row(self, step: int) -> None:
+        """Ends training after `MOST_IN_A_ROW` skipped steps, `step` being done."""
         bad = self._state.bad_examples
-        return (
+        self.fail(
             "The loss and its gradient must be finite. Received: they were not in "
             f"{MOST_IN_A_ROW} steps in a row before step {step}, which were skipped; "
             f"{_named(bad.affected or sorted(bad.strikes))} are at fault or suspected. "

@@ -10,8 +10,12 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd import pipeline
+from keras_osgd.blocks import Blocks
 from keras_osgd.callbacks import SamplingMonitor
+from keras_osgd.pipeline import PlanBuffers
 from keras_osgd.sampling import RAIS
+from keras_osgd.score_table import ScoreTable
+from keras_osgd.state import SamplingState
 
 N, M = 1000, 16
 STEPS = -(-N // M)
@@ -380,6 +384,18 @@ def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
     np.testing.assert_allclose(plan.probability, plan.credit / N)
     assert model.sampling_run.figures()["candidate_gain_ratio"] > 1.1
     assert model.optimizer.iterations.numpy() > 7.5 * STEPS  # no gain was applied
+
+
+def test_retreats_are_told_once_for_each_of_their_causes():
+    state = SamplingState()
+    state.allocate(ScoreTable(8, None), "", 0, "last_layer")
+    made = Blocks(RAIS(), state, PlanBuffers(50, 4))
+    for gain in (1.01, 2.0, 1.02, 2.0, 0.8, 2.0, 0.9, 1.0):
+        made.decide(np.array([gain]), importance=True, threshold=1.03)
+        assert state.armed == (gain == 2.0)
+    first, second = made.notices
+    assert first.startswith("Gain ratio 1.010 is below 1.03: importance sampling no")
+    assert second.startswith("Gain ratio 0.800 is below 1.03: the scores are worse")
 
 
 def test_draws_follow_the_scores_again_once_the_gain_rises():

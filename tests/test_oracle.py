@@ -173,6 +173,17 @@ def test_a_second_fit_scores_at_the_weights_it_begins_with(scorings):
     assert len(scorings) == 2
 
 
+def test_what_ends_a_fit_in_its_first_scoring_is_what_is_raised(monkeypatch):
+    def interrupted(self, *args):
+        raise KeyboardInterrupt("by hand")
+
+    monkeypatch.setattr(Scorer, "of_all", interrupted)
+    model = _model(sampling=Oracle(refresh=5, floor=0.0, seed=0))
+    with pytest.raises(KeyboardInterrupt, match="by hand"):
+        _fit(model)
+    assert not model.sampling_state.in_use
+
+
 def _two_outputs(**options):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))

@@ -1,5 +1,6 @@
 """Rows 9 to 11 and 14: what is not finite is skipped, named and set aside."""
 
+import functools
 import warnings
 
 import keras
@@ -122,6 +123,26 @@ def test_steps_per_execution_changes_nothing_where_steps_are_skipped():
     assert strikes == [{BAD: 3}, {BAD: 3}]
 
 
+def test_a_skipped_step_keeps_what_moves_in_frozen_models_and_assigned_kernels():
+    keras.utils.set_random_seed(0)
+    thawed = keras.layers.BatchNormalization()
+    base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), thawed])
+    base.trainable, thawed.trainable = False, True
+    spectral = keras.layers.SpectralNormalization(keras.layers.Dense(5))
+    frozen = keras.layers.SpectralNormalization(keras.layers.Dense(5))
+    frozen.trainable = False
+    layers = [keras.Input((4,)), base, spectral, frozen, keras.layers.Dense(3)]
+    model, steps = keras_osgd.Sequential(layers), _Steps()
+    model.compile("sgd", small.crossentropy(), sampling=RAIS(seed=0))
+    _quiet(model, epochs=6, callbacks=[steps])
+    assert model.sampling_state.bad_examples.strikes == {BAD: 3}
+    unchanged = sum(_same(before, after) for before, after in steps.values)
+    skipped = model.sampling_run.clock.step - model.optimizer.iterations.numpy()
+    assert unchanged == skipped >= 3
+    assert all(np.isfinite(v).all() for v in model.variables)
+    assert (thawed.moving_mean.numpy() != 0).all()  # by the other steps
+
+
 @pytest.mark.parametrize("loss", ["mse", "mae"])  # mae's gradient is finite at inf
 def test_an_infinite_target_is_skipped_and_set_aside(loss):
     y = small.X[:, :3].copy()
@@ -134,6 +155,31 @@ def test_an_infinite_target_is_skipped_and_set_aside(loss):
     unchanged = sum(_same(before, after) for before, after in steps.values)
     skipped = model.sampling_run.clock.step - model.optimizer.iterations.numpy()
     assert unchanged == skipped >= 3
+
+
+class _Length(keras.layers.Layer):
+    """Its gradient at 0 is NaN, its value there is not."""
+
+    def call(self, x):
+        return keras.ops.sqrt(keras.ops.sum(keras.ops.square(x), -1, keepdims=True))
+
+
+@pytest.mark.parametrize("scale", [None, 4.0])
+def test_an_example_of_finite_loss_whose_gradient_is_nan_is_found_and_set_aside(scale):
+    keras.utils.set_random_seed(0)
+    optimizer = keras.optimizers.SGD(0.1)
+    if scale is not None:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, scale)
+    layers = [keras.layers.Dense(4, use_bias=False), _Length(), keras.layers.Dense(3)]
+    model = keras_osgd.Sequential([keras.Input((4,)), *layers])
+    model.compile(optimizer, small.crossentropy(), sampling=RAIS(seed=0))
+    x = small.X.copy()
+    x[BAD] = 0.0
+    told = _quiet(model, x, epochs=15)
+    assert told and model.sampling_state.bad_examples.set_aside.tolist() == [BAD]
+    assert np.isfinite(small.flat(model)).all()
+    if scale is not None:  # not halved at every visit for ever
+        assert 2.0**-8 <= float(optimizer.dynamic_scale) <= 1.0
 
 
 def test_what_float16_skips_is_no_fault_of_the_examples():
@@ -173,6 +219,19 @@ def test_ten_steps_in_a_row_end_training_soon_and_name_the_checkpoint(
         _quiet(model, np.full_like(X, NAN), callbacks=[goes_on])
     goes_on.restore(model)
     np.testing.assert_array_equal(small.flat(model), before)
+
+
+@pytest.mark.parametrize("steps", [9, 15])
+def test_ten_in_a_row_are_an_error_also_where_fit_ends_with_them(steps):
+    model = _model(normalized=False, loss_weights=[INF])
+    train = functools.partial(_quiet, model, small.X, epochs=1, steps_per_epoch=steps)
+    if steps < 10:
+        train()
+    else:
+        with pytest.raises(RuntimeError, match="in 10 steps in a row before step 15, "):
+            train()
+    assert model.sampling_run.clock.step == steps
+    assert not model.sampling_state.in_use
 
 
 def test_a_diverged_model_is_told_from_bad_data():
