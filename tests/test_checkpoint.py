@@ -214,12 +214,19 @@ def test_another_model_or_optimizer_is_refused_before_any_step(tmp_path):
     with pytest.raises(ValueError, match="made with this model.*the model has 2"):
         small.fit(other, callbacks=[Checkpoint(tmp_path)])
     model = net(RAIS(seed=3))
-    model.compile("adam", small.crossentropy(), sampling=RAIS(seed=3))
-    weights = model.get_weights()
-    with pytest.raises(ValueError, match="made with this optimizer"):
-        small.fit(model, callbacks=[Checkpoint(tmp_path)])
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    # One has other variables, the other variables of the same shapes.
+    for optimizer, named in (("adam", "Adam"), ("rmsprop", "RMSprop")):
+        model.compile(optimizer, small.crossentropy(), sampling=RAIS(seed=3))
+        weights = model.get_weights()
+        message = f"made with this optimizer. Received: SGD in .* has {named}"
+        with pytest.raises(ValueError, match=message):
+            small.fit(model, callbacks=[Checkpoint(tmp_path)])
+        for before, after in zip(weights, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(before, after)
+    model.compile("sgd", small.crossentropy())
+    message = "made with this optimizer. Received: 8 variables .* has 2"
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(tmp_path).restore(model)
 
 
 def test_a_finished_training_is_loaded_and_one_of_more_epochs_goes_on(tmp_path, capsys):
@@ -414,6 +421,8 @@ def test_arguments_and_models_that_cannot_be_are_refused(tmp_path):
         plain.fit(small.X, small.Y, verbose=0, callbacks=[Checkpoint(tmp_path)])
     with pytest.raises(ValueError, match="There must be a checkpoint to restore"):
         Checkpoint(tmp_path).restore(small.model())
+    with pytest.raises(ValueError, match="must be compiled as in training.*is not"):
+        Checkpoint(FIXTURE).restore(keras.Sequential([keras.Input((4,))]))
 
 
 class Signal(keras.callbacks.Callback):

@@ -55,6 +55,7 @@ ORDER = [
     "oracle",
     "run",
     "checkpoint_files",
+    "run_settings",
     "snapshot",
     "checks",
     "diagnosis",
