@@ -476,6 +476,32 @@ def test_a_signal_in_the_last_step_of_an_epoch_ends_training_after_validation(
     assert "at step 15, bit-exact" in said
 
 
+def test_a_signal_in_validation_saves_what_was_trained_at_once(tmp_path, capsys):
+    own, then = tmp_path / "own", tmp_path / "then"
+
+    class InValidation(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch, logs=None):
+            if batch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if batch == 2:  # a kill may be next
+                shutil.copytree(own, then)
+
+    validation = {"validation_data": (small.X, small.Y)}
+    given = [Checkpoint(own), InValidation()]
+    with pytest.raises(SystemExit):
+        small.fit(net(RAIS(seed=3)), epochs=3, callbacks=given, **validation)
+    assert len(list(then.glob("*.json"))) == 1
+    assert len(list(own.glob("*.json"))) == 2  # the other one after validation
+    whole = net(RAIS(seed=3))
+    small.fit(whole, epochs=3, **validation)
+    for directory in (own, then):
+        model, said = going_on(directory, RAIS(seed=3), capsys, epochs=3, **validation)
+        assert "Resumed epoch 2" in said
+        assert "at step 15, bit-exact" in said
+        for a, b in zip(state_of(whole), state_of(model), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_a_second_ctrl_c_is_obeyed_at_once(tmp_path):
     model = net(RAIS(seed=3))
     given = [Checkpoint(tmp_path), Signal(signal.SIGINT, step=22, times=2)]

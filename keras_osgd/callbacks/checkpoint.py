@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import pathlib
-import signal
 from typing import Any, Literal
 
 import keras
@@ -156,14 +155,11 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """In an epoch that goes on, undoes what was done at its beginning once more."""
         self._epoch = epoch
-        if self._saved is not None and self._goes_on:
-            snapshot.restore_metrics(self.model, self._data, self._saved)
+        saved, run = self._saved, self._run
+        if saved is not None and run is not None and saved.details["mid_epoch"]:
+            snapshot.restore_metrics(self.model, self._data, saved)
             self._restore()  # last: metrics are built by a call, which may move seeds
         self._saved = None
-
-    @property
-    def _goes_on(self) -> bool:
-        return self._run is not None and self._saved.details["mid_epoch"]
 
     def _restore(self) -> None:
         saved = self._saved
@@ -178,6 +174,13 @@ class Checkpoint(keras.callbacks.Callback):
         self._schedule.count(self.model.steps_per_execution)
         if not self.model.stop_training:  # else the epoch ends here: saved when it has
             self._save_or_end(mid_epoch=True)
+
+    def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """If interrupted, saves what was trained: validation may outlast patience."""
+        if self._interruption.is_new():
+            self._epoch += 1
+            self._save(mid_epoch=False)
+            self._writer.wait()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves if it is time, and ends training if it was interrupted."""
@@ -243,8 +246,6 @@ class Checkpoint(keras.callbacks.Callback):
             if self._schedule.due and not self._writer.busy:
                 self._save(mid_epoch)
             return
-        name = signal.Signals(self._interruption.noted).name
         self._save(mid_epoch)
         self._writer.wait()
-        print(f"\n{name}: training ends. {self._writer.where_saved()}")
-        self._interruption.obey()
+        self._interruption.obey(f"training ends. {self._writer.where_saved()}")
