@@ -172,8 +172,12 @@ def resume(
     Raises:
         ValueError: if the checkpoint was made for other data and scores are kept.
     """
+    details = saved.details
+    more = epochs > details["epochs"]
+    if scores == "reset" and not (details["finished"] and more):
+        scores = "keep" if _began_afresh(data, details) else "reset"
     resumed = _resume(run, data, saved, scores)
-    if not saved.details["finished"] or epochs > saved.details["epochs"]:
+    if not details["finished"] or more:
         return resumed
     line = (
         f"Training was complete after epoch {saved.details['epoch']}: its end is "
@@ -181,6 +185,12 @@ def resume(
         "take another directory."
     )
     return resumed._replace(epoch=epochs, line=line)
+
+
+def _began_afresh(data: TrainingData | None, details: Mapping[str, Any]) -> bool:
+    """Returns whether the scores were reset already, for the data given."""
+    reset = data is not None and details.get("scores") == "reset"
+    return reset and details["fingerprint"] == data.fingerprint()
 
 
 def _resume(

@@ -208,6 +208,31 @@ def test_schedules_go_on_where_they_were_if_the_scores_start_afresh(tmp_path, ca
     assert float(again.sampling_state.lead) == lead
 
 
+def test_scores_are_reset_once_and_an_interrupted_run_on_the_data_goes_on(
+    tmp_path, capsys
+):
+    saved_midway(tmp_path, RAIS(seed=3), stop_after=4)
+    x, y = small.X[:59], small.Y[:59]
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.sampling_run.clock.step == 5:
+                raise InterruptedError
+
+    saving = EveryState(tmp_path, every=1, scores="reset")
+    with pytest.raises(InterruptedError):
+        small.fit(net(RAIS(seed=3)), x, y, epochs=2, callbacks=[Stop(), saving])
+    options = {"x": x, "y": y, "scores": "reset"}
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=2, **options)
+    assert "at step 4, bit-exact" in said
+    again, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=2, **options)
+    assert "complete after epoch 2" in said
+    for a, b in zip(state_of(model), state_of(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    _, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=3, **options)
+    assert "not bit-exact: scores start afresh" in said  # another training
+
+
 def test_another_model_or_optimizer_is_refused_before_any_step(tmp_path):
     saved_midway(tmp_path, RAIS(seed=3))
     other = small.model()

@@ -39,8 +39,8 @@ class Checkpoint(keras.callbacks.Callback):
             while another is still being written, it is saved after that.
         keep: how many checkpoints stay. One that is damaged is no reason to stop
             while there is another.
-        scores: "reset" starts the scores afresh, for training on other data with the
-            weights of a checkpoint; "keep" refuses other data.
+        scores: "reset" starts the scores afresh, once, for training on other data with
+            the weights of a checkpoint; "keep" refuses other data.
 
     Raises:
         ValueError: if an argument is outside what is said above; in `fit`, before any
@@ -116,9 +116,8 @@ class Checkpoint(keras.callbacks.Callback):
         checkpoint_files.probe(self.directory)
         self._saved = saved = checkpoint_files.newest(self.directory)
         self._run, self._data, self._epoch = run, data, initial_epoch
-        self._about = {"epochs": epochs, "n": None, "fingerprint": None}
-        newest = None if saved is None else saved.path
-        self._writer = Writer(self.directory, self._schedule.keep, newest)
+        self._about = dict(epochs=epochs, n=None, fingerprint=None, scores=self.scores)
+        self._writer = Writer(self.directory, self._schedule.keep, saved and saved.path)
         if data is not None:
             self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
             self._probes = data.probes()
