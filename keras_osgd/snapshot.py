@@ -213,7 +213,10 @@ def _resume(
     if not changes:
         run.state.load_own_variables(arrays["state"])
         step = details["step"]
-        return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, bit-exact.")
+        # Where training ended; early checkpoints do not tell.
+        altered = details["finished"] and details.get("altered")
+        exact = f"not bit-exact: {altered}" if altered else "bit-exact"
+        return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, {exact}.")
     if scores == "keep" and run_settings.same_table(before, now):
         run.state.load_own_variables(arrays["state"])
         run.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped

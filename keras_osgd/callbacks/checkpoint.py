@@ -229,12 +229,12 @@ class Checkpoint(keras.callbacks.Callback):
         """Copies what is to be saved, and lets it be written."""
         about = {**self._about, "epoch": self._epoch, "finished": finished}
         about["callbacks"], best = progress.remembered(self._others)
+        about["altered"] = progress.altered(self.model, self._others, self._epoch)
         captured = snapshot.capture(self.model, self._run, mid_epoch)
-        probes = self._probes
 
         def all_of_it() -> tuple[dict[str, Any], dict[str, Any]]:
             arrays, details = captured()
-            arrays = {**arrays, "probes": probes, "callbacks": best}
+            arrays = {**arrays, "probes": self._probes, "callbacks": best}
             return arrays, {**about, **details}
 
         self._writer.write(all_of_it)
