@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_osgd import keras_compat
+from keras_osgd import keras_compat, run_settings
 from keras_osgd.checkpoint_files import Saved
+from keras_osgd.learning_rate import inner_optimizer
 from keras_osgd.run import Run
-from keras_osgd.sampling import Oracle
 from keras_osgd.training_data import PROBES, TrainingData
 
 __all__ = ["Resumed", "capture", "restore_metrics", "restore_model", "resume"]
@@ -21,7 +20,6 @@ _RESET = (
     "To keep the weights and start the scores afresh: "
     'Checkpoint(directory, scores="reset").'
 )
-_ALIKE = 10  # steps per execution up to which numbers of `RAIS` are the same
 
 
 class Resumed(NamedTuple):
@@ -64,8 +62,9 @@ def capture(
     wait = run.snapshot(mid_epoch) if run is not None else dict
     details = {
         "mid_epoch": mid_epoch,
-        "settings": None if run is None else _settings(run),
+        "settings": None if run is None else run_settings.settings(run),
         "step": None if run is None else run.clock.step,
+        "optimizer": _optimizer_of(model),
     }
     return lambda: ({"variables": variables, **wait()}, details)
 
@@ -78,6 +77,10 @@ def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
     }
 
 
+def _optimizer_of(model: keras.Model) -> str:
+    return type(inner_optimizer(model.optimizer)).__name__
+
+
 def restore_model(model: keras.Model, saved: Saved) -> None:
     """Gives weights, seeds and optimizer the values that were captured.
 
@@ -86,8 +89,16 @@ def restore_model(model: keras.Model, saved: Saved) -> None:
         saved: with arrays from `capture`.
 
     Raises:
-        ValueError: before anything is changed, if they are those of another model.
+        ValueError: before anything is changed, if they are those of another model or
+            optimizer, or the model is not compiled.
     """
+    if not model.compiled:
+        raise ValueError(
+            "The model must be compiled as in training to take over a checkpoint. "
+            f"Received: {type(model).__name__} {model.name!r}, which is not compiled. "
+            "Call `model.compile` first."
+        )
+    _check_optimizer(model, saved)
     if not model.optimizer.built:  # `LossScaleOptimizer` would add to its variables
         model.optimizer.build(model.trainable_variables)
     for kind in ("model", "optimizer"):
@@ -111,6 +122,18 @@ def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> Non
 def _arrays(saved: Saved, kind: str) -> list[np.ndarray]:
     arrays = saved.arrays["variables"].get(kind, {})
     return [arrays[str(order)] for order in range(len(arrays))]
+
+
+def _check_optimizer(model: keras.Model, saved: Saved) -> None:
+    """Refuses another class: its variables may have the same shapes all the same."""
+    now = _optimizer_of(model)
+    before = saved.details.get("optimizer", now)  # early checkpoints do not have it
+    if before != now:
+        raise ValueError(
+            "The checkpoint must have been made with this optimizer. Received: "
+            f"{before} in {saved.path}, where the model has {now}. Compile the model "
+            "as it was, or take another directory."
+        )
 
 
 def _check_variables(model: keras.Model, saved: Saved, kind: str) -> None:
@@ -149,8 +172,12 @@ def resume(
     Raises:
         ValueError: if the checkpoint was made for other data and scores are kept.
     """
+    details = saved.details
+    more = epochs > details["epochs"]
+    if scores == "reset" and not (details["finished"] and more):
+        scores = "keep" if _began_afresh(data, details) else "reset"
     resumed = _resume(run, data, saved, scores)
-    if not saved.details["finished"] or epochs > saved.details["epochs"]:
+    if not details["finished"] or more:
         return resumed
     line = (
         f"Training was complete after epoch {saved.details['epoch']}: its end is "
@@ -160,15 +187,21 @@ def resume(
     return resumed._replace(epoch=epochs, line=line)
 
 
+def _began_afresh(data: TrainingData | None, details: Mapping[str, Any]) -> bool:
+    """Returns whether the scores were reset already, for the data given."""
+    reset = data is not None and details.get("scores") == "reset"
+    return reset and details["fingerprint"] == data.fingerprint()
+
+
 def _resume(
     run: Run | None, data: TrainingData | None, saved: Saved, scores: str
 ) -> Resumed:
     details, arrays = saved.details, saved.arrays
     epoch, before = details["epoch"], details["settings"]
-    now = None if run is None else _settings(run)
+    now = None if run is None else run_settings.settings(run)
     if run is not None and before is not None and scores == "keep":
         _check_data(data, saved)
-    changes = _changes(before, now)
+    changes = run_settings.changes(before, now)
     if scores == "reset":
         changes.append("scores start afresh")
     place = f"Resumed epoch {epoch + 1} from {saved.path}"
@@ -180,44 +213,16 @@ def _resume(
     if not changes:
         run.state.load_own_variables(arrays["state"])
         step = details["step"]
-        return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, bit-exact.")
-    if scores == "keep" and _same_table(before, now):
+        # Where training ended; early checkpoints do not tell.
+        altered = details["finished"] and details.get("altered")
+        exact = f"not bit-exact: {altered}" if altered else "bit-exact"
+        return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, {exact}.")
+    if scores == "keep" and run_settings.same_table(before, now):
         run.state.load_own_variables(arrays["state"])
         run.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
     run.state.lead.assign(arrays["state"]["lead"])
     done = float(arrays["clock"]["done"])
     return Resumed(epoch, None, done, f"{place}, not bit-exact: {'; '.join(changes)}.")
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """Returns all that decides what is drawn, as JSON gives it back."""
-    config = {**run.sampling.get_config(), "features": run.state.table.features}
-    config.pop("seed", None)  # the draws go on with that of the checkpoint
-    steps = run.key[2]
-    alike = steps <= _ALIKE and not isinstance(run.sampling, Oracle)
-    settings = {
-        "sampling": type(run.sampling).__name__,
-        "batch_size": run.batch_size,
-        "steps_per_execution": f"up to {_ALIKE}" if alike else steps,
-        "learning_rate_follows_the_gain": run.adapt,
-        **config,
-    }
-    return json.loads(json.dumps(settings))
-
-
-def _changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
-    before, now = ({"sampling": "Uniform"} if s is None else s for s in (before, now))
-    if before["sampling"] != now["sampling"]:
-        before, now = ({"sampling": s["sampling"]} for s in (before, now))
-    return [
-        f"{name} {before.get(name)} → {now.get(name)}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-
-
-def _same_table(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    return all(before.get(name) == now.get(name) for name in ("features", "norm"))
 
 
 def _check_data(data: TrainingData, saved: Saved) -> None:

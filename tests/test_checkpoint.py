@@ -208,18 +208,50 @@ def test_schedules_go_on_where_they_were_if_the_scores_start_afresh(tmp_path, ca
     assert float(again.sampling_state.lead) == lead
 
 
+def test_scores_are_reset_once_and_an_interrupted_run_on_the_data_goes_on(
+    tmp_path, capsys
+):
+    saved_midway(tmp_path, RAIS(seed=3), stop_after=4)
+    x, y = small.X[:59], small.Y[:59]
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.sampling_run.clock.step == 5:
+                raise InterruptedError
+
+    saving = EveryState(tmp_path, every=1, scores="reset")
+    with pytest.raises(InterruptedError):
+        small.fit(net(RAIS(seed=3)), x, y, epochs=2, callbacks=[Stop(), saving])
+    options = {"x": x, "y": y, "scores": "reset"}
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=2, **options)
+    assert "at step 4, bit-exact" in said
+    again, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=2, **options)
+    assert "complete after epoch 2" in said
+    for a, b in zip(state_of(model), state_of(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    _, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=3, **options)
+    assert "not bit-exact: scores start afresh" in said  # another training
+
+
 def test_another_model_or_optimizer_is_refused_before_any_step(tmp_path):
     saved_midway(tmp_path, RAIS(seed=3))
     other = small.model()
     with pytest.raises(ValueError, match="made with this model.*the model has 2"):
         small.fit(other, callbacks=[Checkpoint(tmp_path)])
     model = net(RAIS(seed=3))
-    model.compile("adam", small.crossentropy(), sampling=RAIS(seed=3))
-    weights = model.get_weights()
-    with pytest.raises(ValueError, match="made with this optimizer"):
-        small.fit(model, callbacks=[Checkpoint(tmp_path)])
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    # One has other variables, the other variables of the same shapes.
+    for optimizer, named in (("adam", "Adam"), ("rmsprop", "RMSprop")):
+        model.compile(optimizer, small.crossentropy(), sampling=RAIS(seed=3))
+        weights = model.get_weights()
+        message = f"made with this optimizer. Received: SGD in .* has {named}"
+        with pytest.raises(ValueError, match=message):
+            small.fit(model, callbacks=[Checkpoint(tmp_path)])
+        for before, after in zip(weights, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(before, after)
+    model.compile("sgd", small.crossentropy())
+    message = "made with this optimizer. Received: 8 variables .* has 2"
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(tmp_path).restore(model)
 
 
 def test_a_finished_training_is_loaded_and_one_of_more_epochs_goes_on(tmp_path, capsys):
@@ -414,6 +446,8 @@ def test_arguments_and_models_that_cannot_be_are_refused(tmp_path):
         plain.fit(small.X, small.Y, verbose=0, callbacks=[Checkpoint(tmp_path)])
     with pytest.raises(ValueError, match="There must be a checkpoint to restore"):
         Checkpoint(tmp_path).restore(small.model())
+    with pytest.raises(ValueError, match="must be compiled as in training.*is not"):
+        Checkpoint(FIXTURE).restore(keras.Sequential([keras.Input((4,))]))
 
 
 class Signal(keras.callbacks.Callback):
@@ -465,6 +499,32 @@ def test_a_signal_in_the_last_step_of_an_epoch_ends_training_after_validation(
     _, said = going_on(tmp_path, RAIS(seed=3), capsys)
     assert "Resumed epoch 2" in said
     assert "at step 15, bit-exact" in said
+
+
+def test_a_signal_in_validation_saves_what_was_trained_at_once(tmp_path, capsys):
+    own, then = tmp_path / "own", tmp_path / "then"
+
+    class InValidation(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch, logs=None):
+            if batch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if batch == 2:  # a kill may be next
+                shutil.copytree(own, then)
+
+    validation = {"validation_data": (small.X, small.Y)}
+    given = [Checkpoint(own), InValidation()]
+    with pytest.raises(SystemExit):
+        small.fit(net(RAIS(seed=3)), epochs=3, callbacks=given, **validation)
+    assert len(list(then.glob("*.json"))) == 1
+    assert len(list(own.glob("*.json"))) == 2  # the other one after validation
+    whole = net(RAIS(seed=3))
+    small.fit(whole, epochs=3, **validation)
+    for directory in (own, then):
+        model, said = going_on(directory, RAIS(seed=3), capsys, epochs=3, **validation)
+        assert "Resumed epoch 2" in said
+        assert "at step 15, bit-exact" in said
+        for a, b in zip(state_of(whole), state_of(model), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_second_ctrl_c_is_obeyed_at_once(tmp_path):

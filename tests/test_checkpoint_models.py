@@ -118,6 +118,24 @@ def test_all_kinds_of_models_go_on_bit_for_bit(case, tmp_path, capsys):
             np.testing.assert_array_equal(values, history.history[name][-len(values) :])
 
 
+def test_other_weights_at_the_end_are_said_where_more_epochs_are_not_bit_exact(
+    tmp_path, capsys
+):
+    def stops():
+        stop = keras.callbacks.EarlyStopping("loss", 99.0, restore_best_weights=True)
+        stop.patience = 9
+        return [stop]
+
+    for name, make, others, said in (
+        ("averages", averaged, list, "took averages for weights."),
+        ("best", made, stops, "brought back the best weights."),
+    ):
+        for epochs in (2, 3):
+            given = [*others(), Checkpoint(tmp_path / name)]
+            small.fit(make(), epochs=epochs, callbacks=given, verbose=2)
+        assert f"not bit-exact: the end of training {said}" in capsys.readouterr().out
+
+
 class Ends(Exception):
     """Stands for whatever may fail in `fit`."""
 

@@ -60,6 +60,7 @@ ORDER = [
     "oracle",
     "run",
     "checkpoint_files",
+    "run_settings",
     "snapshot",
     "checks",
     "diagnosis",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import pathlib
-import signal
 from typing import Any, Literal
 
 import keras
@@ -40,8 +39,8 @@ class Checkpoint(keras.callbacks.Callback):
             while another is still being written, it is saved after that.
         keep: how many checkpoints stay. One that is damaged is no reason to stop
             while there is another.
-        scores: "reset" starts the scores afresh, for training on other data with the
-            weights of a checkpoint; "keep" refuses other data.
+        scores: "reset" starts the scores afresh, once, for training on other data with
+            the weights of a checkpoint; "keep" refuses other data.
 
     Raises:
         ValueError: if an argument is outside what is said above; in `fit`, before any
@@ -117,9 +116,8 @@ class Checkpoint(keras.callbacks.Callback):
         checkpoint_files.probe(self.directory)
         self._saved = saved = checkpoint_files.newest(self.directory)
         self._run, self._data, self._epoch = run, data, initial_epoch
-        self._about = {"epochs": epochs, "n": None, "fingerprint": None}
-        newest = None if saved is None else saved.path
-        self._writer = Writer(self.directory, self._schedule.keep, newest)
+        self._about = dict(epochs=epochs, n=None, fingerprint=None, scores=self.scores)
+        self._writer = Writer(self.directory, self._schedule.keep, saved and saved.path)
         if data is not None:
             self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
             self._probes = data.probes()
@@ -156,14 +154,11 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """In an epoch that goes on, undoes what was done at its beginning once more."""
         self._epoch = epoch
-        if self._saved is not None and self._goes_on:
-            snapshot.restore_metrics(self.model, self._data, self._saved)
+        saved, run = self._saved, self._run
+        if saved is not None and run is not None and saved.details["mid_epoch"]:
+            snapshot.restore_metrics(self.model, self._data, saved)
             self._restore()  # last: metrics are built by a call, which may move seeds
         self._saved = None
-
-    @property
-    def _goes_on(self) -> bool:
-        return self._run is not None and self._saved.details["mid_epoch"]
 
     def _restore(self) -> None:
         saved = self._saved
@@ -178,6 +173,13 @@ class Checkpoint(keras.callbacks.Callback):
         self._schedule.count(self.model.steps_per_execution)
         if not self.model.stop_training:  # else the epoch ends here: saved when it has
             self._save_or_end(mid_epoch=True)
+
+    def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """If interrupted, saves what was trained: validation may outlast patience."""
+        if self._interruption.is_new():
+            self._epoch += 1
+            self._save(mid_epoch=False)
+            self._writer.wait()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves if it is time, and ends training if it was interrupted."""
@@ -227,12 +229,12 @@ class Checkpoint(keras.callbacks.Callback):
         """Copies what is to be saved, and lets it be written."""
         about = {**self._about, "epoch": self._epoch, "finished": finished}
         about["callbacks"], best = progress.remembered(self._others)
+        about["altered"] = progress.altered(self.model, self._others, self._epoch)
         captured = snapshot.capture(self.model, self._run, mid_epoch)
-        probes = self._probes
 
         def all_of_it() -> tuple[dict[str, Any], dict[str, Any]]:
             arrays, details = captured()
-            arrays = {**arrays, "probes": probes, "callbacks": best}
+            arrays = {**arrays, "probes": self._probes, "callbacks": best}
             return arrays, {**about, **details}
 
         self._writer.write(all_of_it)
@@ -243,8 +245,6 @@ class Checkpoint(keras.callbacks.Callback):
             if self._schedule.due and not self._writer.busy:
                 self._save(mid_epoch)
             return
-        name = signal.Signals(self._interruption.noted).name
         self._save(mid_epoch)
         self._writer.wait()
-        print(f"\n{name}: training ends. {self._writer.where_saved()}")
-        self._interruption.obey()
+        self._interruption.obey(f"training ends. {self._writer.where_saved()}")

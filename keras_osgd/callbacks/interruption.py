@@ -25,17 +25,24 @@ class Interruption:
     def __init__(self) -> None:
         """Listens to nothing yet."""
         self.noted: int | None = None
+        self._asked = False
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
         """Takes the place of the handlers that are there."""
-        self.noted = None
+        self.noted, self._asked = None, False
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
             before = signal.getsignal(number)
             if before not in (None, signal.SIG_IGN) and number not in self._before:
                 self._before[number] = signal.signal(number, self._note)
+
+    def is_new(self) -> bool:
+        """Returns whether a signal came; True only the first time."""
+        new = self.noted is not None and not self._asked
+        self._asked |= new
+        return new
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.noted is None:
@@ -57,14 +64,19 @@ class Interruption:
             signal.signal(number, before)
         self._before.clear()
 
-    def obey(self) -> None:
+    def obey(self, line: str = "") -> None:
         """Does what the signal would have done: ends training, or calls its handler.
+
+        Args:
+            line: to print before, after the name of the signal.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
             SystemExit: after SIGTERM, which would end the process without clean-up.
         """
         number, self.noted = self.noted, None
+        if line:
+            print(f"\n{signal.Signals(number).name}: {line}")
         self.ignore()
         if signal.getsignal(number) == signal.SIG_DFL:
             raise SystemExit(128 + number)

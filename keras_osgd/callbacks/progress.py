@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from keras_osgd import keras_compat
+from keras_osgd.learning_rate import inner_optimizer
 
-__all__ = ["remembered", "remind"]
+__all__ = ["altered", "remembered", "remind"]
 
 _NUMBERS = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch"),
@@ -40,6 +41,27 @@ def remembered(
         values = {k: None if v is None else float(v) for k, v in values.items()}
         numbers.append({"class": type(callback).__name__, **values})
     return numbers, weights
+
+
+def altered(
+    model: keras.Model,
+    callbacks: Iterable[keras.callbacks.Callback],
+    epochs: int,
+) -> str:
+    """Returns what the end of training would put in place of the weights, or "".
+
+    Args:
+        model: in training.
+        callbacks: of the `fit`.
+        epochs: that were trained.
+    """
+    if getattr(inner_optimizer(model.optimizer), "use_ema", False):
+        return "the end of training took averages for weights"
+    for callback in callbacks:
+        stops = isinstance(callback, keras.callbacks.EarlyStopping)
+        if stops and callback.best_weights and callback.best_epoch + 1 != epochs:
+            return "the end of training brought back the best weights"
+    return ""
 
 
 def remind(
