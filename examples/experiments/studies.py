@@ -268,6 +268,8 @@ STUDIES = {
                 Contender("fashion", "cnn", "rais_measured", 10),
                 Contender("rotated-50k", "cnn", "rais_measured", 10),
                 Contender("fashion-5k", "mlp", "rais_measured", 20),
+                Contender("descriptions", "text", "rais_measured", 10),
+                Contender("words", "word", "rais_measured", 2, batch_size=512),
             ),
             1,
             _ONE,
