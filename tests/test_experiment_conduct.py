@@ -1,6 +1,7 @@
 """Who runs a study: in what order, what is repeated, and what happens to faults."""
 
 import concurrent.futures
+import dataclasses
 import os
 import pathlib
 import sys
@@ -21,7 +22,7 @@ STUDY = Study(
     "Made",
     "What for?",
     (
-        *group("fashion", "mlp", (("rais", 10), ("rais_exact", 10)), (4, 8)),
+        *group("fashion", "mlp", (("rais", 10), ("infobatch", 10)), (4, 8)),
         *group("letter", "table", (("rais", 10),), (4, 8)),
         Contender("fashion", "mlp", "overhead", 1),
     ),
@@ -79,9 +80,9 @@ def test_what_is_missing_is_asked_for_once_and_said(tmp_path, capsys):
 
 
 def test_a_run_that_fails_ends_its_contender_alone_and_is_tried_again(tmp_path):
-    complete, records = conducted(tmp_path, FakePool(broken=("rais_exact",)))
+    complete, records = conducted(tmp_path, FakePool(broken=("infobatch",)))
     assert not complete
-    assert len(records.select(method="rais_exact")) == 0
+    assert len(records.select(method="infobatch")) == 0
     assert len(records.select()) == 6 * 6
     assert conducted(tmp_path, FakePool())[0]
 
@@ -108,11 +109,23 @@ def test_timed_runs_alternate_with_their_baseline_and_change_direction(tmp_path)
     assert fake.made[0].purpose == "overhead"
     timed = [s for s in fake.made[1:] if s.data == "fashion"]
     assert {setting.purpose for setting in timed} == {"seconds"}
-    there, back = ["rais", "rais_exact"], ["rais_exact", "rais"]
+    there, back = ["rais", "infobatch"], ["infobatch", "rais"]
     expected = [name for part in (there, back, there) for name in ("uniform", *part)]
     assert [setting.method for setting in timed] == expected
     assert len(set(fake.made)) == len(fake.made)
     assert {s.epochs for s in timed if s.method == "uniform"} == {4}
+
+
+def test_of_each_method_the_shortest_is_timed_and_variants_of_rais_are_not(tmp_path):
+    methods = ("rais", 10), ("rais", 6), ("rais_independent", 4), ("infobatch", 8)
+    study = dataclasses.replace(STUDY, contenders=group("fashion", "mlp", methods))
+    fake, records = FakePool(), Records(tmp_path / "runs.jsonl")
+    conductor = conduct.Conductor(records, fake, smoke=False)
+    conductor.side_by_side(study, 1)
+    fake.made.clear()
+    conductor.alone(study)
+    timed = {(setting.method, setting.epochs) for setting in fake.made}
+    assert timed == {("uniform", 5), ("rais", 6), ("infobatch", 8)}
 
 
 def test_the_time_left_is_at_the_pace_of_the_same_network(monkeypatch):

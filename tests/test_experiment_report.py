@@ -297,6 +297,23 @@ def test_uniform_training_timed_at_one_length_is_timed_at_all():
     assert comparison.seconds.value == pytest.approx(0.66)
 
 
+def test_a_method_timed_at_one_length_is_timed_at_all():
+    twice = {("rais", 8): SIX_TENTHS, ("rais", 4): SIX_TENTHS}
+    study, made = world(twice)
+    kept = [
+        run
+        for run in made
+        if (run["key"]["purpose"], run["key"]["method"]) != ("seconds", "rais")
+        or run["key"]["epochs"] == 4
+    ]
+    assert len(kept) < len(made)
+    for records in (made, kept):
+        [group] = group_runs(records, [study], lambda data: "error")
+        own = {runs.contender.epochs: runs for runs in group.runs if runs.timed}
+        seconds = [own[epochs].step_seconds for epochs in (4, 8)]
+        assert seconds[0] == seconds[1]
+
+
 def test_measures_become_tables_whatever_their_names(tmp_path):
     study, made = world({("rais", 8): SIX_TENTHS}, name="oracle")
     for run in made:

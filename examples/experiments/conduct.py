@@ -133,13 +133,15 @@ class Conductor:
 def _in_turn(members: list[Contender], study: Study) -> Iterator[tuple[Contender, int]]:
     """Yields who is timed, with which seed: the baseline before every few others.
 
-    Of uniform training, whose step costs the same at every T, the shortest is timed.
-    Every other repetition goes backwards, so that a drift of the machine's speed
-    favours none.
+    A method's step costs the same at every T: its shortest is timed. Every other
+    repetition goes backwards, so that a drift of the machine's speed favours none.
     """
-    uniform = [contender for contender in members if contender.method == "uniform"]
-    others = [c for c in members if c.method != "uniform" and METHODS[c.method].timed]
-    baseline = min(uniform, key=lambda contender: contender.epochs, default=None)
+    shortest: dict[str, Contender] = {}
+    for contender in sorted(members, key=lambda contender: contender.epochs):
+        if METHODS[contender.method].timed:
+            shortest.setdefault(contender.method, contender)
+    baseline = shortest.pop("uniform", None)
+    others = [contender for contender in members if contender in shortest.values()]
     seeds = itertools.count()
     for repetition in range(study.timed_of(members[0])):
         order = others if repetition % 2 == 0 else others[::-1]

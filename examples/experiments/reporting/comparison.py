@@ -193,7 +193,7 @@ class _Draws:
 
     def step_seconds(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns seconds a step of both, `[1 + resamples]`; `None` if not timed."""
-        # The timed runs of uniform training are one sample for all its lengths.
+        # The timed runs of a method are one sample for all its lengths.
         own, uniform = self._items[0].step_seconds, self._items[1].step_seconds
         if not own or not uniform:
             return None

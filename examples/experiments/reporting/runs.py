@@ -137,12 +137,11 @@ def group_runs(
 
 
 def _share_timing(members: list[Runs]) -> list[Runs]:
-    uniform = [runs for runs in members if runs.method == "uniform"]
-    timed = [run for runs in uniform for run in runs.timed]
-    return [
-        dataclasses.replace(runs, timed=timed) if runs.method == "uniform" else runs
-        for runs in members
-    ]
+    """Returns the runs; all lengths of a method have the timed runs of its shortest."""
+    timed = collections.defaultdict(list)
+    for runs in members:
+        timed[runs.method] += runs.timed
+    return [dataclasses.replace(runs, timed=timed[runs.method]) for runs in members]
 
 
 def _runs(
