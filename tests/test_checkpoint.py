@@ -313,7 +313,7 @@ def test_rates_that_a_callback_multiplies_each_epoch_are_not_multiplied_twice(tm
     assert_goes_on_alike(tmp_path, callbacks, epochs=4, stop_after=20)
 
 
-def test_it_goes_with_model_checkpoint_and_backup_and_restore(tmp_path):
+def test_it_goes_with_keras_callbacks_all_at_once(tmp_path):
     def callbacks(name):
         (tmp_path / name).mkdir(exist_ok=True)
         best = tmp_path / name / "best.weights.h5"
@@ -322,6 +322,8 @@ def test_it_goes_with_model_checkpoint_and_backup_and_restore(tmp_path):
             keras.callbacks.ModelCheckpoint(
                 best, save_best_only=True, save_weights_only=True
             ),
+            keras.callbacks.EarlyStopping(patience=9, restore_best_weights=True),
+            keras.callbacks.TerminateOnNaN(),
         ]
 
     assert_goes_on_alike(tmp_path, callbacks, epochs=4, stop_after=32)
