@@ -125,7 +125,7 @@ def prepare(
     """
     transform = None
     if isinstance(x, Indexed):
-        _refuse_beside(x, y=y, sample_weight=sample_weight)
+        _refuse_beside_dataset(y=y, sample_weight=sample_weight)
         transform, batch_size = x.transform, batch_size or x.batch_size
         x, y, sample_weight = x.arrays
     arrays, n = checked(x, y, sample_weight)
@@ -154,7 +154,7 @@ def inputs(x: Any) -> TrainingData:
     return TrainingData(arrays, n, 1)
 
 
-def _refuse_beside(x: Indexed, **others: Any) -> None:
+def _refuse_beside_dataset(**others: Any) -> None:
     refuse(
         f"`{name}` must not be given with a dataset, which has it in itself, or with "
         f"examples read from one. Received: {name} of type {type(other).__name__}. "
