@@ -40,12 +40,6 @@ def check_model(model: keras.Model) -> None:
             "Override `compute_loss` instead, or compile with "
             'sampling="uniform".'
         )
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        raise ValueError(
-            f"keras_osgd supports one replica; found {replicas}. Train without a "
-            'strategy, or compile with sampling="uniform".'
-        )
 
 
 def check_optimizer(model: keras.Model, sampling: RAIS | Oracle) -> bool:

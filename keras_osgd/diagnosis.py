@@ -17,6 +17,7 @@ from keras_osgd.run import Run
 from keras_osgd.sampling import RAIS, Oracle, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.scoring import Scorer
+from keras_osgd.strategies import check_strategy
 from keras_osgd.training_data import TrainingData
 
 __all__ = ["Examined", "Finding", "check", "examine"]
@@ -170,6 +171,7 @@ def examine(
     data = refusals.tried(training_data.prepare, *given)
     if data is None:
         return Examined(None, [], False, None, None)
+    refusals.tried(check_strategy, model, method, data)
     described = refusals.tried(losses.describe, model, data) or []
     if described:
         checks.warn_of_what_follows_the_draws(model)

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.placement import step_variable
+
 __all__ = ["Clock", "EpochEnds", "callback_list"]
 
 _FAR = tf.int64.max
@@ -19,8 +21,8 @@ _POLL = 8  # steps between two looks at the decision
 class Clock:
     """Counts steps and effective iterations and decides where an epoch ends.
 
-    The decision is made inside the training step, a fixed number of steps ahead, so
-    that neither prefetching nor `steps_per_execution` changes it.
+    The decision is made with the training step, a fixed number of steps ahead, so that
+    neither prefetching nor `steps_per_execution` changes it.
 
     Args:
         lead: `tf.Variable` float64, effective iterations minus the optimizer's own;
@@ -39,9 +41,9 @@ class Clock:
         self._ahead = max(_AHEAD, 4 * steps_per_execution)
         self._steps_per_execution = steps_per_execution
         # Of the step: how many effective iterations it is, and what the epoch lacks.
-        self.gain = tf.Variable(1.0, dtype=tf.float64, trainable=False)
-        self._remaining = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-        self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.gain = step_variable(1.0, tf.float64)
+        self._remaining = step_variable(0.0, tf.float64)
+        self._steps = step_variable(0, tf.int64)
         self.step = 0
         self._granted = 0  # effective iterations of all epochs begun
         self._known_end: int | None = None
@@ -64,13 +66,18 @@ class Clock:
             progress, lead = gain * counted, lead * counted
         self.lead.assign_add(lead)
         self.gain.assign(gain)
-        remaining = self._remaining.assign_sub(progress, read_value=True)
-        steps = self._steps.assign_add(1, read_value=True)
+        self._remaining.assign_sub(progress)
+        self._steps.assign_add(1)
+
+    def decide(self) -> None:
+        """Sets where the epoch ends once that is near; after `advance`, on the host."""
         # The lower bound keeps the end out of what the pipeline may have read already.
-        left = tf.cast(tf.math.ceil(remaining / gain), tf.int64)
+        left = self._remaining.read_value() / self.gain.read_value()
+        left = tf.cast(tf.math.ceil(left), tf.int64)
         left = tf.maximum(left, self._ahead // 2)
         decide = (left <= self._ahead) & (self._end.read_value() == _FAR)
-        self._end.assign(tf.where(decide, steps + left, self._end.read_value()))
+        end = self._steps.read_value() + left
+        self._end.assign(tf.where(decide, end, self._end.read_value()))
 
     def restart(self, done: float = 0.0) -> None:
         """Starts counting the steps of a new `fit`.

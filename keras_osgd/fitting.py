@@ -11,12 +11,20 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd import checks, continuation, diagnosis, training_data
+from keras_osgd import (
+    checks,
+    continuation,
+    diagnosis,
+    replicas,
+    strategies,
+    training_data,
+)
 from keras_osgd.data import from_dataset
 from keras_osgd.effective_epochs import callback_list
 from keras_osgd.examples import Indexed
 from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
+from keras_osgd.training_data import TrainingData
 
 __all__ = ["checkpointing", "importance_sampling", "leave_run", "resumed"]
 
@@ -69,6 +77,7 @@ def resumed(
         given |= {"x": x.dataset(size, shuffle), "shuffle": False}
     if checkpoint is None:
         return given
+    strategies.refuse_checkpoint(model, checkpoint)
     begun = checkpoint.begin(None, None, given["epochs"], given["initial_epoch"])
     if begun.line and given["verbose"]:
         print(begun.line)
@@ -110,23 +119,14 @@ def importance_sampling(
     Raises:
         ValueError: for data, losses or models that cannot be sampled.
     """
-    refusals, given = Refusals(), _read_once(model, given)
-    arrays = given["x"], given["y"], given["sample_weight"]
-    validation, part = given["validation_data"], given["validation_split"]
-    if part and validation is None:
-        halves = refusals.tried(training_data.split, *arrays, part)
-        arrays, validation = halves or (arrays, None)
-    if not given["shuffle"]:
-        message = "`shuffle=False` has no effect: draws are random."
-        checks.warn_once(model, "shuffle", message)
-    others = given["class_weight"], given["batch_size"], given["steps_per_epoch"]
-    seen = diagnosis.examine(
-        refusals, model, model.sampling, (*arrays, *others), model.sampling_run
-    )
-    refusals.end()
-    data, epochs, verbose = seen.data, given["epochs"], given["verbose"]
-    run = _enter_run(model, seen, verbose)
-    steps = given["steps_per_epoch"] or math.ceil(data.n / data.batch_size)
+    given = _read_once(model, given)
+    seen, validation = _looked_at(model, checkpoint, given)
+    strategies.build(model, seen.data)
+    epochs, verbose = given["epochs"], given["verbose"]
+    share = replicas.share_of(model.distribute_strategy)
+    size, data = seen.data.batch_size, strategies.part_of(seen.data, share)
+    run = _enter_run(model, seen, data, share, verbose)
+    steps = given["steps_per_epoch"] or math.ceil(seen.data.n / size)
     begun, start = given["initial_epoch"], (data,)
     if checkpoint is not None:
         found = checkpoint.begin(run, data, epochs, begun)
@@ -135,13 +135,13 @@ def importance_sampling(
             run.say(found.line)
     try:
         yield given | {
-            "x": run.start(*start),
+            "x": strategies.distributed(model, run.start(*start)),
             "callbacks": callback_list(
                 model, given["callbacks"], run.clock, verbose, epochs, steps
             ),
             "initial_epoch": begun,
             "validation_data": validation,
-            "validation_batch_size": given["validation_batch_size"] or data.batch_size,
+            "validation_batch_size": given["validation_batch_size"] or size,
             "validation_split": 0.0,
             "shuffle": False,
             **dict.fromkeys(_OURS),
@@ -151,6 +151,29 @@ def importance_sampling(
         run.finish()
 
 
+def _looked_at(
+    model: keras.Model, checkpoint: Any, given: dict[str, Any]
+) -> tuple[diagnosis.Examined, Any]:
+    """Returns what was found of the training data, and the validation data."""
+    refusals = Refusals()
+    arrays = given["x"], given["y"], given["sample_weight"]
+    validation, part = given["validation_data"], given["validation_split"]
+    if part and validation is None:
+        halves = refusals.tried(training_data.split, *arrays, part)
+        arrays, validation = halves or (arrays, None)
+    if not given["shuffle"]:
+        message = "`shuffle=False` has no effect: draws are random."
+        checks.warn_once(model, "shuffle", message)
+    others = given["class_weight"], given["batch_size"], given["steps_per_epoch"]
+    refusals.tried(strategies.refuse_checkpoint, model, checkpoint)
+    with strategies.scope_of(model):
+        seen = diagnosis.examine(
+            refusals, model, model.sampling, (*arrays, *others), model.sampling_run
+        )
+    refusals.end()
+    return seen, validation
+
+
 def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments with a dataset read; once for one `fit` after another."""
     held = model.sampling_held
@@ -158,13 +181,20 @@ def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:
     return given | {"x": x}
 
 
-def _enter_run(model: keras.Model, seen: diagnosis.Examined, verbose: Any) -> Run:
+def _enter_run(
+    model: keras.Model,
+    seen: diagnosis.Examined,
+    data: TrainingData,
+    share: replicas.Share,
+    verbose: Any,
+) -> Run:
     """Returns the run that this `fit` uses: the last one, where it serves again."""
-    method, held, data = model.sampling, model.sampling_held, seen.data
+    method, held = model.sampling, model.sampling_held
     lines = [seen.line, continuation.prepare_state(model, method, data)]
-    given = (data, seen.losses, seen.adapt)
+    given = (seen.data, seen.losses, seen.adapt)
     if held.run is None or not held.run.serves(model, *given):
-        key = (data.n, data.batch_size, model.steps_per_execution, seen.adapt)
+        whole = (seen.data.n, seen.data.batch_size)
+        key = (*whole, model.steps_per_execution, seen.adapt, share)
         held.run, held.wrapped = Run(method, model.sampling_state, *key), False
         held.run.losses, held.run.scorer = seen.losses, seen.scorer
     if not held.wrapped:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.placement import step_variable
+
 __all__ = ["MAX_GAIN", "GainRatio", "gradient_ess", "moments", "ratio"]
 
 MAX_GAIN = 8.0
@@ -109,7 +111,7 @@ class GainRatio:
 
     def __init__(self) -> None:
         """Starts with nothing observed: r = 1."""
-        self.averages = tf.Variable(tf.zeros(4), trainable=False)
+        self.averages = step_variable(np.zeros(4, np.float32))
 
     def current(self, batch_size: tf.Tensor) -> tf.Tensor:
         """Returns r by the steps before this one, so independent of its batch."""

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_osgd import uncertainty_set
 from keras_osgd.gain_ratio import gradient_ess
 from keras_osgd.pipeline import PlanBuffers
+from keras_osgd.placement import host_variable
 from keras_osgd.uncertainty_set import UncertaintySet
 
 __all__ = [
@@ -43,10 +44,8 @@ class ObservationLog:
     def __init__(self, buffers: PlanBuffers) -> None:
         """Allocates room for two blocks."""
         self._batch_size, self._rows = buffers.batch_size, buffers.rows
-        with tf.device("CPU:0"):
-            norms = tf.zeros([self._rows * self._batch_size])
-            self._norms = tf.Variable(norms, trainable=False)
-            self._gains = tf.Variable(tf.zeros([self._rows]), trainable=False)
+        self._norms = host_variable(np.zeros(self._rows * self._batch_size, np.float32))
+        self._gains = host_variable(np.zeros(self._rows, np.float32))
 
     def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
         """Leaves a step's norms `[m]` and gain ratio `[]`; part of the step."""

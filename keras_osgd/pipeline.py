@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.placement import host_variable
+
 __all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Rows", "Sample", "batches"]
 
 READ_AHEAD = 3  # batches, while plans are made beside the steps
@@ -75,14 +77,13 @@ class PlanBuffers:
         """Allocates room for two blocks."""
         self.block_steps, self.batch_size = block_steps, batch_size
         shape = [2 * block_steps, batch_size]
-        with tf.device("CPU:0"):
-            self.index = tf.Variable(tf.zeros(shape, tf.int64), trainable=False)
-            self.probability = tf.Variable(tf.ones(shape), trainable=False)
-            self.candidate = tf.Variable(tf.ones(shape), trainable=False)
-            self.number = tf.Variable(tf.zeros(shape[:1], tf.int64), trainable=False)
-            self.planned_until = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self.start = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self.end = tf.Variable(_NEVER, dtype=tf.int64, trainable=False)
+        self.index = host_variable(np.zeros(shape, np.int64))
+        self.probability = host_variable(np.ones(shape, np.float32))
+        self.candidate = host_variable(np.ones(shape, np.float32))
+        self.number = host_variable(np.zeros(shape[:1], np.int64))
+        self.planned_until = host_variable(0, tf.int64)
+        self.start = host_variable(0, tf.int64)
+        self.end = host_variable(_NEVER, tf.int64)
 
     @property
     def rows(self) -> int:
@@ -103,27 +104,42 @@ class PlanBuffers:
         self.number.scatter_update(tf.IndexedSlices(numbers, rows))
         self.planned_until.assign(plan.start + self.block_steps)
 
-    def read(self, step: tf.Tensor) -> Sample:
-        """Returns the draws of one step, counted from the start of `fit`."""
+    def read(self, step: tf.Tensor, part: tf.Tensor, parts: int) -> Sample:
+        """Returns one of equal parts of the draws of a step.
+
+        Args:
+            step: counted from the start of `fit`.
+            part: from 0 on.
+            parts: number of them, which divides m.
+        """
         tf.debugging.assert_less(
             step,
             self.planned_until,
             "The pipeline read further ahead than its plan. This is a fault of "
             "keras_osgd: please report it with your `fit` and `compile` calls.",
         )
-        row = step % self.rows
-        positions = row * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
+        row, size = step % self.rows, self.batch_size // parts
+        first = row * self.batch_size + part * size
+
+        def of_part(variable: tf.Variable) -> tf.Tensor:
+            return tf.reshape(tf.gather(variable, row), [parts, size])[part]
+
         return Sample(
-            tf.gather(self.index, row),
-            tf.gather(self.probability, row),
-            tf.gather(self.candidate, row),
-            positions,
+            of_part(self.index),
+            of_part(self.probability),
+            of_part(self.candidate),
+            first + tf.range(size, dtype=tf.int64),
         )
 
-    def numbers(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns `[m]` int64, each draw's number among all there have been."""
+    def numbers(self, step: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+        """Returns `[k]` int64, each draw's number among all there have been.
+
+        Args:
+            step: counted from the start of `fit`.
+            position: `[k]`, of draws of that step.
+        """
         first = tf.gather(self.number, step % self.rows)
-        return first + tf.range(self.batch_size, dtype=tf.int64)
+        return first + position % self.batch_size
 
 
 class Rows:
@@ -148,8 +164,7 @@ class Rows:
         self._leaves = leaves
         if not self._in_place:
             # Not a captured tensor: each new iterator would copy that once more.
-            with tf.device("CPU:0"):
-                self._leaves = [tf.Variable(leaf, trainable=False) for leaf in leaves]
+            self._leaves = [host_variable(leaf) for leaf in leaves]
 
     def __call__(self, index: tf.Tensor) -> Any:
         """Returns rows `index` of every array, in the same nesting."""
@@ -179,6 +194,7 @@ def batches(
     read_ahead: int = READ_AHEAD,
     transform: Callable | None = None,
     seed: int = 0,
+    parts: int = 1,
 ) -> tf.data.Dataset:
     """Returns the dataset of one epoch's batches (x, y, `Sample`).
 
@@ -193,22 +209,25 @@ def batches(
         read_ahead: batches; 0 where a batch is planned just before it is trained on.
         transform: see `data.Indexed.transform`.
         seed: of what it draws, beside the number of each draw.
+        parts: number of elements that a step's batch comes in.
     """
-    m, seed = buffers.batch_size, tf.constant(seed, tf.int64)
+    seed = tf.constant(seed, tf.int64)
 
     @tf.autograph.experimental.do_not_convert
-    def batch(step: tf.Tensor):
-        sample = buffers.read(step)
+    def batch(element: tf.Tensor):
+        step, part = element // parts, element % parts
+        sample = buffers.read(step, part, parts)
         taken = rows(sample.index)
         if transform is not None:
-            numbers = buffers.numbers(step)
-            taken = transform(taken, tf.stack([tf.fill([m], seed), numbers], axis=1))
+            numbers = buffers.numbers(step, sample.position)
+            seeds = tf.stack([tf.fill(numbers.shape, seed), numbers], axis=1)
+            taken = transform(taken, seeds)
         x, y, sample_weight = taken
         return x, y, sample._replace(sample_weight=sample_weight)
 
     @tf.autograph.experimental.do_not_convert
-    def steps(_):
-        return tf.data.Dataset.range(buffers.start, _NEVER)
+    def elements(_):
+        return tf.data.Dataset.range(buffers.start * parts, _NEVER)
 
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -216,8 +235,8 @@ def batches(
     options.deterministic = True
     dataset = (
         tf.data.Dataset.range(1)
-        .flat_map(steps)
-        .take_while(lambda step: step < buffers.end)
+        .flat_map(elements)
+        .take_while(lambda element: element // parts < buffers.end)
         .map(batch)
     )
     if read_ahead > 0:

@@ -20,6 +20,7 @@ from keras_osgd.observations import ObservationLog
 from keras_osgd.oracle import OraclePlanner, refresh_steps
 from keras_osgd.pipeline import PlanBuffers, Rows, batches
 from keras_osgd.planner import Planner
+from keras_osgd.replicas import Share, share_of
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer, scoring_all
 from keras_osgd.skipping import Skips
@@ -41,10 +42,11 @@ class Run:
     Args:
         sampling: configuration.
         state: what is learned about the examples.
-        n: number of examples.
-        batch_size: m.
+        n: number of examples, those of other workers included.
+        batch_size: m, likewise.
         steps_per_execution: of the model.
         adapt: whether the learning rate follows the gain ratio.
+        share: this process's part.
     """
 
     def __init__(
@@ -55,15 +57,16 @@ class Run:
         batch_size: int,
         steps_per_execution: int,
         adapt: bool,
+        share: Share,
     ) -> None:
         """Allocates; `start` begins a `fit`."""
-        self.key = (n, batch_size, steps_per_execution, adapt)
-        self.n, self.batch_size, self.adapt = n, batch_size, adapt
+        self.key = (n, batch_size, steps_per_execution, adapt, share)
+        self.n, self.batch_size, self.adapt, self.share = n, batch_size, adapt, share
         self.sampling, self.state = sampling, state
         self._steps_per_execution = steps_per_execution
         length = refresh_steps if isinstance(sampling, Oracle) else block_steps
         block = length(sampling, n, batch_size, steps_per_execution)
-        self.buffers = PlanBuffers(block, batch_size)
+        self.buffers = PlanBuffers(block, batch_size // share.workers)
         self.log = ObservationLog(self.buffers)
         self.clock = Clock(state.lead, self.buffers.end, steps_per_execution)
         self.skips = Skips()
@@ -87,7 +90,8 @@ class Run:
         adapt: bool,
     ) -> bool:
         """Returns whether a `fit` of these can use this run again."""
-        key = (data.n, data.batch_size, model.steps_per_execution, adapt)
+        share = share_of(model.distribute_strategy)
+        key = (data.n, data.batch_size, model.steps_per_execution, adapt, share)
         return self.key == key and self.losses == described
 
     def start(
@@ -99,14 +103,14 @@ class Run:
         """Plans the first block and returns the dataset of an epoch.
 
         Args:
-            data: all examples.
+            data: this process's examples.
             saved: what a `snapshot` returned, to go on there; the state holds what
                 belongs to it.
             done: part of the first epoch that was trained already, without `saved`.
         """
         self.skips.restart()
-        block = self.buffers.block_steps
-        self.watch = watch_over(self.state, self.sampling, self.batch_size, block, data)
+        sizes = self.buffers.batch_size, self.buffers.block_steps
+        self.watch = watch_over(self.state, self.sampling, *sizes, data)
         self.planner = self._planner(data)
         self.active = self.state.in_use = True
         if saved is None:
@@ -118,8 +122,11 @@ class Run:
             self.last_layer_gain.averages.assign(saved["last_layer_gain"])
             self.planner.resume(saved["planner"])
         self.buffers.start.assign(self.clock.step)
-        rows, ahead = Rows(data.arrays), self.planner.read_ahead
-        return batches(self.buffers, rows, ahead, data.transform, self.state.seed)
+        # Several replicas' iterator reads ahead by itself, no further than we would.
+        ahead = self.planner.read_ahead if self.share.all_replicas == 1 else 0
+        rows = Rows(data.arrays)
+        others = data.transform, self.state.seed, self.share.replicas
+        return batches(self.buffers, rows, ahead, *others)
 
     def _planner(self, data: TrainingData) -> Planner | OraclePlanner:
         given = (self.sampling, self.state, self.buffers, self.log)
@@ -226,19 +233,12 @@ class Run:
             figures["gain_ratio_exact"] = float(self.gain.current(size))
             last_layer = self.last_layer_gain.current(size)
             figures["gain_ratio_last_layer"] = float(last_layer)
-        return {
-            **figures,
-            "effective_epochs": self.clock.effective_iterations()
-            * self.batch_size
-            / self.n,
+        clock, rate = self.clock, learning_rate.applied_rate
+        return figures | {
+            "effective_epochs": clock.effective_iterations() * self.batch_size / self.n,
             "sampling_share": self.planner.sampling_share(),
-            "learning_rate_applied": self._applied_rate(),
+            "learning_rate_applied": rate(self.optimizer, clock.gain, clock.lead),
         }
-
-    def _applied_rate(self) -> float:
-        gain = tf.cast(self.clock.gain, tf.float32)
-        with learning_rate.adapted(self.optimizer, gain, self.clock.lead):
-            return float(learning_rate.inner_optimizer(self.optimizer).learning_rate)
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, p by the scores as last planned, or `None`."""

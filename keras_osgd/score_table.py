@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from keras_osgd import score_checks
+from keras_osgd.placement import host_variable
 from keras_osgd.score_checks import AVERAGE, check_features, decay_of
 
 __all__ = ["DEFAULT_FEATURES", "LARGE_FEATURES", "ScoreTable", "check_features"]
@@ -62,10 +63,7 @@ class ScoreTable:
         # Sums of w v and of w, decayed: the last row is over all classes.
         self.sums = np.zeros((n_classes + 1, 2))
         self.block = 0
-        # In a fresh thread: a variable made inside a MirroredStrategy's scope silently
-        # loses the writes of every replica but the first.
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            self._variables = thread.submit(self._allocate).result()
+        self._variables = self._allocate()
 
     def _allocate(self) -> dict[str, tf.Variable]:
         """Returns what is stored by name; nothing is observed yet."""
@@ -73,11 +71,12 @@ class ScoreTable:
         names |= {f"{AVERAGE}{decay}": tf.float32 for decay in self._decays}
         if "age" in self.features:
             names["seen_at"] = tf.int32
-        with tf.device("CPU:0"):
-            return {
-                name: tf.Variable(tf.fill([self.size], tf.cast(_UNSEEN, dtype)))
-                for name, dtype in names.items()
-            }
+        return {
+            name: host_variable(
+                functools.partial(tf.fill, [self.size], tf.cast(_UNSEEN, dtype))
+            )
+            for name, dtype in names.items()
+        }
 
     @property
     def bytes_per_example(self) -> float:

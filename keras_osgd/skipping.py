@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_osgd.keras_compat import layers_of
+from keras_osgd.placement import step_variable
 
-__all__ = ["MOST_IN_A_ROW", "Skips", "all_finite", "kept_if", "state_before"]
+__all__ = ["MOST_IN_A_ROW", "Skips", "all_finite", "shown", "state_before"]
 
 MOST_IN_A_ROW = 10  # skipped steps, after which training stops
 _POLL = 8  # steps between two looks, as the clock's
@@ -30,7 +31,7 @@ class Skips:
 
     def __init__(self) -> None:
         """Starts with nothing skipped."""
-        self.in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.in_a_row = step_variable(0, tf.int64)
         self._poll_at = _POLL
 
     def restart(self) -> None:
@@ -106,32 +107,16 @@ def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
     return [(v, tf.convert_to_tensor(v)) for v in changing.values()]
 
 
-def kept_if(
-    counts: tf.Tensor,
-    before: list[tuple[keras.Variable, tf.Tensor]],
-    logs: dict[str, Any],
-    shown: Callable[[], dict[str, Any]],
-) -> dict[str, tf.Tensor]:
-    """Puts back what a step that does not count has changed; returns its logs.
+def shown(logs: dict[str, Any], results: dict[str, Any]) -> dict[str, tf.Tensor]:
+    """Returns a step's logs, with the metrics as they are now.
 
     Args:
-        counts: `[]`, whether the step does.
-        before: from `state_before`.
-        logs: of the step.
-        shown: returns the metrics' results, to be logged where it does not count.
+        logs: of the step; others than metrics are the user's own.
+        results: of the metrics now.
     """
     logs = keras.tree.map_structure(tf.convert_to_tensor, logs)
-
-    def put_back() -> dict[str, tf.Tensor]:
-        for variable, value in before:
-            variable.assign(value)
-        old, found = dict(logs), shown()
-        for name in old.keys() & found.keys():  # others are the user's own
-            value = tf.cast(found[name], old[name].dtype)
-            if value.shape == old[name].shape:
-                old[name] = value
-        return keras.tree.map_structure(tf.identity, old)
-
-    return tf.cond(
-        counts, lambda: keras.tree.map_structure(tf.identity, logs), put_back
-    )
+    for name in logs.keys() & results.keys():
+        value = tf.cast(results[name], logs[name].dtype)
+        if value.shape == logs[name].shape:
+            logs[name] = value
+    return logs

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_osgd.bad_examples import BadExamples
 from keras_osgd.gain_ratio import GainRatio
+from keras_osgd.placement import step_variable
 from keras_osgd.score_table import ScoreTable
 from keras_osgd.uncertainty_set import UncertaintySet
 
@@ -76,7 +77,7 @@ class SamplingState(keras.Operation):
         """Makes the variables that the training step updates."""
         if self.gain is None:
             self.gain = GainRatio()
-            self.lead = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+            self.lead = step_variable(0.0, tf.float64)
 
     def allocate(
         self, table: ScoreTable, fingerprint: str, seed: int, norm: str

@@ -8,8 +8,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd import checks, continuation, fitting, keras_compat
+from keras_osgd import (
+    checks,
+    continuation,
+    fitting,
+    keras_compat,
+    replicas,
+    strategies,
+)
 from keras_osgd.fitting import checkpointing
+from keras_osgd.keras_compat_strategies import UnderStrategy
 from keras_osgd.pipeline import Sample
 from keras_osgd.run import Run
 from keras_osgd.sampling import Sampling, Uniform
@@ -35,7 +43,7 @@ class Held:
         self.epoch_complete = False
 
 
-class ImportanceSampled:
+class ImportanceSampled(UnderStrategy):
     """What our model classes add to Keras': `compile(sampling=...)` and its `fit`."""
 
     @property
@@ -170,9 +178,11 @@ class ImportanceSampled:
         if not (isinstance(data, tuple) and isinstance(data[-1], Sample)):
             return super().train_step(data)
         held = self.sampling_held
+        data = strategies.received(data)
         logs, norms, gain = held.core(data)
-        # Outside the compiled core, which would lock the log for the whole step.
+        # Outside the compiled core, which reaches no other device than the model's.
         held.run.log.write(data[-1].position, norms, gain)
+        replicas.once(lambda each: held.run.clock.decide())
         return logs
 
     train_step.importance_sampled = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -16,6 +17,7 @@ from keras_osgd import (
     learning_rate,
     loss_shares,
     losses,
+    replicas,
     skipping,
 )
 from keras_osgd import gain_ratio as gain_ratios
@@ -64,35 +66,49 @@ def sampled_step(
     So is that of a step whose gradient the loss scaler skips at a scale of 1 or less.
     """
     x, y, sample = data
-    weights = distributions.importance_weights(sample.probability, run.n)
-    candidate_weights = distributions.importance_weights(sample.candidate, run.n)
+    n, size = run.n / run.share.workers, tf.cast(run.batch_size, tf.float32)
+    weights = distributions.importance_weights(sample.probability, n)
+    candidate_weights = distributions.importance_weights(sample.candidate, n)
     combined = losses.weights_for(run.losses, weights, sample.sample_weight)
-    size = tf.cast(run.batch_size, tf.float32)
     before = skipping.state_before(model)
     done = _forward_and_backward(model, run, data, weights, combined)
-    finite, blameless = _is_finite(model, done)
-    counts = run.skips.admit(finite)
-    gain = run.gain.current(size)
+    logs = _metrics(model, x, y, done.y_pred, weights, combined)
+    both = [norms for norms in (done.last_layer, done.exact) if norms is not None]
+    observed = [
+        replicas.averaged(gain_ratios.moments(weights, candidate_weights, *norms))
+        for norms in both
+    ]
     importance = tf.reduce_all(sample.probability == sample.candidate)
-    applied_gain = tf.where(importance, gain, 1.0) if run.adapt else tf.ones([])
-    _apply(model, run, done.gradients, applied_gain, counts)
-    squared, squared_gradient = done.exact or done.last_layer
-    run.gain.update(
-        gain_ratios.moments(weights, candidate_weights, squared, squared_gradient),
-        counts,
-    )
-    if done.exact:
-        run.last_layer_gain.update(
-            gain_ratios.moments(weights, candidate_weights, *done.last_layer), counts
-        )
+    flags = replicas.everywhere(*_is_finite(model, done), importance)
+    values = [value for _, value in before]
+
+    def conclude(
+        each: Callable, gradients: Any, old: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        finite, _, importance = flags
+        counts, gain = run.skips.admit(finite), run.gain.current(size)
+        applied_gain = tf.where(importance, gain, 1.0) if run.adapt else tf.ones([])
+        changed = list(zip((v for v, _ in before), old, strict=True))
+        _apply(model, run, (each, gradients), changed, applied_gain, counts)
+        run.gain.update(observed[-1], counts)
+        if done.exact:
+            run.last_layer_gain.update(observed[0], counts)
+        return counts, gain
+
+    counts, gain = replicas.once(conclude, done.gradients, values)
+    logs = skipping.shown(logs, model.get_metrics_result())
+    gain = tf.where(counts & flags[1], gain, np.nan)
+    return logs, tf.sqrt(both[-1][0]), gain
+
+
+def _metrics(model, x, y, y_pred, weights, combined) -> dict[str, tf.Tensor]:
+    """Updates the metrics, importance-weighted, and returns them."""
     held = model.sampling_held
     held.importance_weights = weights, _output_weights(combined)
     try:
-        logs = model.compute_metrics(x, y, done.y_pred, sample_weight=combined)
+        return model.compute_metrics(x, y, y_pred, sample_weight=combined)
     finally:
         held.importance_weights = None
-    logs = skipping.kept_if(counts, before, logs, model.get_metrics_result)
-    return logs, tf.sqrt(squared), tf.where(counts & blameless, gain, np.nan)
 
 
 def _is_finite(model, done: _Pass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -155,20 +171,27 @@ def _track_loss(model, loss, weights, size) -> None:
 
 
 def _squared(model, run, found, deltas, size) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the squared norms `[m]`, times w^2, and ||g||^2, both of f's mean."""
+    """Returns the squared norms `[k]`, times w^2, and ||g||^2, both of f's mean.
+
+    The norms are of this replica's k examples, the gradient is that of all replicas.
+    """
     norms, gradient = [], []
     scale = tf.cast(model.optimizer.scale_loss(tf.ones([])), tf.float32)
     for item, head, delta in zip(run.losses, found, deltas, strict=True):
         coefficient = tf.square(item.coefficient(size) * scale)
         norms.append(last_layer.squared_norms(head, delta) / coefficient)
-        squared = last_layer.squared_gradient(head, delta)
+        squared = last_layer.squared_gradient(head, delta, replicas.summed)
         gradient.append(squared / (coefficient * tf.square(size)))
     return _total(norms), _total(gradient)
 
 
-def _apply(model, run, gradients, gain, counts) -> None:
-    """Applies the gradients at the adapted rate and counts the effective iterations."""
-    optimizer, variables = model.optimizer, model.trainable_weights
+def _apply(model, run, on_each, changed, gain, counts) -> None:
+    """Applies the gradients at the adapted rate and counts the effective iterations.
+
+    Where the step does not count, what it `changed` is put back instead.
+    """
+    (each, gradients), optimizer = on_each, model.optimizer
+    weights = model.trainable_weights
     inner = learning_rate.inner_optimizer(optimizer)
     scaled = inner is not optimizer  # by the loss: overflowing steps are skipped
     before = tf.identity(keras_compat.steps_taken(inner)) if scaled else None
@@ -176,13 +199,22 @@ def _apply(model, run, gradients, gain, counts) -> None:
 
     def step() -> tf.Tensor:
         with learning_rate.adapted(optimizer, gain, lead):
-            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+            each(lambda own: _apply_gradients(optimizer, own, weights), gradients)
         return tf.constant(True)
 
-    applied = tf.cond(counts, step, lambda: tf.constant(False))
+    def undo() -> tf.Tensor:
+        for variable, old in changed:
+            replicas.assign_each(keras_compat.tensor_of(variable), old)
+        return tf.constant(False)
+
+    applied = tf.cond(counts, step, undo)
     if before is not None:
         applied = keras_compat.steps_taken(inner) > before
     run.clock.advance(gain, applied)
+
+
+def _apply_gradients(optimizer, gradients, weights) -> None:
+    optimizer.apply_gradients(zip(gradients, weights, strict=True))
 
 
 def _output_weights(combined: Any) -> Any:

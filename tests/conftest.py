@@ -2,6 +2,7 @@
 
 import signal
 
+import tensorflow as tf
 from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)
@@ -9,3 +10,9 @@ settings.load_profile("untimed")
 
 # A shell starts its background jobs with Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A second device, for replicas and for what must not be on a model's device.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)

@@ -1,13 +1,10 @@
 """Models, optimizers and ways of running that are not the plain one."""
 
-import types
-
 import keras
 import numpy as np
 import pytest
 import small
-import tensorflow as tf
-from small import EPOCHS, X, Y
+from small import EPOCHS
 
 import keras_osgd
 from keras_osgd import pipeline
@@ -249,23 +246,3 @@ def test_ten_steps_an_execution_give_the_numbers_of_one_bit_for_bit():
         assert model.sampling_state.blocks >= 3
     np.testing.assert_array_equal(*map(small.flat, models))
     assert models[0].sampling_run.clock.step == models[1].sampling_run.clock.step
-
-
-# Row 32
-
-
-def test_several_replicas_are_refused_with_their_number(monkeypatch):
-    model = small.model()
-    two = types.SimpleNamespace(num_replicas_in_sync=2)
-    monkeypatch.setattr(type(model), "distribute_strategy", two)
-    with pytest.raises(ValueError, match='one replica; found 2.*sampling="uniform"'):
-        small.fit(model)
-
-
-def test_one_replica_trains_as_without_a_strategy():
-    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
-        inside = small.model()
-    outside = small.model()
-    for model in (inside, outside):
-        small.fit(model, X, Y)
-    np.testing.assert_array_equal(small.flat(inside), small.flat(outside))

@@ -18,6 +18,8 @@ LINES = 250
 ORDER = [
     "refusals",
     "warn_once",
+    "placement",
+    "replicas",
     "score_checks",
     "score_table",
     "distributions",
@@ -26,6 +28,7 @@ ORDER = [
     "systematic",
     "draws",
     "keras_compat",
+    "keras_compat_strategies",
     "skipping",
     "norms",
     "gain_ratio",
@@ -63,6 +66,7 @@ ORDER = [
     "run_settings",
     "snapshot",
     "checks",
+    "strategies",
     "diagnosis",
     "exact_step",
     "training_step",
@@ -77,7 +81,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 TREES = [ast.parse(path.read_text()) for path in FILES]
 CASES = list(zip(FILES, TREES, strict=True))
-PUBLIC = [case for case in CASES if case[0].name != "keras_compat.py"]
+PUBLIC = [case for case in CASES if not case[0].name.startswith("keras_compat")]
 PUBLIC_NAMES = [str(path.relative_to(PACKAGE)) for path, _ in PUBLIC]
 
 

@@ -146,26 +146,39 @@ def replaced_calls(
     """
     thread = threading.get_ident()
 
-    def replaced(layer: keras.Layer, original: Callable) -> Callable:
+    def replaced(layer: keras.Layer) -> Callable:
+        original = layer.call
         wrapped = wrap(layer, original)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             ours = threading.get_ident() == thread
             return (wrapped if ours else original)(*args, **kwargs)
 
+        call.replaces, call.ended = vars(layer).get("call"), False
         return call
 
-    layers = list(layers)
-    own = [vars(layer).get("call") for layer in layers]
+    calls = []
     try:
         for layer in layers:
-            vars(layer)["call"] = replaced(layer, layer.call)
+            calls.append((layer, replaced(layer)))
+            vars(layer)["call"] = calls[-1][1]
         yield
     finally:
-        for layer, call in zip(layers, own, strict=True):
-            vars(layer).pop("call", None)
-            if call is not None:
-                vars(layer)["call"] = call
+        for layer, call in calls:
+            call.ended = True
+            _take_off_ended(layer)
+
+
+def _take_off_ended(layer: keras.Layer) -> None:
+    """Gives a layer the call back that it had before those that have ended.
+
+    Replicas are threads whose blocks may overlap: the one begun first ends first.
+    """
+    own = vars(layer)
+    while getattr(own.get("call"), "ended", False):
+        before = own.pop("call").replaces
+        if before is not None:
+            own["call"] = before
 
 
 @contextlib.contextmanager

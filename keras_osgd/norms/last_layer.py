@@ -199,13 +199,16 @@ def squared_norms(head: Head, delta: tf.Tensor) -> tf.Tensor:
     return tf.maximum(tf.reduce_sum(gram, axis=(1, 2)), 0.0)
 
 
-def squared_gradient(head: Head, delta: tf.Tensor) -> tf.Tensor:
+def squared_gradient(
+    head: Head, delta: tf.Tensor, summed: Callable = lambda gradient: gradient
+) -> tf.Tensor:
     """Returns ||g||^2 of the last layer's parameters, regularisation left out.
 
     Args:
         head: what `Heads.of` returned.
         delta: like `head.pre_activation`. Row i is the gradient of the batch's loss
             with respect to z_i, so its weight and the 1/m are in it.
+        summed: adds up a part of the gradient over all replicas.
 
     Returns:
         `[]`, in the units of `squared_norms`.
@@ -217,13 +220,14 @@ def squared_gradient(head: Head, delta: tf.Tensor) -> tf.Tensor:
     """
     delta = _by_position(delta, head)
     if head.inputs is None:
-        return tf.reduce_sum(tf.square(tf.reduce_sum(delta, axis=0)))
+        return tf.reduce_sum(tf.square(summed(tf.reduce_sum(delta, axis=0))))
     rows = tf.reshape(delta, [-1, delta.shape[-1]])
     inputs = _by_position(head.inputs, head)
     columns = tf.reshape(inputs, [-1, inputs.shape[-1]])
-    squared = tf.reduce_sum(tf.square(tf.matmul(columns, rows, transpose_a=True)))
+    kernel = summed(tf.matmul(columns, rows, transpose_a=True))
+    squared = tf.reduce_sum(tf.square(kernel))
     if head.bias:
-        squared += tf.reduce_sum(tf.square(tf.reduce_sum(rows, axis=0)))
+        squared += tf.reduce_sum(tf.square(summed(tf.reduce_sum(rows, axis=0))))
     return squared
 
 

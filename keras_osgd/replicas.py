@@ -1,0 +1,162 @@
+"""A step on several replicas: what they do together, what is done once for all.
+
+With one replica, and outside of strategies, every function here is the plain call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+__all__ = [
+    "Share",
+    "assign_each",
+    "averaged",
+    "everywhere",
+    "once",
+    "share_of",
+    "summed",
+]
+
+
+class Share(NamedTuple):
+    """A process's part in training: of W workers each has a table over its own rows.
+
+    Its rows are every W-th from `rank` on, drawn with q by its own scores, so that
+    overall p_i = q_i / W: the weight 1/(n p_i) is W/(n q_i), and the mean of w grad f
+    over the batches of all workers is unbiased, whatever their scores are.
+
+    Attributes:
+        workers: W, number of processes.
+        rank: of this one, from 0 on.
+        replicas: on this worker; its batches are split evenly among them.
+    """
+
+    workers: int = 1
+    rank: int = 0
+    replicas: int = 1
+
+    @property
+    def all_replicas(self) -> int:
+        """Number of replicas of all workers."""
+        return self.workers * self.replicas
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the data that are this worker's.
+
+        Example:
+            >>> list(range(5))[Share(workers=2, rank=1).rows]
+            [1, 3]
+        """
+        return slice(self.rank, None, self.workers)
+
+
+def share_of(strategy: tf.distribute.Strategy) -> Share:
+    """Returns this process's part under a strategy.
+
+    Example:
+        >>> share_of(tf.distribute.get_strategy())
+        Share(workers=1, rank=0, replicas=1)
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return Share()
+    contexts = []
+
+    def note(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        contexts.append(context)
+        return tf.data.Dataset.range(1)
+
+    strategy.distribute_datasets_from_function(note)
+    workers = contexts[0].num_input_pipelines
+    replicas = strategy.num_replicas_in_sync // workers
+    return Share(workers, contexts[0].input_pipeline_id, replicas)
+
+
+def summed(values: Any) -> Any:
+    """Returns tensors, nested or not, summed over all replicas; called by each.
+
+    Example:
+        >>> float(summed(tf.constant(2.0)))
+        2.0
+    """
+    if _alone():
+        return values
+    flat = keras.tree.flatten(values)
+    context = tf.distribute.get_replica_context()
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+    return keras.tree.pack_sequence_as(values, total)
+
+
+def averaged(values: tf.Tensor) -> tf.Tensor:
+    """Returns the mean of a tensor over all replicas; called by each.
+
+    Example:
+        >>> float(averaged(tf.constant(2.0)))
+        2.0
+    """
+    if _alone():
+        return values
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+
+
+def everywhere(*flags: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Returns of each flag `[]` whether it is set on all replicas; called by each.
+
+    Example:
+        >>> [bool(flag) for flag in everywhere(tf.constant(True), tf.constant(False))]
+        [True, False]
+    """
+    if _alone():
+        return flags
+    missing = summed(tf.cast(tf.logical_not(tf.stack(flags)), tf.float32))
+    return tuple(tf.unstack(missing == 0))
+
+
+def once(function: Callable, *args: Any) -> Any:
+    """Calls `function` once for all replicas of this process; called by each.
+
+    Variables that are not a strategy's may be written in it, and conditions be taken
+    over what replicas do together: neither is possible inside a replica.
+
+    Args:
+        function: takes a function `each` and all replicas' `args`; `each(f, *args)`
+            calls `f` on each replica with its own.
+        *args: a replica's own.
+
+    Returns:
+        What `function` returns; tensors, the same for every replica.
+
+    Example:
+        >>> once(lambda each, value: each(lambda own: own + 1, value), 2)
+        3
+    """
+    if _alone():
+        return function(lambda on_replica, *own: on_replica(*own), *args)
+
+    def merged(strategy: tf.distribute.Strategy, *values: Any) -> Any:
+        return function(lambda f, *of_all: strategy.run(f, args=of_all), *values)
+
+    return tf.distribute.get_replica_context().merge_call(merged, args=args)
+
+
+def assign_each(variable: tf.Variable, values: Any) -> None:
+    """Gives every replica's copy of a variable its own value; inside `once`.
+
+    Without collective operations, of which only one branch of a condition may have any.
+
+    Args:
+        variable: of a strategy or not.
+        values: an argument of `once`, as it came.
+    """
+    local = tf.distribute.get_strategy().experimental_local_results
+    for copy, value in zip(local(variable), local(values), strict=True):
+        copy.assign(value)
+
+
+def _alone() -> bool:
+    return tf.distribute.get_strategy().num_replicas_in_sync == 1
