@@ -61,19 +61,18 @@ class Replayed(NamedTuple):
     gains: np.ndarray
 
 
-def replay(start, index, probability, adapted) -> Replayed:
+def replay(start, index, probability) -> Replayed:
     """Trains on the draws given, one example at a time.
 
     Args:
         start: weights of `model`.
         index: `[steps, m]`, rows of X.
         probability: `[steps, m]`, p of each among all N.
-        adapted: `[steps]`, whether the rate follows the gain ratio in a step.
     """
     weights = [tf.Variable(w, dtype=tf.float64) for w in start]
     velocity = [np.zeros(w.shape) for w in start]
     averages, norms, gains = np.zeros(4), [], []
-    for rows, p, follows in zip(index, probability, adapted, strict=True):
+    for rows, p in zip(index, probability, strict=True):
         m, w = len(rows), 1 / (N * p.astype(np.float64))
         each = [_gradient(weights, row) for row in rows]
         mean = [
@@ -81,7 +80,7 @@ def replay(start, index, probability, adapted) -> Replayed:
             for parts in zip(*each, strict=True)
         ]
         v = np.array([np.sqrt((g[2] ** 2).sum() + (g[3] ** 2).sum()) for g in each])
-        gains.append(_ratio(averages, m) if follows else 1.0)
+        gains.append(_ratio(averages, m))
         squared = (mean[2] ** 2).sum() + (mean[3] ** 2).sum()
         moments = [(w * v**2).mean(), (w**2 * v**2).mean(), np.nan, squared]
         averages = averages + (1 - DECAY) * (np.array(moments) - averages)
