@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.uneven_columns import Uneven
+
 __all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Rows", "Sample", "batches"]
 
 READ_AHEAD = 3  # batches, while plans are made beside the steps
@@ -130,8 +132,8 @@ class Rows:
     """Random access to the examples of nested arrays, without a copy of large ones.
 
     Args:
-        arrays: arrays in any nesting of tuples, lists and dicts, `None` allowed; all
-            with the same first dimension.
+        arrays: arrays or columns in any nesting of tuples, lists and dicts, `None`
+            allowed; all with the same first dimension.
 
     Example:
         >>> Rows((np.arange(6.0).reshape(3, 2), None))(tf.constant([2]))[0].numpy()
@@ -143,7 +145,7 @@ class Rows:
         self._structure = arrays
         leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
         large = sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES
-        # What is no array of NumPy's is a column of records, read when it is drawn.
+        # What is no array of NumPy's is a column whose rows are taken one by one.
         self._in_place = large or any(not isinstance(a, np.ndarray) for a in leaves)
         self._leaves = leaves
         if not self._in_place:
@@ -162,15 +164,33 @@ class Rows:
             lambda leaf: None if leaf is None else next(rows), self._structure
         )
 
-    def _gather_in_place(self, index: tf.Tensor) -> list[tf.Tensor]:
+    def _gather_in_place(self, index: tf.Tensor) -> list[Any]:
         def take(rows: np.ndarray) -> list[np.ndarray]:
-            return [np.ascontiguousarray(leaf[rows]) for leaf in self._leaves]
+            return [part for leaf in self._leaves for part in _taken(leaf, rows)]
 
-        dtypes = [tf.as_dtype(leaf.dtype) for leaf in self._leaves]
-        gathered = tf.numpy_function(take, [index], dtypes, stateful=False)
-        for tensor, leaf in zip(gathered, self._leaves, strict=True):
-            tensor.set_shape([index.shape[0], *leaf.shape[1:]])
+        dtypes = [tf.as_dtype(d) for leaf in self._leaves for d in _dtypes(leaf)]
+        taken = iter(tf.numpy_function(take, [index], dtypes, stateful=False))
+        gathered = []
+        for leaf in self._leaves:
+            tensors = [next(taken) for _ in _dtypes(leaf)]
+            if isinstance(leaf, Uneven):
+                leaf.set_shapes(tensors, index.shape[0])
+                gathered.append(leaf.tensor(tensors))
+            else:
+                tensors[0].set_shape([index.shape[0], *leaf.shape[1:]])
+                gathered.append(tensors[0])
         return gathered
+
+
+def _dtypes(leaf: Any) -> list[np.dtype]:
+    return leaf.dtypes if isinstance(leaf, Uneven) else [leaf.dtype]
+
+
+def _taken(leaf: Any, rows: np.ndarray) -> list[np.ndarray]:
+    """Returns what rows of a leaf consist of."""
+    if isinstance(leaf, Uneven):
+        return leaf.take(rows)
+    return [np.ascontiguousarray(leaf[rows])]
 
 
 def batches(

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_osgd.input_arrays import type_kept
+
 __all__ = ["Column", "Records"]
 
 _THREADS = 8
@@ -43,7 +45,7 @@ class Records:
         )
         self._structure = self._example(source[0])
         first = [np.asarray(leaf) for leaf in keras.tree.flatten(self._structure)]
-        self._specs = [(_kept_dtype(leaf), leaf.shape) for leaf in first]
+        self._specs = [(type_kept(leaf.dtype), leaf.shape) for leaf in first]
 
     def __len__(self) -> int:
         """Returns n."""
@@ -121,12 +123,6 @@ class Records:
                 "example `lambda record: (record['image'], record['label'])`."
             )
         return example
-
-
-def _kept_dtype(leaf: np.ndarray) -> np.dtype:
-    """Returns the type, floats as `floatx`, as Keras' own `fit` has them."""
-    is_float = leaf.dtype.name.startswith(("float", "bfloat"))
-    return np.dtype(keras.config.floatx()) if is_float else leaf.dtype
 
 
 class Column:

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import keras_compat
+from keras_osgd.norms.arrays import rows_from
 from keras_osgd.norms.calls import Frame, recording
 
 __all__ = ["Axes", "batch_axes", "numbered"]
@@ -46,7 +47,7 @@ def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
     """
     lengths = []
     for size in (2, 3):
-        rows = keras.tree.map_structure(lambda leaf, m=size: leaf[:m], x)
+        rows = keras.tree.map_structure(lambda leaf, m=size: rows_from(leaf, 0, m), x)
         with recording(model) as frames, keras.StatelessScope():
             try:
                 keras_compat.call_model(model, rows, training=False)

@@ -1,0 +1,33 @@
+"""What users give as arrays, in the types that Keras' own `fit` gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+__all__ = ["as_array", "in_floatx", "type_kept"]
+
+
+def as_array(leaf: Any) -> np.ndarray:
+    """Returns an array, floats as `floatx`; not copied if it is that already.
+
+    Args:
+        leaf: an array, a tensor, or a table of pandas', whose columns become `[n, 1]`.
+    """
+    array = np.asarray(leaf)
+    if hasattr(leaf, "iloc") and array.ndim == 1:
+        array = array[:, np.newaxis]
+    return in_floatx(array)
+
+
+def in_floatx(array: np.ndarray) -> np.ndarray:
+    """Returns the array, floats as `floatx`."""
+    return array.astype(type_kept(array.dtype), copy=False)
+
+
+def type_kept(dtype: np.dtype) -> np.dtype:
+    """Returns `floatx` for floats of any size, else the type itself."""
+    is_float = dtype.name.startswith(("float", "bfloat"))
+    return np.dtype(keras.config.floatx()) if is_float else dtype
