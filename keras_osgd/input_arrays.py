@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-__all__ = ["as_array", "in_floatx", "type_kept"]
+__all__ = ["as_array", "in_floatx", "parts_of", "type_kept"]
+
+_AT_ONCE = 2**20  # values, where all are looked at
 
 
 def as_array(leaf: Any) -> np.ndarray:
@@ -31,3 +34,15 @@ def type_kept(dtype: np.dtype) -> np.dtype:
     """Returns `floatx` for floats of any size, else the type itself."""
     is_float = dtype.name.startswith(("float", "bfloat"))
     return np.dtype(keras.config.floatx()) if is_float else dtype
+
+
+def parts_of(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the rows in parts, with the first one's number, to save memory.
+
+    Example:
+        >>> [first for first, part in parts_of(np.zeros([3, 2**20]))]
+        [0, 1, 2]
+    """
+    rows = max(1, _AT_ONCE // max(1, array[:1].size))
+    for first in range(0, len(array), rows):
+        yield first, array[first : first + rows]

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.uneven_columns import Uneven
+from keras_osgd.uneven_columns import Uneven, dtypes_of, taken_from
 
 __all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Rows", "Sample", "batches"]
 
@@ -144,14 +144,21 @@ class Rows:
         """Takes small arrays into variables and refers to large ones."""
         self._structure = arrays
         leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
-        large = sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES
-        # What is no array of NumPy's is a column whose rows are taken one by one.
-        self._in_place = large or any(not isinstance(a, np.ndarray) for a in leaves)
+        self._in_place = self.reads_in_place(arrays)
         self._leaves = leaves
         if not self._in_place:
             # Not a captured tensor: each new iterator would copy that once more.
             with tf.device("CPU:0"):
                 self._leaves = [tf.Variable(leaf, trainable=False) for leaf in leaves]
+
+    @staticmethod
+    def reads_in_place(arrays: Any) -> bool:
+        """Returns whether rows are taken from the arrays as they are."""
+        leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+        # What is no array of NumPy's is a column whose rows are taken one by one.
+        return sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES or any(
+            not isinstance(leaf, np.ndarray) for leaf in leaves
+        )
 
     def __call__(self, index: tf.Tensor) -> Any:
         """Returns rows `index` of every array, in the same nesting."""
@@ -166,13 +173,13 @@ class Rows:
 
     def _gather_in_place(self, index: tf.Tensor) -> list[Any]:
         def take(rows: np.ndarray) -> list[np.ndarray]:
-            return [part for leaf in self._leaves for part in _taken(leaf, rows)]
+            return [part for leaf in self._leaves for part in taken_from(leaf, rows)]
 
-        dtypes = [tf.as_dtype(d) for leaf in self._leaves for d in _dtypes(leaf)]
+        dtypes = [tf.as_dtype(d) for leaf in self._leaves for d in dtypes_of(leaf)]
         taken = iter(tf.numpy_function(take, [index], dtypes, stateful=False))
         gathered = []
         for leaf in self._leaves:
-            tensors = [next(taken) for _ in _dtypes(leaf)]
+            tensors = [next(taken) for _ in dtypes_of(leaf)]
             if isinstance(leaf, Uneven):
                 leaf.set_shapes(tensors, index.shape[0])
                 gathered.append(leaf.tensor(tensors))
@@ -180,17 +187,6 @@ class Rows:
                 tensors[0].set_shape([index.shape[0], *leaf.shape[1:]])
                 gathered.append(tensors[0])
         return gathered
-
-
-def _dtypes(leaf: Any) -> list[np.dtype]:
-    return leaf.dtypes if isinstance(leaf, Uneven) else [leaf.dtype]
-
-
-def _taken(leaf: Any, rows: np.ndarray) -> list[np.ndarray]:
-    """Returns what rows of a leaf consist of."""
-    if isinstance(leaf, Uneven):
-        return leaf.take(rows)
-    return [np.ascontiguousarray(leaf[rows])]
 
 
 def batches(

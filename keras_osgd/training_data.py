@@ -14,10 +14,12 @@ import tensorflow as tf
 from keras_osgd.checked_inputs import checked
 from keras_osgd.example_weights import checked_weights, leaves_of, with_class_weight
 from keras_osgd.examples import Indexed
+from keras_osgd.input_arrays import parts_of
+from keras_osgd.pipeline import Rows
 from keras_osgd.refusals import Refusals, refuse
 from keras_osgd.uneven_columns import Uneven
 
-__all__ = ["PROBES", "TrainingData", "inputs", "prepare", "split"]
+__all__ = ["PROBES", "TrainingData", "held_out", "inputs", "prepare", "split"]
 
 PROBES = 64
 _MOST_CLASSES = 10_000
@@ -58,9 +60,9 @@ class TrainingData(NamedTuple):
         y, *others = keras.tree.flatten(self.arrays[1])
         if others or y is None or y.dtype.kind not in "iubf":
             return None
-        binary = ((y == 0) | (y == 1)).all()
+        binary = _all(y, lambda part: (part == 0) | (part == 1))
         if y.ndim == 2 and y.shape[1] > 1:
-            one_hot = binary and (y.sum(axis=1) == 1).all()
+            one_hot = binary and _all(y, lambda part: part.sum(axis=1) == 1)
             return y.argmax(axis=1) if one_hot else None
         if y.size != len(y) or (y.dtype.kind == "f" and not binary):
             return None
@@ -86,6 +88,24 @@ class TrainingData(NamedTuple):
                 digest.update(_bytes(leaf, row))
             hashes.append(int.from_bytes(digest.digest()[:8], "big"))
         return np.array(hashes, np.uint64)
+
+
+def held_out(arrays: tuple, batch_size: int) -> Any:
+    """Returns what `split` left for validation, for Keras.
+
+    Keras copies arrays that it is given, so large ones become batches of them; and
+    takes strings as tensors only, unless they are Python's.
+    """
+    dense = all(isinstance(leaf, np.ndarray) for leaf in leaves_of(arrays))
+    if dense and Rows.reads_in_place(arrays):
+        return Indexed((*arrays, None)[:3]).dataset(batch_size, shuffle=False)
+    return keras.tree.map_structure(
+        lambda leaf: _tensor(leaf) if _is_text(leaf) else leaf, arrays
+    )
+
+
+def _all(array: np.ndarray, test: Callable[[np.ndarray], np.ndarray]) -> bool:
+    return all(test(part).all() for _, part in parts_of(array))
 
 
 def _is_text(leaf: Any) -> bool:
@@ -193,9 +213,5 @@ def split(
     def rows(part: slice) -> Any:
         return keras.tree.map_structure(lambda a: a if a is None else a[part], arrays)
 
-    # Keras takes strings, other than those of Python's, as tensors only.
-    validation = keras.tree.map_structure(
-        lambda a: _tensor(a) if _is_text(a) else a,
-        rows(slice(at, None)),
-    )
+    validation = rows(slice(at, None))
     return rows(slice(at)), validation[: 3 if sample_weight is not None else 2]

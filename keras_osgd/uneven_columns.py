@@ -11,7 +11,15 @@ import tensorflow as tf
 
 from keras_osgd.input_arrays import in_floatx
 
-__all__ = ["RaggedColumn", "SparseColumn", "Uneven", "is_uneven", "uneven"]
+__all__ = [
+    "RaggedColumn",
+    "SparseColumn",
+    "Uneven",
+    "dtypes_of",
+    "is_uneven",
+    "taken_from",
+    "uneven",
+]
 
 
 class Uneven:
@@ -138,6 +146,18 @@ class SparseColumn(Uneven):
         indices = tf.ensure_shape(indices, [None, self.ndim])
         size = tf.size(splits) - 1 if size is None else size - 1
         return tf.SparseTensor(indices, values, (size, *self.shape[1:]))
+
+
+def dtypes_of(leaf: Any) -> list[np.dtype]:
+    """Returns the types of what `taken_from` gives."""
+    return leaf.dtypes if isinstance(leaf, Uneven) else [leaf.dtype]
+
+
+def taken_from(leaf: Any, rows: np.ndarray) -> list[np.ndarray]:
+    """Returns what rows of an array or a column consist of, as arrays."""
+    if isinstance(leaf, Uneven):
+        return leaf.take(rows)
+    return [np.ascontiguousarray(leaf[rows])]
 
 
 def is_uneven(part: Any) -> bool:
