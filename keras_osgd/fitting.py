@@ -129,7 +129,7 @@ def importance_sampling(
     steps = given["steps_per_epoch"] or math.ceil(data.n / data.batch_size)
     size = given["validation_batch_size"] or data.batch_size
     if validation is not given["validation_data"]:
-        validation = training_data.held_out(validation, size)
+        validation = training_data.held_out(validation, data, size)
     begun, start = _begin(checkpoint, run, data, given)
     try:
         yield given | {

@@ -134,17 +134,18 @@ class Rows:
     Args:
         arrays: arrays or columns in any nesting of tuples, lists and dicts, `None`
             allowed; all with the same first dimension.
+        in_place: whether none is taken into a variable, however small.
 
     Example:
         >>> Rows((np.arange(6.0).reshape(3, 2), None))(tf.constant([2]))[0].numpy()
         array([[4., 5.]])
     """
 
-    def __init__(self, arrays: Any) -> None:
+    def __init__(self, arrays: Any, in_place: bool = False) -> None:
         """Takes small arrays into variables and refers to large ones."""
         self._structure = arrays
         leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
-        self._in_place = self.reads_in_place(arrays)
+        self._in_place = in_place or self.reads_in_place(arrays)
         self._leaves = leaves
         if not self._in_place:
             # Not a captured tensor: each new iterator would copy that once more.

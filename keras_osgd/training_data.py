@@ -90,15 +90,17 @@ class TrainingData(NamedTuple):
         return np.array(hashes, np.uint64)
 
 
-def held_out(arrays: tuple, batch_size: int) -> Any:
+def held_out(arrays: tuple, beside: TrainingData, batch_size: int) -> Any:
     """Returns what `split` left for validation, for Keras.
 
-    Keras copies arrays that it is given, so large ones become batches of them; and
-    takes strings as tensors only, unless they are Python's.
+    Keras copies arrays that it is given, so beside large ones they become batches that
+    are read in place; and it takes strings as tensors only, unless they are Python's.
     """
-    dense = all(isinstance(leaf, np.ndarray) for leaf in leaves_of(arrays))
-    if dense and Rows.reads_in_place(arrays):
-        return Indexed((*arrays, None)[:3]).dataset(batch_size, shuffle=False)
+    leaves = leaves_of(arrays)
+    dense = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    if dense and Rows.reads_in_place(beside.arrays):
+        take = tf.autograph.experimental.do_not_convert(Rows(arrays, in_place=True))
+        return tf.data.Dataset.range(len(leaves[0])).batch(batch_size).map(take)
     return keras.tree.map_structure(
         lambda leaf: _tensor(leaf) if _is_text(leaf) else leaf, arrays
     )

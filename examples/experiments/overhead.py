@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import models
 import numpy as np
-from benchmark_costs import milliseconds_a_step
+from step_timer import milliseconds_a_step
 
 import keras_osgd
 from experiments import networks
