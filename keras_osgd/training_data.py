@@ -98,7 +98,7 @@ def held_out(arrays: tuple, beside: TrainingData, batch_size: int) -> Any:
     """
     leaves = leaves_of(arrays)
     dense = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    if dense and Rows.reads_in_place(beside.arrays):
+    if dense and Rows.reads_in_place((beside.arrays, arrays)):
         take = tf.autograph.experimental.do_not_convert(Rows(arrays, in_place=True))
         return tf.data.Dataset.range(len(leaves[0])).batch(batch_size).map(take)
     return keras.tree.map_structure(
