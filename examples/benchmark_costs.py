@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 import training
 from benchmark_records import Records
+from step_timer import milliseconds_a_step
 
 from keras_osgd.observations import ObservationLog
 from keras_osgd.pipeline import PlanBuffers
@@ -145,47 +146,6 @@ def _overhead_model(
         sampling = RAIS(adapt_learning_rate=False)
     run = training.Run(network, sampling, _SCHEDULE_EPOCHS, _LEARNING_RATE, seed=0)
     return training.build(run, train)
-
-
-def milliseconds_a_step(
-    model: keras.Model,
-    train: datasets.Split,
-    epochs: int,
-    steps_per_epoch: int | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> float:
-    """Returns the mean time of a step of `fit`, without its first execution."""
-    timer = _StepTimer()
-    model.fit(
-        *train,
-        batch_size=models.BATCH_SIZE,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        callbacks=[*callbacks, timer],
-        verbose=0,
-    )
-    return timer.milliseconds()
-
-
-class _StepTimer(keras.callbacks.Callback):
-    """Counts and times the executions after the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._executions = 0
-        self._started = self._ended = 0.0
-
-    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        self._executions += 1
-        if self._executions == 2:
-            self._started = time.perf_counter()
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        self._ended = time.perf_counter()
-
-    def milliseconds(self) -> float:
-        steps = (self._executions - 1) * self.model.steps_per_execution
-        return 1000 * (self._ended - self._started) / steps
 
 
 def _measure_planning(examples: int) -> dict[str, float | int | None]:

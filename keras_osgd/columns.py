@@ -10,8 +10,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from keras_osgd.uneven_columns import Uneven
+
 __all__ = ["Spec", "in_memory", "kept_in", "on_disk", "row_hashes"]
 
+Column = np.ndarray | Uneven
 _MANIFEST = "examples.json"
 _VERSION = 1
 
@@ -28,11 +31,11 @@ class Spec(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _spec_of(leaf: np.ndarray) -> Spec:
+def _spec_of(leaf: Column) -> Spec:
     return Spec(leaf.dtype.name, tuple(leaf.shape[1:]))
 
 
-def in_memory(batches: Iterable[Sequence[np.ndarray]], limit: int) -> list[np.ndarray]:
+def in_memory(batches: Iterable[Sequence[Column]], limit: int) -> list[Column]:
     """Returns the columns of all batches, each in one array.
 
     Args:
@@ -46,7 +49,7 @@ def in_memory(batches: Iterable[Sequence[np.ndarray]], limit: int) -> list[np.nd
         >>> in_memory([[np.zeros(2)], [np.ones(1)]], limit=100)
         [array([0., 0., 1.])]
     """
-    held: list[Sequence[np.ndarray]] = []
+    held: list[Sequence[Column]] = []
     size = 0
     for leaves in _alike(batches):
         size += sum(leaf.nbytes for leaf in leaves)
@@ -57,12 +60,17 @@ def in_memory(batches: Iterable[Sequence[np.ndarray]], limit: int) -> list[np.nd
                 "keeps them on disk and reads them from there, or raise `memory_limit`."
             )
         held.append(leaves)
-    return [np.concatenate(column) for column in zip(*held, strict=True)]
+    return [
+        column[0].joined(column)
+        if isinstance(column[0], Uneven)
+        else np.concatenate(column)
+        for column in zip(*held, strict=True)
+    ]
 
 
 def on_disk(
-    batches: Iterable[Sequence[np.ndarray]], directory: pathlib.Path
-) -> list[np.ndarray]:
+    batches: Iterable[Sequence[Column]], directory: pathlib.Path
+) -> list[Column]:
     """Writes the columns into files, and returns them read where they are.
 
     Args:
@@ -82,11 +90,7 @@ def on_disk(
     try:
         for leaves in _alike(batches):
             specs = [_spec_of(leaf) for leaf in leaves]
-            if any(leaf.dtype.hasobject for leaf in leaves):
-                raise ValueError(
-                    "Columns on disk must be numbers. Received: strings. Turn them "
-                    "into numbers in the dataset, or leave `cache` out."
-                )
+            _refuse_on_disk(leaves)
             names = [_path(directory, order) for order in range(len(leaves))]
             files = files or [open(name, "wb") for name in names]  # noqa: SIM115
             for file, leaf in zip(files, leaves, strict=True):
@@ -102,7 +106,21 @@ def on_disk(
     return _read(directory, n, specs)
 
 
-def kept_in(directory: pathlib.Path) -> list[np.ndarray] | None:
+def _refuse_on_disk(leaves: Sequence[Column]) -> None:
+    if any(isinstance(leaf, Uneven) for leaf in leaves):
+        raise ValueError(
+            "Columns on disk must be dense. Received: ragged or sparse tensors. Write "
+            "`.to_tensor(shape=...)` or `tf.sparse.to_dense` in the dataset, or leave "
+            "`cache` out."
+        )
+    if any(leaf.dtype.hasobject for leaf in leaves):
+        raise ValueError(
+            "Columns on disk must be numbers. Received: strings. Turn them into "
+            "numbers in the dataset, or leave `cache` out."
+        )
+
+
+def kept_in(directory: pathlib.Path) -> list[Column] | None:
     """Returns the columns that `on_disk` wrote there, `None` if it did not."""
     path = directory / _MANIFEST
     if not path.exists():
@@ -112,7 +130,7 @@ def kept_in(directory: pathlib.Path) -> list[np.ndarray] | None:
     return _read(directory, manifest["n"], specs)
 
 
-def _read(directory: pathlib.Path, n: int, specs: Sequence[Spec]) -> list[np.ndarray]:
+def _read(directory: pathlib.Path, n: int, specs: Sequence[Spec]) -> list[Column]:
     return [
         # Written to by nobody; "c" since TensorFlow asks for arrays that can be.
         np.memmap(_path(directory, order), spec.dtype, "c", shape=(n, *spec.shape))
@@ -126,7 +144,7 @@ def _path(directory: pathlib.Path, order: int) -> pathlib.Path:
     return directory / f"column-{order}.raw"
 
 
-def _alike(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+def _alike(batches: Iterable[Sequence[Column]]) -> Iterator[list[Column]]:
     """Yields the batches; raises at the first whose rows are unlike those before."""
     first: list[Spec] | None = None
     for leaves in map(list, batches):
@@ -145,7 +163,7 @@ def _listed(specs: Sequence[Spec]) -> str:
     return ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in specs)
 
 
-def row_hashes(leaves: Sequence[np.ndarray]) -> np.ndarray:
+def row_hashes(leaves: Sequence[Column]) -> np.ndarray:
     """Returns `[k]` uint64, equal for rows of equal bytes, and hardly ever else.
 
     Args:
@@ -158,8 +176,8 @@ def row_hashes(leaves: Sequence[np.ndarray]) -> np.ndarray:
     """
     total = np.zeros(len(leaves[0]), np.uint64)
     for order, leaf in enumerate(leaves):
-        if leaf.dtype.hasobject:
-            hashes = [hash(repr(row)) for row in leaf.reshape(len(leaf), -1).tolist()]
+        if isinstance(leaf, Uneven) or leaf.dtype.hasobject:
+            hashes = [hash(row) for row in _texts(leaf)]
             total += np.array(hashes, np.int64).view(np.uint64)
             continue
         rows = np.ascontiguousarray(leaf).reshape(len(leaf), -1).view(np.uint8)
@@ -167,3 +185,10 @@ def row_hashes(leaves: Sequence[np.ndarray]) -> np.ndarray:
         factors = rng.integers(2**63, size=rows.shape[1], dtype=np.uint64)
         total += rows @ (2 * factors + np.uint64(1))
     return total
+
+
+def _texts(leaf: Column) -> Iterator[str]:
+    """Yields one text for each row, of all that it consists of."""
+    for row in np.arange(len(leaf))[:, np.newaxis]:
+        parts = leaf.take(row) if isinstance(leaf, Uneven) else [leaf[row]]
+        yield repr([part.tolist() for part in parts])

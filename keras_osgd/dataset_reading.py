@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd import columns
+from keras_osgd.input_arrays import as_array
+from keras_osgd.uneven_columns import Uneven, uneven
 
 __all__ = ["batches", "is_batched", "read"]
 
@@ -76,17 +78,9 @@ def _as_arrays(element: Any) -> tuple:
     while len(parts) > 1 and parts[-1] is None:
         parts = parts[:-1]
 
-    def convert(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, tf.RaggedTensor | tf.SparseTensor):
-            raise ValueError(
-                "Examples must be dense tensors of one shape. Received: "
-                f"{type(leaf).__name__}. Write `.to_tensor(shape=...)` or "
-                "`tf.sparse.to_dense` in the dataset."
-            )
-        array = np.asarray(leaf)
-        if array.dtype.name.startswith(("float", "bfloat")):
-            array = array.astype(keras.config.floatx(), copy=False)
-        return array
+    def convert(leaf: Any) -> np.ndarray | Uneven:
+        found = uneven(leaf)
+        return as_array(leaf) if found is None else found
 
     return keras.tree.lists_to_tuples(keras.tree.map_structure(convert, parts))
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_osgd.input_arrays import parts_of
 from keras_osgd.refusals import refuse
 
 __all__ = ["checked_weights", "leaves_of", "with_class_weight"]
@@ -45,15 +46,16 @@ def checked_weights(sample_weight: Any, y: Any) -> Any:
 
 
 def _problem_of_values(leaf: np.ndarray) -> str | None:
-    bad = ~(leaf >= 0) | ~np.isfinite(leaf)
-    if not bad.any():
-        return None
-    index = int(np.argwhere(bad)[0][0])
-    return (
-        "`sample_weight` must be finite and not negative. Received: "
-        f"sample_weight[{index}]={leaf[index]}. Drop such examples or give them "
-        "weight 0."
-    )
+    for first, part in parts_of(leaf):
+        bad = ~(part >= 0) | ~np.isfinite(part)
+        if bad.any():
+            index = first + int(np.argwhere(bad)[0][0])
+            return (
+                "`sample_weight` must be finite and not negative. Received: "
+                f"sample_weight[{index}]={leaf[index]}. Drop such examples or give "
+                "them weight 0."
+            )
+    return None
 
 
 def with_class_weight(

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd.pipeline import Rows
+from keras_osgd.rows import Rows
 
 __all__ = ["Indexed"]
 

@@ -124,15 +124,13 @@ def importance_sampling(
     strategies.build(model, seen.data)
     epochs, verbose = given["epochs"], given["verbose"]
     share = replicas.share_of(model.distribute_strategy)
-    size, data = seen.data.batch_size, strategies.part_of(seen.data, share)
+    m, data = seen.data.batch_size, strategies.part_of(seen.data, share)
     run = _enter_run(model, seen, data, share, verbose)
-    steps = given["steps_per_epoch"] or math.ceil(seen.data.n / size)
-    begun, start = given["initial_epoch"], (data,)
-    if checkpoint is not None:
-        found = checkpoint.begin(run, data, epochs, begun)
-        begun, start = found.epoch, (data, found.run, found.done)
-        if found.line:
-            run.say(found.line)
+    steps = given["steps_per_epoch"] or math.ceil(seen.data.n / m)
+    size = given["validation_batch_size"] or m
+    if validation is not given["validation_data"]:
+        validation = training_data.held_out(validation, seen.data, size)
+    begun, start = _begin(checkpoint, run, data, given)
     try:
         yield given | {
             "x": strategies.distributed(model, run.start(*start)),
@@ -141,7 +139,7 @@ def importance_sampling(
             ),
             "initial_epoch": begun,
             "validation_data": validation,
-            "validation_batch_size": given["validation_batch_size"] or size,
+            "validation_batch_size": size,
             "validation_split": 0.0,
             "shuffle": False,
             **dict.fromkeys(_OURS),
@@ -179,6 +177,19 @@ def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:
     held = model.sampling_held
     x, held.indexed = from_dataset(given["x"], held.indexed, given["verbose"] != 0)
     return given | {"x": x}
+
+
+def _begin(
+    checkpoint: Any, run: Run, data: TrainingData, given: dict[str, Any]
+) -> tuple[int, tuple]:
+    """Returns the first epoch, and the arguments of `Run.start`."""
+    begun = given["initial_epoch"]
+    if checkpoint is None:
+        return begun, (data,)
+    found = checkpoint.begin(run, data, given["epochs"], begun)
+    if found.line:
+        run.say(found.line)
+    return found.epoch, (data, found.run, found.done)
 
 
 def _enter_run(

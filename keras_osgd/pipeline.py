@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_osgd.placement import host_variable
+from keras_osgd.rows import Rows
 
-__all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Rows", "Sample", "batches"]
+__all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Sample", "batches"]
 
 READ_AHEAD = 3  # batches, while plans are made beside the steps
-_IN_PLACE_BYTES = 2**28  # larger arrays are read where they are, never copied
 _NEVER = tf.int64.max
 
 
@@ -140,52 +139,6 @@ class PlanBuffers:
         """
         first = tf.gather(self.number, step % self.rows)
         return first + position % self.batch_size
-
-
-class Rows:
-    """Random access to the examples of nested arrays, without a copy of large ones.
-
-    Args:
-        arrays: arrays in any nesting of tuples, lists and dicts, `None` allowed; all
-            with the same first dimension.
-
-    Example:
-        >>> Rows((np.arange(6.0).reshape(3, 2), None))(tf.constant([2]))[0].numpy()
-        array([[4., 5.]])
-    """
-
-    def __init__(self, arrays: Any) -> None:
-        """Takes small arrays into variables and refers to large ones."""
-        self._structure = arrays
-        leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
-        large = sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES
-        # What is no array of NumPy's is a column of records, read when it is drawn.
-        self._in_place = large or any(not isinstance(a, np.ndarray) for a in leaves)
-        self._leaves = leaves
-        if not self._in_place:
-            # Not a captured tensor: each new iterator would copy that once more.
-            self._leaves = [host_variable(leaf) for leaf in leaves]
-
-    def __call__(self, index: tf.Tensor) -> Any:
-        """Returns rows `index` of every array, in the same nesting."""
-        if self._in_place:
-            gathered = self._gather_in_place(index)
-        else:
-            gathered = [tf.gather(leaf, index) for leaf in self._leaves]
-        rows = iter(gathered)
-        return keras.tree.map_structure(
-            lambda leaf: None if leaf is None else next(rows), self._structure
-        )
-
-    def _gather_in_place(self, index: tf.Tensor) -> list[tf.Tensor]:
-        def take(rows: np.ndarray) -> list[np.ndarray]:
-            return [np.ascontiguousarray(leaf[rows]) for leaf in self._leaves]
-
-        dtypes = [tf.as_dtype(leaf.dtype) for leaf in self._leaves]
-        gathered = tf.numpy_function(take, [index], dtypes, stateful=False)
-        for tensor, leaf in zip(gathered, self._leaves, strict=True):
-            tensor.set_shape([index.shape[0], *leaf.shape[1:]])
-        return gathered
 
 
 def batches(

@@ -18,9 +18,10 @@ from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.losses import OutputLoss
 from keras_osgd.observations import ObservationLog
 from keras_osgd.oracle import OraclePlanner, refresh_steps
-from keras_osgd.pipeline import PlanBuffers, Rows, batches
+from keras_osgd.pipeline import PlanBuffers, batches
 from keras_osgd.planner import Planner
 from keras_osgd.replicas import Share, share_of
+from keras_osgd.rows import Rows
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer, scoring_all
 from keras_osgd.skipping import Skips

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_osgd import keras_compat, loss_shares, losses
 from keras_osgd.losses import OutputLoss
 from keras_osgd.norms import exact
+from keras_osgd.norms.arrays import rows_from
 from keras_osgd.norms.batch_axes import batch_axes
 from keras_osgd.norms.calls import Frame, recording, state_kept
 from keras_osgd.norms.normalization import couples_examples
@@ -103,7 +104,7 @@ class Scorer:
         """The examples of `probe`, each alone."""
         return [
             keras.tree.map_structure(
-                lambda a, i=row: None if a is None else a[i : i + 1], self.probe
+                lambda a, i=row: None if a is None else rows_from(a, i, 1), self.probe
             )
             for row in range(_PROBED)
         ]

@@ -6,14 +6,19 @@ import contextlib
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_osgd import keras_compat_strategies
+from keras_osgd.example_weights import leaves_of
+from keras_osgd.input_arrays import row_numbers
 from keras_osgd.pipeline import Sample
+from keras_osgd.record_columns import Column
 from keras_osgd.refusals import refuse
 from keras_osgd.replicas import Share, share_of
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.training_data import TrainingData
+from keras_osgd.uneven_columns import is_uneven
 
 __all__ = [
     "build",
@@ -75,6 +80,11 @@ def _problems(model, sampling, name: str) -> list[tuple[bool, str]]:
 
 
 def _problem_of_sizes(data: TrainingData, share: Share) -> str | None:
+    if share.workers > 1 and any(map(is_uneven, leaves_of(data.arrays))):
+        return (
+            "Several workers need rows of one shape. Received: ragged or sparse data. "
+            "Pad it, or train in one process."
+        )
     if data.batch_size % share.all_replicas:
         return (
             "`batch_size` must be a multiple of the number of replicas, among which "
@@ -118,11 +128,34 @@ def part_of(data: TrainingData, share: Share) -> TrainingData:
     """Returns one worker's part: its rows, as views, and its part of each batch."""
     if share.workers == 1:
         return data
-    arrays = keras.tree.map_structure(
-        lambda a: None if a is None else a[share.rows], data.arrays
-    )
+
+    def part(leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, np.ndarray):
+            return leaf if leaf is None else leaf[share.rows]
+        return _Part(leaf, share.rows)
+
+    arrays = keras.tree.map_structure(part, data.arrays)
     n, size = len(range(data.n)[share.rows]), data.batch_size // share.workers
     return data._replace(arrays=arrays, n=n, batch_size=size)
+
+
+class _Part:
+    """Every W-th row of a column of records, none of which is read before its time."""
+
+    def __init__(self, column: Column, rows: slice) -> None:
+        self._column, self._numbers = column, range(len(column))[rows]
+        self.dtype, self.ndim = column.dtype, column.ndim
+        self.shape = (len(self._numbers), *column.shape[1:])
+        self.nbytes = column.nbytes // len(column) * len(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        numbers = self._numbers
+        return self._column[
+            numbers.start + numbers.step * row_numbers(rows, len(numbers))
+        ]
 
 
 def distributed(model: keras.Model, dataset: tf.data.Dataset) -> Any:

@@ -11,21 +11,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.checked_inputs import checked
 from keras_osgd.example_weights import checked_weights, leaves_of, with_class_weight
 from keras_osgd.examples import Indexed
-from keras_osgd.record_columns import Column
+from keras_osgd.input_arrays import parts_of
 from keras_osgd.refusals import Refusals, refuse
+from keras_osgd.rows import Rows
+from keras_osgd.uneven_columns import Uneven
 
-__all__ = ["PROBES", "TrainingData", "checked", "inputs", "prepare", "split"]
+__all__ = ["PROBES", "TrainingData", "held_out", "inputs", "prepare", "split"]
 
 PROBES = 64
 _MOST_CLASSES = 10_000
-_SOURCES = (
-    "Importance sampling needs random access to a finite set: pass NumPy arrays or "
-    "tensors (lists, tuples and dicts of them too), a finite `tf.data.Dataset` or "
-    "`PyDataset`, what `keras_osgd.data.indexed` or `.records` return, or compile with "
-    'sampling="uniform" for Keras\' own training.'
-)
 
 
 class TrainingData(NamedTuple):
@@ -47,8 +44,7 @@ class TrainingData(NamedTuple):
     def batch(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
         """Returns examples as tensors; what is drawn anew at every visit is fixed."""
         taken = keras.tree.map_structure(
-            lambda a: None if a is None else tf.convert_to_tensor(a[rows]),
-            self.arrays,
+            lambda a: None if a is None else _tensor(a[rows]), self.arrays
         )
         if self.transform is None:
             return taken
@@ -64,9 +60,9 @@ class TrainingData(NamedTuple):
         y, *others = keras.tree.flatten(self.arrays[1])
         if others or y is None or y.dtype.kind not in "iubf":
             return None
-        binary = ((y == 0) | (y == 1)).all()
+        binary = _all(y, lambda part: (part == 0) | (part == 1))
         if y.ndim == 2 and y.shape[1] > 1:
-            one_hot = binary and (y.sum(axis=1) == 1).all()
+            one_hot = binary and _all(y, lambda part: part.sum(axis=1) == 1)
             return y.argmax(axis=1) if one_hot else None
         if y.size != len(y) or (y.dtype.kind == "f" and not binary):
             return None
@@ -80,7 +76,7 @@ class TrainingData(NamedTuple):
         probes = np.linspace(0, self.n - 1, PROBES).astype(np.int64)
         for leaf in leaves_of(self.arrays):
             digest.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
-            digest.update(_bytes(leaf[probes]))
+            digest.update(_bytes(leaf, probes))
         return digest.hexdigest()
 
     def probes(self) -> np.ndarray:
@@ -89,13 +85,44 @@ class TrainingData(NamedTuple):
         for row in np.linspace(0, self.n - 1, PROBES).astype(np.int64):
             digest = hashlib.sha256()
             for leaf in leaves:
-                digest.update(_bytes(np.asarray(leaf[row])))
+                digest.update(_bytes(leaf, row))
             hashes.append(int.from_bytes(digest.digest()[:8], "big"))
         return np.array(hashes, np.uint64)
 
 
-def _bytes(rows: np.ndarray) -> bytes:
+def held_out(arrays: tuple, beside: TrainingData, batch_size: int) -> Any:
+    """Returns what `split` left for validation, for Keras.
+
+    Keras copies arrays that it is given, so beside large ones they become batches that
+    are read in place; and it takes strings as tensors only, unless they are Python's.
+    """
+    leaves = leaves_of(arrays)
+    dense = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    if dense and Rows.reads_in_place((beside.arrays, arrays)):
+        take = tf.autograph.experimental.do_not_convert(Rows(arrays, in_place=True))
+        return tf.data.Dataset.range(len(leaves[0])).batch(batch_size).map(take)
+    return keras.tree.map_structure(
+        lambda leaf: _tensor(leaf) if _is_text(leaf) else leaf, arrays
+    )
+
+
+def _all(array: np.ndarray, test: Callable[[np.ndarray], np.ndarray]) -> bool:
+    return all(test(part).all() for _, part in parts_of(array))
+
+
+def _is_text(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
+
+
+def _tensor(rows: Any) -> Any:
+    return tf.convert_to_tensor(rows) if isinstance(rows, np.ndarray) else rows
+
+
+def _bytes(leaf: Any, rows: Any) -> bytes:
     """Returns what rows consist of; the bytes of a string are but its address."""
+    if isinstance(leaf, Uneven):
+        return b"".join(part.tobytes() for part in leaf.take(np.atleast_1d(rows)))
+    rows = np.asarray(leaf[rows])
     return repr(rows.tolist()).encode() if rows.dtype.hasobject else rows.tobytes()
 
 
@@ -190,55 +217,3 @@ def split(
 
     validation = rows(slice(at, None))
     return rows(slice(at)), validation[: 3 if sample_weight is not None else 2]
-
-
-def checked(x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], int]:
-    """Returns (x, y, sample_weight) as NumPy arrays of equal length, and the length."""
-    parts = {"x": x, "y": y, "sample_weight": sample_weight}
-    refuse(_problem_of_source(name, part) for name, part in parts.items())
-    arrays = {name: _to_numpy(part) for name, part in parts.items()}
-    return tuple(arrays.values()), _check_lengths(arrays)
-
-
-def _problem_of_source(name: str, part: Any) -> str | None:
-    leaves = leaves_of(part)
-    missing = name == "x" and not leaves
-    if missing or not all(hasattr(leaf, "__array__") for leaf in leaves):
-        return f"`{name}` must be arrays. Received: {type(part).__name__}. {_SOURCES}"
-    return None
-
-
-def _to_numpy(part: Any) -> Any:
-    """Returns NumPy arrays, floats as `floatx`, in tuples, as Keras' own `fit` does."""
-
-    def convert(leaf: Any) -> np.ndarray | Column | None:
-        if leaf is None or isinstance(leaf, Column):
-            return leaf
-        array = np.asarray(leaf)
-        if array.dtype.name.startswith(("float", "bfloat")):
-            array = array.astype(keras.config.floatx(), copy=False)
-        return array
-
-    # tf.data would stack a list into one tensor.
-    return keras.tree.lists_to_tuples(keras.tree.map_structure(convert, part))
-
-
-def _check_lengths(arrays: dict[str, Any]) -> int:
-    lengths = [
-        (name, len(leaf) if leaf.ndim else 0)
-        for name, part in arrays.items()
-        for leaf in leaves_of(part)
-    ]
-    first, n = lengths[0]
-    refuse(
-        f"{first} has {n} examples but {other} has {length}. All arrays must have the "
-        "same length: check how they were cut or joined."
-        for other, length in lengths
-        if length != n
-    )
-    if n == 0:
-        raise ValueError(
-            "The training data has 0 examples. Check the filter or path that "
-            "produced it."
-        )
-    return n

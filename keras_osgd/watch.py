@@ -13,6 +13,7 @@ from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.skipping import MOST_IN_A_ROW
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
+from keras_osgd.uneven_columns import Uneven
 
 __all__ = ["Watch", "rows_finite_in", "watch_over"]
 
@@ -199,6 +200,9 @@ def rows_finite_in(data: TrainingData) -> Callable[[np.ndarray], np.ndarray]:
         finite = np.ones(len(rows), bool)
         for leaf in leaves:
             if leaf.dtype.kind in "fc" or "float" in leaf.dtype.name:
+                if isinstance(leaf, Uneven):
+                    finite &= leaf.finite(rows)
+                    continue
                 values = leaf[rows].reshape(len(rows), -1)
                 finite &= np.isfinite(values.astype(np.float32)).all(axis=1)
         return finite

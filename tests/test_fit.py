@@ -13,6 +13,7 @@ from keras_osgd import pipeline
 from keras_osgd.blocks import Blocks
 from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.pipeline import PlanBuffers
+from keras_osgd.rows import Rows
 from keras_osgd.sampling import RAIS
 from keras_osgd.score_table import ScoreTable
 from keras_osgd.state import SamplingState
@@ -112,7 +113,7 @@ def test_steps_per_execution_changes_nothing(steps_per_execution):
 
 def test_a_longer_read_ahead_than_planned_for_is_refused_not_trained_on():
     buffers = pipeline.PlanBuffers(block_steps=4, batch_size=2)
-    rows = pipeline.Rows((np.zeros((3, 1), "float32"), np.zeros(3), None))
+    rows = Rows((np.zeros((3, 1), "float32"), np.zeros(3), None))
     with pytest.raises(tf.errors.InvalidArgumentError, match="further ahead"):
         next(iter(pipeline.batches(buffers, rows)))
 
@@ -125,7 +126,7 @@ def test_the_pipeline_reads_three_batches_ahead_and_no_more():
         0, np.zeros(count, np.int64), ones, ones, ones[:, None], False, 1.0, 1.0, 1.0
     )
     buffers.write(plan)
-    rows = pipeline.Rows((np.zeros((3, 1), "float32"), np.zeros(3), None))
+    rows = Rows((np.zeros((3, 1), "float32"), np.zeros(3), None))
     iterator = iter(pipeline.batches(buffers, rows))
     for _ in range(10):
         next(iterator)

@@ -10,6 +10,7 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd import oracle, pipeline, sampling
 from keras_osgd.callbacks import SamplingMonitor
+from keras_osgd.rows import Rows
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scoring import Scorer
 from tests import small
@@ -137,7 +138,7 @@ def test_the_weighted_gradient_is_that_of_the_mean_loss_over_all_draws():
 def test_the_pipeline_reads_nothing_ahead():
     buffers = pipeline.PlanBuffers(block_steps=8, batch_size=2)
     buffers.planned_until.assign(8)
-    rows = pipeline.Rows((np.zeros((20, 1), "float32"), np.zeros(20), None))
+    rows = Rows((np.zeros((20, 1), "float32"), np.zeros(20), None))
     iterator = iter(pipeline.batches(buffers, rows, read_ahead=0))
     for step in range(6):
         buffers.index.assign(tf.fill(buffers.index.shape, tf.cast(step, tf.int64)))

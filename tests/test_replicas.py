@@ -18,7 +18,7 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import placement, replicas
+from keras_osgd import placement, replicas, strategies, training_data
 from keras_osgd.callbacks import Checkpoint
 from keras_osgd.norms import last_layer
 from keras_osgd.sampling import RAIS
@@ -280,6 +280,30 @@ def test_keras_own_training_still_fails_in_two_processes_without_our_mends(worke
     for _, told in workers:
         assert "PerReplica" in told["plain"]
         assert "reduction dimension" in told["first"]
+
+
+def test_records_of_others_are_never_read():
+    read = []
+
+    class Source:
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, row):
+            read.append(int(row))
+            return np.full(2, row, "float32"), row % 3
+
+    records = keras_osgd.data.records(Source(), labels=np.arange(9) % 3)
+    read.clear()
+    data = training_data.prepare(records, None, None, None, 4, None)
+    share = replicas.Share(workers=2, rank=1)
+    part = strategies.part_of(data, share)
+    assert (part.n, part.batch_size) == (4, 2)
+    x, y, _ = part.batch(np.array([0, 3]))
+    np.testing.assert_array_equal(x, [[1, 1], [7, 7]])
+    np.testing.assert_array_equal(y, [1, 1])
+    part.fingerprint()
+    assert {row % 2 for row in read} == {1}
 
 
 def test_shares_divide_all_rows():

@@ -3,8 +3,11 @@ import hashlib
 import keras
 import numpy as np
 import pytest
+import small
 import tensorflow as tf
 
+from keras_osgd import pipeline
+from keras_osgd.sampling import RAIS
 from keras_osgd.training_data import prepare, split
 
 X = np.arange(40.0).reshape(20, 2)
@@ -81,6 +84,18 @@ def test_nested_data_are_split_leaf_by_leaf():
     np.testing.assert_array_equal(x_held_out["a"], X[15:])
     np.testing.assert_array_equal(y_held_out[0], Y[15:])
     assert y[1] is y_held_out[1] is None
+
+
+def test_large_parts_held_out_are_validated_on_as_small_ones(monkeypatch):
+    figures = []
+    for limit in (2**28, 100):
+        monkeypatch.setattr(pipeline, "_IN_PLACE_BYTES", limit)
+        model = small.model(sampling=RAIS(seed=0), metrics=["accuracy"])
+        weights = np.linspace(0.5, 1.5, 60)
+        options = {"validation_split": 0.35, "validation_batch_size": 8, "epochs": 2}
+        history = small.fit(model, sample_weight=weights, **options).history
+        figures.append([history["val_loss"], history["val_accuracy"]])
+    np.testing.assert_array_equal(*figures)
 
 
 # Conversion

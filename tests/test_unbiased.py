@@ -17,8 +17,9 @@ from keras_osgd import (
     training_step,
 )
 from keras_osgd.observations import ObservationLog
-from keras_osgd.pipeline import Plan, PlanBuffers, Rows, batches
+from keras_osgd.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.planner import Planner
+from keras_osgd.rows import Rows
 from keras_osgd.run import Run
 from keras_osgd.sampling import RAIS
 from keras_osgd.score_table import ScoreTable

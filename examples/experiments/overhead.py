@@ -10,11 +10,12 @@ from typing import Any
 import keras
 import models
 import numpy as np
-from benchmark_costs import milliseconds_a_step
+from step_timer import milliseconds_a_step
 
 import keras_osgd
 from experiments import networks
-from keras_osgd.pipeline import Plan, PlanBuffers, Rows, batches
+from keras_osgd.pipeline import Plan, PlanBuffers, batches
+from keras_osgd.rows import Rows
 from keras_osgd.sampling import RAIS
 
 TRAINED = ("keras", "uniform", "rais", "rais_exact")

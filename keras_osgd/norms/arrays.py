@@ -5,13 +5,27 @@ from __future__ import annotations
 import tensorflow as tf
 
 __all__ = [
+    "dense_form",
     "joined",
     "positions_folded",
+    "rows_from",
     "sizes",
     "squared_by_row",
     "sum_by_row",
     "widened",
 ]
+
+
+def dense_form(tensor: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+    """Returns a tensor, of a sparse one all its values.
+
+    Example:
+        >>> dense_form(tf.sparse.from_dense([[0, 2]])).numpy()
+        array([[0, 2]], dtype=int32)
+    """
+    if isinstance(tensor, tf.SparseTensor):
+        return tf.sparse.to_dense(tensor)
+    return tf.convert_to_tensor(tensor)
 
 
 def widened(tensor: tf.Tensor) -> tf.Tensor:
@@ -48,6 +62,14 @@ def positions_folded(tensor: tf.Tensor, size: int) -> tf.Tensor:
     axes = [0, *range(2, rank - 1), 1, rank - 1, rank]
     shape = [size, *lengths[:-1], -1, columns]
     return tf.reshape(tf.transpose(split, axes), shape)
+
+
+def rows_from(tensor: tf.Tensor | tf.SparseTensor, first: int, count: int) -> tf.Tensor:
+    """Returns `count` rows from `first` on, of a ragged or sparse tensor too."""
+    if isinstance(tensor, tf.SparseTensor):
+        begin = [first] + [0] * (tensor.shape.rank - 1)
+        return tf.sparse.slice(tensor, begin, [count, *tensor.shape[1:]])
+    return tensor[first : first + count]
 
 
 def sum_by_row(values: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import keras_compat
+from keras_osgd.norms.arrays import rows_from
 from keras_osgd.norms.calls import Frame, recording
 
 __all__ = ["Axes", "batch_axes", "numbered"]
@@ -46,7 +47,7 @@ def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
     """
     lengths = []
     for size in (2, 3):
-        rows = keras.tree.map_structure(lambda leaf, m=size: leaf[:m], x)
+        rows = keras.tree.map_structure(lambda leaf, m=size: rows_from(leaf, 0, m), x)
         with recording(model) as frames, keras.StatelessScope():
             try:
                 keras_compat.call_model(model, rows, training=False)
@@ -57,9 +58,24 @@ def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
                     f"{size}. Leave the batch size open and layers not `stateful`, or "
                     'use the last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
                 ) from error
+        _refuse_ragged(frames)
         lengths.append({key: _lengths(frame, size) for key, frame in numbered(frames)})
     two, three = lengths
     return {key: _axes(two[key], three[key]) for key in two if key in three}
+
+
+def _refuse_ragged(frames: Sequence[Frame]) -> None:
+    names = [
+        frame.layer.name
+        for _, frame in numbered(frames)
+        if any(isinstance(t, tf.RaggedTensor) for t in keras.tree.flatten(frame.output))
+    ]
+    if names:
+        raise ValueError(
+            "Exact gradient norms need layers with dense outputs. Received: ragged "
+            f"ones of {names}. Call `.to_tensor()` on the input in a layer of its own, "
+            'or use the last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
+        )
 
 
 def _axes(two: list[int | None], three: list[int | None]) -> Axes:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.norms.arrays import sizes, widened
+from keras_osgd.norms.arrays import dense_form, sizes, widened
 from keras_osgd.norms.forms import Gathered, PerExample, Products
 from keras_osgd.norms.rules import Call, Uses, register
 
@@ -30,8 +30,8 @@ def by_position(tensor: tf.Tensor) -> tf.Tensor:
 
 def _as_float(call: Call) -> tf.Tensor:
     """Returns the inputs, which may be integers, in a type that products are of."""
-    floating = call.inputs.dtype.is_floating
-    return call.inputs if floating else tf.cast(call.inputs, call.delta.dtype)
+    inputs = dense_form(call.inputs)
+    return inputs if inputs.dtype.is_floating else tf.cast(inputs, call.delta.dtype)
 
 
 def bias_form(delta: tf.Tensor, axes: tuple[int, ...] = (-1,)) -> PerExample:
@@ -47,7 +47,7 @@ def dense(call: Call) -> Uses:
     """Dense: the sum over positions of delta_t a_t', and of delta_t for the bias."""
     layer = call.layer
     inputs, deltas = by_position(_as_float(call)), by_position(call.delta)
-    split = (deltas.shape[-1], inputs.shape[-1])
+    split = (deltas.shape[-1], layer.kernel.shape[0])
     found: Uses = [(layer.kernel, Products(inputs, deltas, split, (1, 0)))]
     if layer.bias is not None:
         found.append((layer.bias, bias_form(deltas)))

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import keras_compat
+from keras_osgd.norms.arrays import dense_form, sizes
 from keras_osgd.norms.calls import replaced_calls, without_activation
 
 __all__ = ["Head", "Heads", "recording", "squared_gradient", "squared_norms"]
@@ -223,7 +224,7 @@ def squared_gradient(
         return tf.reduce_sum(tf.square(summed(tf.reduce_sum(delta, axis=0))))
     rows = tf.reshape(delta, [-1, delta.shape[-1]])
     inputs = _by_position(head.inputs, head)
-    columns = tf.reshape(inputs, [-1, inputs.shape[-1]])
+    columns = tf.reshape(inputs, [-1, sizes(inputs)[-1]])
     kernel = summed(tf.matmul(columns, rows, transpose_a=True))
     squared = tf.reduce_sum(tf.square(kernel))
     if head.bias:
@@ -233,10 +234,10 @@ def squared_gradient(
 
 def _by_position(tensor: tf.Tensor, head: Head) -> tf.Tensor:
     """Returns `tensor` as `[m, positions, values]`; one position without a kernel."""
-    tensor = tf.cast(tf.convert_to_tensor(tensor), tf.float32)
+    tensor = tf.cast(dense_form(tensor), tf.float32)
     size = tf.shape(tensor)[0]
     if head.inputs is None:
         return tf.reshape(tensor, [size, 1, -1])
     positions = tensor.shape[1:-1].num_elements()
     positions = -1 if positions is None else positions
-    return tf.reshape(tensor, [size, positions, tensor.shape[-1]])
+    return tf.reshape(tensor, [size, positions, sizes(tensor)[-1]])

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.rivals import steps
 from experiments.rivals.rival import Observed, Rival
 from keras_osgd import learning_rate
-from keras_osgd.pipeline import Rows
+from keras_osgd.rows import Rows
 
 
 class Diverged(RuntimeError):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from experiments.rivals.rival import Observed
 from keras_osgd import keras_compat
 from keras_osgd.norms import last_layer
-from keras_osgd.pipeline import Rows
+from keras_osgd.rows import Rows
 
 _LARGEST = 1024  # examples passed forward at once when scoring
 

@@ -1,0 +1,65 @@
+"""What users give as arrays, in the types that Keras' own `fit` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+__all__ = ["as_array", "in_floatx", "parts_of", "row_numbers", "type_kept"]
+
+_AT_ONCE = 2**20  # values, where all are looked at
+
+
+def as_array(leaf: Any) -> np.ndarray:
+    """Returns an array, floats as `floatx`; not copied if it is that already.
+
+    Args:
+        leaf: an array, a tensor, or a table of pandas', whose columns become `[n, 1]`.
+    """
+    array = np.asarray(leaf)
+    if hasattr(leaf, "iloc") and array.ndim == 1:
+        array = array[:, np.newaxis]
+    return in_floatx(array)
+
+
+def in_floatx(array: np.ndarray) -> np.ndarray:
+    """Returns the array, floats as `floatx`."""
+    return array.astype(type_kept(array.dtype), copy=False)
+
+
+def type_kept(dtype: np.dtype) -> np.dtype:
+    """Returns `floatx` for floats of any size, else the type itself."""
+    is_float = dtype.name.startswith(("float", "bfloat"))
+    return np.dtype(keras.config.floatx()) if is_float else dtype
+
+
+def parts_of(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the rows in parts, with the first one's number, to save memory.
+
+    Example:
+        >>> [first for first, part in parts_of(np.zeros([3, 2**20]))]
+        [0, 1, 2]
+    """
+    rows = max(1, _AT_ONCE // max(1, array[:1].size))
+    for first in range(0, len(array), rows):
+        yield first, array[first : first + rows]
+
+
+def row_numbers(rows: Any, n: int) -> np.ndarray:
+    """Returns the numbers that `rows` means, in a time that does not grow with n.
+
+    Args:
+        rows: a number, from the end if negative, an array of them, or a slice.
+        n: of all rows.
+
+    Example:
+        >>> row_numbers(slice(1, None, 2), 5), int(row_numbers(-1, 5))
+        (array([1, 3]), 4)
+    """
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(n))
+    index = np.asarray(rows)
+    return np.where(index < 0, index + n, index)
