@@ -15,6 +15,7 @@ from keras_osgd import checks, continuation, diagnosis, training_data
 from keras_osgd.data import from_dataset
 from keras_osgd.effective_epochs import callback_list
 from keras_osgd.examples import Indexed
+from keras_osgd.figures import progress, record
 from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
 
@@ -124,8 +125,8 @@ def importance_sampling(
         refusals, model, model.sampling, (*arrays, *others), model.sampling_run
     )
     refusals.end()
-    data, epochs, verbose = seen.data, given["epochs"], given["verbose"]
-    run = _enter_run(model, seen, verbose)
+    data, epochs = seen.data, given["epochs"]
+    run = _enter_run(model, seen, given["verbose"])
     steps = given["steps_per_epoch"] or math.ceil(data.n / data.batch_size)
     begun, start = given["initial_epoch"], (data,)
     if checkpoint is not None:
@@ -136,9 +137,7 @@ def importance_sampling(
     try:
         yield given | {
             "x": run.start(*start),
-            "callbacks": callback_list(
-                model, given["callbacks"], run.clock, verbose, epochs, steps
-            ),
+            "callbacks": _callbacks(model, run, given, steps),
             "initial_epoch": begun,
             "validation_data": validation,
             "validation_batch_size": given["validation_batch_size"] or data.batch_size,
@@ -149,6 +148,15 @@ def importance_sampling(
     finally:
         model.begin_next_epoch()
         run.finish()
+
+
+def _callbacks(
+    model: keras.Model, run: Run, given: dict[str, Any], steps: int
+) -> keras.callbacks.CallbackList:
+    shown = functools.partial(progress, run)
+    recorded = functools.partial(record, run, model.sampling_held.history)
+    taken = (given[name] for name in ("callbacks", "verbose", "epochs"))
+    return callback_list(model, run.clock, *taken, steps, shown, recorded)
 
 
 def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +177,7 @@ def _enter_run(model: keras.Model, seen: diagnosis.Examined, verbose: Any) -> Ru
         held.run.losses, held.run.scorer = seen.losses, seen.scorer
     if not held.wrapped:
         model.train_function = None
+    held.history, held.targets = {}, data.arrays[1]
     run = held.run
     run.optimizer, run.verbose, run.where_saved = model.optimizer, verbose != 0, str
     run.warn = functools.partial(checks.warn_once, model)
@@ -183,4 +192,4 @@ def leave_run(model: keras.Model) -> None:
     held = model.sampling_held
     if held.wrapped:
         model.train_function = None
-    held.wrapped, held.run = False, None
+    held.wrapped, held.run, held.history = False, None, {}

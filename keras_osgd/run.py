@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import learning_rate
 from keras_osgd.block_lengths import block_steps
 from keras_osgd.effective_epochs import Clock
 from keras_osgd.gain_ratio import GainRatio
@@ -74,6 +73,7 @@ class Run:
         self.optimizer: keras.optimizers.Optimizer | None = None
         self.planner: Planner | OraclePlanner | None = None
         self.verbose = True
+        self.told: list[str] = []  # alarms and notices of this `fit`
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
         self.where_saved: Callable[[], str] = str  # the last checkpoint, for errors
@@ -105,6 +105,7 @@ class Run:
             done: part of the first epoch that was trained already, without `saved`.
         """
         self.skips.restart()
+        self.told = []
         block = self.buffers.block_steps
         self.watch = watch_over(self.state, self.sampling, self.batch_size, block, data)
         self.planner = self._planner(data)
@@ -187,9 +188,11 @@ class Run:
 
     def _tell(self) -> None:
         while self.watch.warnings:
-            warnings.warn(self.watch.warnings.pop(0), stacklevel=2)
+            self.told.append(self.watch.warnings.pop(0))
+            warnings.warn(self.told[-1], stacklevel=2)
         while self.planner.notices:
-            self.say(self.planner.notices.pop(0))
+            self.told.append(self.planner.notices.pop(0))
+            self.say(self.told[-1])
         plan = self.planner.last_plan
         if plan is not None and plan.importance and self.planner.unbounded:
             self.warn_of_floor(plan.largest_weight)
@@ -217,28 +220,6 @@ class Run:
             self._tell()
             if sys.exc_info()[0] is None:  # or the reason why `fit` ends would be lost
                 self._raise()
-
-    def figures(self) -> dict[str, float]:
-        """Returns what `SamplingMonitor` shows."""
-        figures = dict(self.planner.figures)
-        if self.scorer is not None:
-            size = float(self.batch_size)
-            figures["gain_ratio_exact"] = float(self.gain.current(size))
-            last_layer = self.last_layer_gain.current(size)
-            figures["gain_ratio_last_layer"] = float(last_layer)
-        return {
-            **figures,
-            "effective_epochs": self.clock.effective_iterations()
-            * self.batch_size
-            / self.n,
-            "sampling_share": self.planner.sampling_share(),
-            "learning_rate_applied": self._applied_rate(),
-        }
-
-    def _applied_rate(self) -> float:
-        gain = tf.cast(self.clock.gain, tf.float32)
-        with learning_rate.adapted(self.optimizer, gain, self.clock.lead):
-            return float(learning_rate.inner_optimizer(self.optimizer).learning_rate)
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, p by the scores as last planned, or `None`."""

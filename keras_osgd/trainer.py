@@ -27,6 +27,8 @@ class Held:
         self.sampling: Sampling = get_sampling("rais")
         self.state = SamplingState()
         self.run: Run | None = None
+        self.history: dict[str, list[float]] = {}  # of the last `fit`, by epoch
+        self.targets: Any = None  # y of the last `fit`
         self.core: Any = None  # a tf.function on the model would break its export
         self.indexed: tuple | None = None  # the dataset of the last `fit`, once read
         self.importance_weights: tuple | None = None  # inside a sampled step

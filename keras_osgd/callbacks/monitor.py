@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from keras_osgd.figures import figures
+
 __all__ = ["SamplingMonitor"]
 
 
@@ -39,7 +41,7 @@ class SamplingMonitor(keras.callbacks.Callback):
         """Adds the figures."""
         run = self.model.sampling_run
         if logs is not None and run is not None:
-            logs.update(run.figures())
+            logs.update(figures(run))
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, the probabilities of the scores as last planned, or `None`."""

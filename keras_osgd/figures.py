@@ -1,0 +1,46 @@
+"""Figures of a `fit` that is under way, for bars, logs and files."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from keras_osgd import learning_rate
+from keras_osgd.run import Run
+
+__all__ = ["figures", "progress", "record"]
+
+
+def progress(run: Run) -> dict[str, float]:
+    """Returns the gain ratio and the effective epochs; cheap, and in any thread."""
+    epochs = run.clock.effective_iterations() * run.batch_size / run.n
+    return {
+        "gain_ratio": run.planner.figures["gain_ratio"],
+        "effective_epochs": epochs,
+    }
+
+
+def figures(run: Run) -> dict[str, float]:
+    """Returns what `SamplingMonitor` shows; between two steps."""
+    shown = dict(run.planner.figures)
+    if run.scorer is not None:
+        size = float(run.batch_size)
+        shown["gain_ratio_exact"] = float(run.gain.current(size))
+        shown["gain_ratio_last_layer"] = float(run.last_layer_gain.current(size))
+    return {
+        **shown,
+        **progress(run),
+        "sampling_share": run.planner.sampling_share(),
+        "learning_rate_applied": _applied_rate(run),
+    }
+
+
+def _applied_rate(run: Run) -> float:
+    gain = tf.cast(run.clock.gain, tf.float32)
+    with learning_rate.adapted(run.optimizer, gain, run.clock.lead):
+        return float(learning_rate.inner_optimizer(run.optimizer).learning_rate)
+
+
+def record(run: Run, history: dict[str, list[float]]) -> None:
+    """Adds the figures of an epoch, and its steps since `fit` began, to a history."""
+    for name, value in {"steps": run.clock.step, **figures(run)}.items():
+        history.setdefault(name, []).append(value)
