@@ -121,8 +121,9 @@ def importance_sampling(
         message = "`shuffle=False` has no effect: draws are random."
         checks.warn_once(model, "shuffle", message)
     others = given["class_weight"], given["batch_size"], given["steps_per_epoch"]
+    method = model.sampling_held.sampling
     seen = diagnosis.examine(
-        refusals, model, model.sampling, (*arrays, *others), model.sampling_run
+        refusals, model, method, (*arrays, *others), model.sampling_run
     )
     refusals.end()
     data, epochs = seen.data, given["epochs"]
@@ -168,7 +169,8 @@ def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:
 
 def _enter_run(model: keras.Model, seen: diagnosis.Examined, verbose: Any) -> Run:
     """Returns the run that this `fit` uses: the last one, where it serves again."""
-    method, held, data = model.sampling, model.sampling_held, seen.data
+    held, data = model.sampling_held, seen.data
+    method = held.sampling
     lines = [seen.line, continuation.prepare_state(model, method, data)]
     given = (data, seen.losses, seen.adapt)
     if held.run is None or not held.run.serves(model, *given):

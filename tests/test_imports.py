@@ -57,6 +57,8 @@ ORDER = [
     "probabilities",
     "continuation",
     "blocks",
+    "most_sampled",
+    "sampling_view",
     "planner",
     "oracle",
     "run",
