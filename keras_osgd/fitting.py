@@ -27,7 +27,9 @@ _OURS = ("y", "batch_size", "sample_weight", "class_weight", "steps_per_epoch")
 
 @contextlib.contextmanager
 def checkpointing(callbacks: Any) -> Iterator[tuple[Any, Any]]:
-    """Gives the `Checkpoint` among callbacks the last place, and ends it after `fit`.
+    """Gives the `Checkpoint` among callbacks the last place.
+
+    It, and what else is to be ended when a `fit` is over, however it ended, is closed.
 
     Args:
         callbacks: as given to `fit`.
@@ -44,19 +46,19 @@ def checkpointing(callbacks: Any) -> Iterator[tuple[Any, Any]]:
     else:
         flat = keras.tree.flatten(callbacks) if callbacks else []
     found = [c for c in flat if hasattr(type(c), "begins_before_fit")]
-    if not found:
-        yield None, callbacks
-        return
     if len(found) > 1:
         raise ValueError(
             f"There must be one `Checkpoint` at most. Received: {len(found)} of them "
             "among `callbacks`. Leave all but one out."
         )
-    found[0].after(flat)
+    if found:
+        found[0].after(flat)
     try:
-        yield found[0], callbacks if listed else flat
+        yield found[0] if found else None, callbacks if listed else flat
     finally:
-        found[0].close()
+        for callback in flat:
+            if hasattr(type(callback), "ends_after_fit"):
+                callback.close()
 
 
 def resumed(

@@ -94,6 +94,9 @@ class OraclePlanner:
         if step >= self._end:
             self._observe(step)
 
+    def settle(self) -> None:
+        """Has nothing to wait for."""
+
     def catch_up(self, step: int) -> None:
         """Takes in all observations; only where training is to stop."""
         self._state.undivided(self._observe, step)

@@ -101,10 +101,14 @@ class Planner:
             self._next_event = end - self._lead_steps
         self._waiting_seconds += time.perf_counter() - entered
 
-    def catch_up(self, step: int) -> None:
-        """Takes in all observations; only where training is to stop."""
+    def settle(self) -> None:
+        """Waits for a plan in the making: what is read then, no timing moves."""
         if self._pending is not None:
             self._pending.exception()
+
+    def catch_up(self, step: int) -> None:
+        """Takes in all observations; only where training is to stop."""
+        self.settle()
         self._submit(self._ingest, step).result()
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
@@ -113,10 +117,7 @@ class Planner:
         It is collected in the planning thread, after the plan in hand: the training
         thread waits for nothing.
         """
-        taken: dict[str, Any] = {
-            "pending": self._pending is not None,
-            "figures": dict(self.figures),
-        }
+        taken = dict(pending=self._pending is not None, figures=dict(self.figures))
         collected = self._submit(self._collect, taken)
         return lambda: collected.result() or taken  # its result is `None`
 
@@ -142,8 +143,7 @@ class Planner:
 
     def finish(self, step: int) -> None:
         """Takes in the last observations; undoes the credit and debit of no draws."""
-        if self._pending is not None:
-            self._pending.exception()
+        self.settle()
         self._submit(self._finish, step).result()
         self._thread.shutdown()
         self.figures = dict(self._newest)

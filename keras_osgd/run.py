@@ -221,8 +221,14 @@ class Run:
             if sys.exc_info()[0] is None:  # or the reason why `fit` ends would be lost
                 self._raise()
 
+    def settle(self) -> None:
+        """Waits for a plan in the making: what is read then, no timing moves."""
+        if self.planner is not None:
+            self.planner.settle()
+
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, p by the scores as last planned, or `None`."""
+        self.settle()
         return None if self.planner is None else self.planner.candidate
 
     def say(self, line: str) -> None:

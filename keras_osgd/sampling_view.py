@@ -108,4 +108,6 @@ class SamplingView:
                 f"model without, {self.configuration!r}. Train it, or load weights "
                 "that were saved after training."
             )
+        if self.held.run is not None:
+            self.held.run.settle()
         return most_sampled(self.held.state, self.held.targets, k)

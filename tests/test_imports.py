@@ -17,7 +17,9 @@ LINES = 250
 # A module may import those before it.
 ORDER = [
     "refusals",
+    "versions",
     "warn_once",
+    "run_files",
     "score_checks",
     "score_table",
     "distributions",
