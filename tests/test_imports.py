@@ -76,6 +76,7 @@ ORDER = [
     "trainer",
     "model",
     "callbacks",
+    "plots",
 ]
 DEPENDENCIES = {"keras", "keras_osgd", "numpy", "scipy", "tensorflow"}
 
