@@ -77,6 +77,8 @@ ORDER = [
     "model",
     "callbacks",
     "plots",
+    "report",
+    "__main__",
 ]
 DEPENDENCIES = {"keras", "keras_osgd", "numpy", "scipy", "tensorflow"}
 

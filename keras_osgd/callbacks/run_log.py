@@ -146,9 +146,9 @@ def settings(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
     """
     run, optimizer = run_of(model), inner_optimizer(model.optimizer)
     numbers = (bool, int, float, str, dict)
-    options = {
-        k: v for k, v in optimizer.get_config().items() if isinstance(v, numbers)
-    }
+    options = optimizer.get_config()
+    options = {k: v for k, v in options.items() if isinstance(v, numbers)}
+    options.pop("name", None)  # which counts the optimizers of the process
     found = {
         "model": model.name,
         "parameters": model.count_params(),
