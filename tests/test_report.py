@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import pathlib
 import re
 import runpy
 import shutil
@@ -10,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import small
 from test_plots import rows
 
 from keras_osgd import report
@@ -18,6 +20,7 @@ from keras_osgd.report import tables
 from keras_osgd.run_files import RunFiles, RunRecord, load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+README = pathlib.Path(__file__).parents[1] / "README.md"
 VOID = {"meta", "img"}
 
 
@@ -204,6 +207,7 @@ def test_the_command_writes_a_page_and_says_what_is_wrong(runs, tmp_path, capsys
         main([])
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_the_check_says_what_is_installed_and_how_to_get_what_is_not(
     monkeypatch, capsys, tmp_path
 ):
@@ -223,13 +227,14 @@ def test_the_check_says_what_is_installed_and_how_to_get_what_is_not(
     assert {"keras", "tensorflow", "GPU", "matplotlib"} <= set(told)
 
 
-def test_a_run_that_was_just_trained_can_be_reported(tmp_path):
-    import small
-
-    from keras_osgd.callbacks import SamplingMonitor
-
-    monitor = SamplingMonitor(tmp_path / "run", tensorboard=False)
-    small.fit(small.model(), epochs=5, callbacks=[monitor])
-    page = Page(report.page([load(tmp_path / "run")]))
+def test_what_the_readme_says_of_watching_runs_and_can_be_reported(
+    tmp_path, monkeypatch
+):
+    section = README.read_text("utf-8").split("## Watching and reporting")[1]
+    code = section.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"model": small.model(), "x": small.X, "y": small.Y})
+    assert {"loss.png", "most_sampled.csv"} <= {x.name for x in tmp_path.iterdir()}
+    page = Page(report.page([load("runs/rais-0")]))
     assert len(page.images) == 5 and len(page.tables) == 3
     assert len(page.tables[1]) == 21
