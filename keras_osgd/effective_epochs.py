@@ -197,8 +197,8 @@ class EpochEnds(keras.callbacks.Callback):
 
 def callback_list(
     model: keras.Model,
-    clock: Clock,
     given: Any,
+    clock: Clock,
     verbose: Any,
     epochs: int,
     steps: int,
@@ -209,8 +209,8 @@ def callback_list(
 
     Args:
         model: in training.
-        clock: of the model.
         given: what the user passed as `callbacks`.
+        clock: of the model.
         verbose: as in `fit`.
         epochs: as in `fit`.
         steps: effective iterations of an epoch.

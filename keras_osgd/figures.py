@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from keras_osgd import learning_rate
-from keras_osgd.run import Run
 
 __all__ = ["figures", "progress", "record"]
 
 
-def progress(run: Run) -> dict[str, float]:
-    """Returns the gain ratio and the effective epochs; cheap, and in any thread."""
+def progress(run: Any) -> dict[str, float]:
+    """Returns gain ratio and effective epochs of a `Run`; cheap, and in any thread."""
     epochs = run.clock.effective_iterations() * run.batch_size / run.n
     return {
         "gain_ratio": run.planner.figures["gain_ratio"],
@@ -19,8 +20,8 @@ def progress(run: Run) -> dict[str, float]:
     }
 
 
-def figures(run: Run) -> dict[str, float]:
-    """Returns what `SamplingMonitor` shows; between two steps."""
+def figures(run: Any) -> dict[str, float]:
+    """Returns what `SamplingMonitor` shows of a `Run`; between two steps."""
     shown = dict(run.planner.figures)
     if run.scorer is not None:
         size = float(run.batch_size)
@@ -34,13 +35,13 @@ def figures(run: Run) -> dict[str, float]:
     }
 
 
-def _applied_rate(run: Run) -> float:
+def _applied_rate(run: Any) -> float:
     gain = tf.cast(run.clock.gain, tf.float32)
     with learning_rate.adapted(run.optimizer, gain, run.clock.lead):
         return float(learning_rate.inner_optimizer(run.optimizer).learning_rate)
 
 
-def record(run: Run, history: dict[str, list[float]]) -> None:
-    """Adds the figures of an epoch, and its steps since `fit` began, to a history."""
-    for name, value in {"steps": run.clock.step, **figures(run)}.items():
+def record(run: Any, history: dict[str, list[float]]) -> None:
+    """Adds an epoch's figures, and the steps since `fit` began, to a history."""
+    for name, value in {"steps": run.clock.step, **run.figures()}.items():
         history.setdefault(name, []).append(value)

@@ -15,7 +15,7 @@ from keras_osgd import checks, continuation, diagnosis, training_data
 from keras_osgd.data import from_dataset
 from keras_osgd.effective_epochs import callback_list
 from keras_osgd.examples import Indexed
-from keras_osgd.figures import progress, record
+from keras_osgd.figures import record
 from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
 
@@ -156,10 +156,9 @@ def importance_sampling(
 def _callbacks(
     model: keras.Model, run: Run, given: dict[str, Any], steps: int
 ) -> keras.callbacks.CallbackList:
-    shown = functools.partial(progress, run)
-    recorded = functools.partial(record, run, model.sampling_held.history)
-    taken = (given[name] for name in ("callbacks", "verbose", "epochs"))
-    return callback_list(model, run.clock, *taken, steps, shown, recorded)
+    callbacks, verbose, epochs = given["callbacks"], given["verbose"], given["epochs"]
+    watched = run.progress, functools.partial(record, run, model.sampling_held.history)
+    return callback_list(model, callbacks, run.clock, verbose, epochs, steps, *watched)
 
 
 def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd import figures
 from keras_osgd.block_lengths import block_steps
 from keras_osgd.effective_epochs import Clock
 from keras_osgd.gain_ratio import GainRatio
@@ -220,6 +221,14 @@ class Run:
             self._tell()
             if sys.exc_info()[0] is None:  # or the reason why `fit` ends would be lost
                 self._raise()
+
+    def figures(self) -> dict[str, float]:
+        """Returns what `SamplingMonitor` shows."""
+        return figures.figures(self)
+
+    def progress(self) -> dict[str, float]:
+        """Returns what the progress bar shows; cheap, and in any thread."""
+        return figures.progress(self)
 
     def settle(self) -> None:
         """Waits for a plan in the making: what is read then, no timing moves."""

@@ -12,7 +12,6 @@ import keras_osgd
 from keras_osgd import pipeline
 from keras_osgd.blocks import Blocks
 from keras_osgd.callbacks import SamplingMonitor
-from keras_osgd.figures import figures
 from keras_osgd.pipeline import PlanBuffers
 from keras_osgd.sampling import RAIS
 from keras_osgd.score_table import ScoreTable
@@ -383,7 +382,7 @@ def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
     plan = model.sampling_run.planner.last_plan
     assert not plan.importance
     np.testing.assert_allclose(plan.probability, plan.credit / N)
-    assert figures(model.sampling_run)["candidate_gain_ratio"] > 1.1
+    assert model.sampling_run.figures()["candidate_gain_ratio"] > 1.1
     assert model.optimizer.iterations.numpy() > 7.5 * STEPS  # no gain was applied
 
 

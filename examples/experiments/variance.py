@@ -9,7 +9,6 @@ import tensorflow as tf
 from scipy import stats
 
 import keras_osgd
-from keras_osgd.figures import progress
 from keras_osgd.norms import last_layer
 
 _MOST_ROWS = 20_000
@@ -232,7 +231,7 @@ class FrozenVariance(keras.callbacks.Callback):
         if run is not None:
             probability = run.probabilities()
             estimated = float(run.gain.current(float(self._batch_size)))
-            applied = float(progress(run)["gain_ratio"])
+            applied = float(run.figures()["gain_ratio"])
         found = measure(
             self.model, *self._data, probability, self._batch_size, estimated
         )

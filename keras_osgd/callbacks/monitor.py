@@ -13,7 +13,6 @@ import numpy as np
 
 from keras_osgd.callbacks.events import Events, require_tensorboard
 from keras_osgd.callbacks.run_log import RunLog, run_of
-from keras_osgd.figures import figures
 
 __all__ = ["SamplingMonitor"]
 
@@ -102,7 +101,7 @@ class SamplingMonitor(keras.callbacks.Callback):
         """Adds the figures, and writes them."""
         run = run_of(self.model)
         if logs is not None and run is not None:
-            logs.update(figures(run))
+            logs.update(run.figures())
         if self._begun:
             self._tried(self._write, epoch, logs or {})
 

@@ -162,7 +162,11 @@ def settings(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
         "seed": None,
     }
     if run is not None:
-        found |= {"n": run.n, "batch_size": run.batch_size, "seed": run.state.seed}
+        found |= {
+            "n": run.n,
+            "batch_size": run.batch_size,
+            "seed": model.sampling_state.seed,
+        }
     devices = [device.device_type for device in tf.config.list_logical_devices()]
     return {**found, "devices": devices, "versions": versions()}
 
