@@ -1,6 +1,6 @@
 """Train Keras models in less time by drawing the examples that matter most."""
 
-from keras_osgd import callbacks, data, norms, sampling
+from keras_osgd import callbacks, data, norms, plots, sampling
 from keras_osgd.diagnosis import check
 from keras_osgd.exact_norms import gradient_norms
 from keras_osgd.model import Model, Sequential, accelerate, release
@@ -15,6 +15,7 @@ __all__ = [
     "data",
     "gradient_norms",
     "norms",
+    "plots",
     "recalibrate_batch_normalization",
     "release",
     "sampling",

@@ -133,7 +133,7 @@ class Alarms:
                 f"The gain ratio was at its cap of {MAX_GAIN:g} for {self._at_cap} "
                 "steps: a few examples make up almost the whole gradient. Training is "
                 "nearly done, or those examples are faulty. Look at the examples of "
-                "largest `SamplingMonitor().probabilities()`, and lower the learning "
+                "`model.sampling.most_sampled()`, and lower the learning "
                 "rate if the loss rises.",
             )
 

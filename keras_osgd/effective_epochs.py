@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.placement import step_variable
+from keras_osgd.progress_bar import ProgressBar
 
 __all__ = ["Clock", "EpochEnds", "callback_list"]
 
@@ -164,6 +165,7 @@ class EpochEnds(keras.callbacks.Callback):
         effective_iterations: an epoch's share, ordinarily ceil(n/m).
         progress_bar: Keras' own, or `None`; it then shows the true number of steps of
             each epoch when that has ended.
+        record: called when an epoch has ended, before other callbacks.
     """
 
     async_safe = True
@@ -173,12 +175,14 @@ class EpochEnds(keras.callbacks.Callback):
         clock: Clock,
         effective_iterations: int,
         progress_bar: keras.callbacks.ProgbarLogger | None,
+        record: Callable[[], None] = lambda: None,
     ) -> None:
         """Keeps what is needed at an epoch's two ends."""
         super().__init__()
         self._clock = clock
         self._effective_iterations = effective_iterations
         self._progress_bar = progress_bar
+        self._record = record
         self._first_step = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -191,13 +195,21 @@ class EpochEnds(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Lets training go on and the bar end where the epoch did."""
         self.model.begin_next_epoch()
+        self._record()
         bar = self._progress_bar
         if bar is not None and bar.progbar is not None:
             bar.target = bar.progbar.target = self._clock.step - self._first_step
 
 
 def callback_list(
-    model: keras.Model, given: Any, clock: Clock, verbose: Any, epochs: int, steps: int
+    model: keras.Model,
+    given: Any,
+    clock: Clock,
+    verbose: Any,
+    epochs: int,
+    steps: int,
+    figures: Callable[[], dict[str, float]] = dict,
+    record: Callable[[], None] = lambda: None,
 ) -> keras.callbacks.CallbackList:
     """Returns the callbacks of one `fit`, with `EpochEnds` before all others.
 
@@ -208,28 +220,31 @@ def callback_list(
         verbose: as in `fit`.
         epochs: as in `fit`.
         steps: effective iterations of an epoch.
+        figures: see `ProgressBar`.
+        record: see `EpochEnds`.
     """
     callbacks = given
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         flat = keras.tree.flatten(given) if given else []
         # Those that add to the logs come before those that read them.
         flat.sort(key=lambda c: not getattr(c, "before_other_callbacks", False))
+        if verbose != 0 and not any(map(_is_bar, flat)):
+            flat.append(ProgressBar(figures))
         callbacks = keras.callbacks.CallbackList(
             flat,
             add_history=True,
-            add_progbar=verbose != 0,
             verbose=verbose,
             epochs=epochs,
             steps=steps,
             model=model,
         )
-    bars = [
-        callback
-        for callback in callbacks.callbacks
-        if isinstance(callback, keras.callbacks.ProgbarLogger)
-    ]
-    ends = EpochEnds(clock, steps, bars[0] if bars else None)
+    bars = list(filter(_is_bar, callbacks.callbacks))
+    ends = EpochEnds(clock, steps, bars[0] if bars else None, record)
     ends.set_params(callbacks.params)
     ends.set_model(model)
     callbacks.callbacks.insert(0, ends)
     return callbacks
+
+
+def _is_bar(callback: keras.callbacks.Callback) -> bool:
+    return isinstance(callback, keras.callbacks.ProgbarLogger)

@@ -22,6 +22,7 @@ from keras_osgd import (
 from keras_osgd.data import from_dataset
 from keras_osgd.effective_epochs import callback_list
 from keras_osgd.examples import Indexed
+from keras_osgd.figures import progress, record
 from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
 from keras_osgd.training_data import TrainingData
@@ -34,7 +35,9 @@ _OURS = ("y", "batch_size", "sample_weight", "class_weight", "steps_per_epoch")
 
 @contextlib.contextmanager
 def checkpointing(callbacks: Any) -> Iterator[tuple[Any, Any]]:
-    """Gives the `Checkpoint` among callbacks the last place, and ends it after `fit`.
+    """Gives the `Checkpoint` among callbacks the last place.
+
+    It, and what else is to be ended when a `fit` is over, however it ended, is closed.
 
     Args:
         callbacks: as given to `fit`.
@@ -51,19 +54,19 @@ def checkpointing(callbacks: Any) -> Iterator[tuple[Any, Any]]:
     else:
         flat = keras.tree.flatten(callbacks) if callbacks else []
     found = [c for c in flat if hasattr(type(c), "begins_before_fit")]
-    if not found:
-        yield None, callbacks
-        return
     if len(found) > 1:
         raise ValueError(
             f"There must be one `Checkpoint` at most. Received: {len(found)} of them "
             "among `callbacks`. Leave all but one out."
         )
-    found[0].after(flat)
+    if found:
+        found[0].after(flat)
     try:
-        yield found[0], callbacks if listed else flat
+        yield found[0] if found else None, callbacks if listed else flat
     finally:
-        found[0].close()
+        for callback in flat:
+            if hasattr(type(callback), "ends_after_fit"):
+                callback.close()
 
 
 def resumed(
@@ -122,10 +125,9 @@ def importance_sampling(
     given = _read_once(model, given)
     seen, validation = _looked_at(model, checkpoint, given)
     strategies.build(model, seen.data)
-    epochs, verbose = given["epochs"], given["verbose"]
     share = replicas.share_of(model.distribute_strategy)
     m, data = seen.data.batch_size, strategies.part_of(seen.data, share)
-    run = _enter_run(model, seen, data, share, verbose)
+    run = _enter_run(model, seen, data, share, given["verbose"])
     steps = given["steps_per_epoch"] or math.ceil(seen.data.n / m)
     size = given["validation_batch_size"] or m
     if validation is not given["validation_data"]:
@@ -134,9 +136,7 @@ def importance_sampling(
     try:
         yield given | {
             "x": strategies.distributed(model, run.start(*start)),
-            "callbacks": callback_list(
-                model, given["callbacks"], run.clock, verbose, epochs, steps
-            ),
+            "callbacks": _callbacks(model, run, given, steps),
             "initial_epoch": begun,
             "validation_data": validation,
             "validation_batch_size": size,
@@ -153,7 +153,7 @@ def _looked_at(
     model: keras.Model, checkpoint: Any, given: dict[str, Any]
 ) -> tuple[diagnosis.Examined, Any]:
     """Returns what was found of the training data, and the validation data."""
-    refusals = Refusals()
+    refusals, method = Refusals(), model.sampling_held.sampling
     arrays = given["x"], given["y"], given["sample_weight"]
     validation, part = given["validation_data"], given["validation_split"]
     if part and validation is None:
@@ -166,10 +166,20 @@ def _looked_at(
     refusals.tried(strategies.refuse_checkpoint, model, checkpoint)
     with strategies.scope_of(model):
         seen = diagnosis.examine(
-            refusals, model, model.sampling, (*arrays, *others), model.sampling_run
+            refusals, model, method, (*arrays, *others), model.sampling_run
         )
     refusals.end()
     return seen, validation
+
+
+def _callbacks(
+    model: keras.Model, run: Run, given: dict[str, Any], steps: int
+) -> keras.callbacks.CallbackList:
+    callbacks, verbose, epochs = given["callbacks"], given["verbose"], given["epochs"]
+    bar = functools.partial(progress, run)
+    at_end = functools.partial(record, run, model.sampling_held.history)
+    given = verbose, epochs, steps, bar, at_end
+    return callback_list(model, callbacks, run.clock, *given)
 
 
 def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +210,8 @@ def _enter_run(
     verbose: Any,
 ) -> Run:
     """Returns the run that this `fit` uses: the last one, where it serves again."""
-    method, held = model.sampling, model.sampling_held
+    held = model.sampling_held
+    method = held.sampling
     lines = [seen.line, continuation.prepare_state(model, method, data)]
     given = (seen.data, seen.losses, seen.adapt)
     if held.run is None or not held.run.serves(model, *given):
@@ -210,6 +221,7 @@ def _enter_run(
         held.run.losses, held.run.scorer = seen.losses, seen.scorer
     if not held.wrapped:
         model.train_function = None
+    held.history, held.targets = {}, data.arrays[1]
     run = held.run
     run.optimizer, run.verbose, run.where_saved = model.optimizer, verbose != 0, str
     run.warn = functools.partial(checks.warn_once, model)
@@ -224,4 +236,4 @@ def leave_run(model: keras.Model) -> None:
     held = model.sampling_held
     if held.wrapped:
         model.train_function = None
-    held.wrapped, held.run = False, None
+    held.wrapped, held.run, held.history = False, None, {}

@@ -94,6 +94,9 @@ class OraclePlanner:
         if step >= self._end:
             self._observe(step)
 
+    def settle(self) -> None:
+        """Has nothing to wait for."""
+
     def catch_up(self, step: int) -> None:
         """Takes in all observations; only where training is to stop."""
         self._state.undivided(self._observe, step)
@@ -167,6 +170,7 @@ class OraclePlanner:
         finite, counted = np.isfinite(norms), np.isfinite(gains)
         weights = 1.0 / (self._n * probability)
         self._observed_until = step
+        np.add.at(self._state.times_drawn, drawn[0], 1)
         draws = _RECENT_STEPS * self._buffers.batch_size
         lengths = (_RECENT_STEPS, draws, draws)
         new = (gains[counted], weights[finite], norms[finite])

@@ -68,7 +68,7 @@ class Planner:
         self._submit = functools.partial(self._thread.submit, state.undivided)
         self._pending: concurrent.futures.Future | None = None
         self._blocks = Blocks(sampling, state, buffers)
-        self._window = Window(sampling.window)
+        self.window = Window(sampling.window)
         self._ingested = 0
         self._next_event = 0
         self._begun = time.perf_counter()
@@ -101,10 +101,14 @@ class Planner:
             self._next_event = end - self._lead_steps
         self._waiting_seconds += time.perf_counter() - entered
 
-    def catch_up(self, step: int) -> None:
-        """Takes in all observations; only where training is to stop."""
+    def settle(self) -> None:
+        """Waits for a plan in the making: what is read then, no timing moves."""
         if self._pending is not None:
             self._pending.exception()
+
+    def catch_up(self, step: int) -> None:
+        """Takes in all observations; only where training is to stop."""
+        self.settle()
         self._submit(self._ingest, step).result()
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
@@ -113,24 +117,21 @@ class Planner:
         It is collected in the planning thread, after the plan in hand: the training
         thread waits for nothing.
         """
-        taken: dict[str, Any] = {
-            "pending": self._pending is not None,
-            "figures": dict(self.figures),
-        }
+        taken = dict(pending=self._pending is not None, figures=dict(self.figures))
         collected = self._submit(self._collect, taken)
         return lambda: collected.result() or taken  # its result is `None`
 
     def _collect(self, taken: dict[str, Any]) -> None:
         taken["state"] = self._state.collect()
         taken["blocks"] = self._blocks.snapshot()
-        taken["window"] = self._window.snapshot()
+        taken["window"] = self.window.snapshot()
         taken["ingested"] = self._ingested
         taken["newest"] = dict(self._newest)
 
     def resume(self, saved: Mapping[str, Any]) -> None:
         """Goes on where `snapshot` was taken, in place of `start`."""
         self._blocks.resume(saved["blocks"])
-        self._window.resume(saved["window"])
+        self.window.resume(saved["window"])
         self._ingested = int(saved["ingested"])
         self.figures, self._newest = map(floats, (saved["figures"], saved["newest"]))
         end = self.last_plan.start + self._buffers.block_steps
@@ -142,8 +143,7 @@ class Planner:
 
     def finish(self, step: int) -> None:
         """Takes in the last observations; undoes the credit and debit of no draws."""
-        if self._pending is not None:
-            self._pending.exception()
+        self.settle()
         self._submit(self._finish, step).result()
         self._thread.shutdown()
         self.figures = dict(self._newest)
@@ -221,9 +221,10 @@ class Planner:
         gains = gains[np.isfinite(gains)]  # of steps that were not skipped
         index, weights, norms = index[finite], weights[finite], norms[finite]
         self._ingested = until
+        np.add.at(self._state.times_drawn, drawn[0], 1)
         self._state.table.observe(index, weights, norms, self._state.blocks)
         self._state.observed += len(index)
-        self._window.add(features[finite], weights, norms)
+        self.window.add(features[finite], weights, norms)
         self._fit()
         if len(gains):
             recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
@@ -239,7 +240,7 @@ class Planner:
             self._blocks.tell_of_zeros()
         elif state.observed:
             earlier = state.uncertainty_set
-            fitted = self._tried(self._window.fit, earlier, means)
+            fitted = self._tried(self.window.fit, earlier, means)
             state.uncertainty_set = fitted or earlier
 
     def sampling_share(self) -> float:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import learning_rate
+from keras_osgd import figures
 from keras_osgd.block_lengths import block_steps
 from keras_osgd.effective_epochs import Clock
 from keras_osgd.gain_ratio import GainRatio
@@ -78,6 +78,7 @@ class Run:
         self.optimizer: keras.optimizers.Optimizer | None = None
         self.planner: Planner | OraclePlanner | None = None
         self.verbose = True
+        self.told: list[str] = []  # alarms and notices of this `fit`
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
         self.where_saved: Callable[[], str] = str  # the last checkpoint, for errors
@@ -110,6 +111,7 @@ class Run:
             done: part of the first epoch that was trained already, without `saved`.
         """
         self.skips.restart()
+        self.told = []
         sizes = self.buffers.batch_size, self.buffers.block_steps
         self.watch = watch_over(self.state, self.sampling, *sizes, data)
         self.planner = self._planner(data)
@@ -195,9 +197,11 @@ class Run:
 
     def _tell(self) -> None:
         while self.watch.warnings:
-            warnings.warn(self.watch.warnings.pop(0), stacklevel=2)
+            self.told.append(self.watch.warnings.pop(0))
+            warnings.warn(self.told[-1], stacklevel=2)
         while self.planner.notices:
-            self.say(self.planner.notices.pop(0))
+            self.told.append(self.planner.notices.pop(0))
+            self.say(self.told[-1])
         plan = self.planner.last_plan
         if plan is not None and plan.importance and self.planner.unbounded:
             self.warn_of_floor(plan.largest_weight)
@@ -228,21 +232,16 @@ class Run:
 
     def figures(self) -> dict[str, float]:
         """Returns what `SamplingMonitor` shows."""
-        figures = dict(self.planner.figures)
-        if self.scorer is not None:
-            size = float(self.batch_size)
-            figures["gain_ratio_exact"] = float(self.gain.current(size))
-            last_layer = self.last_layer_gain.current(size)
-            figures["gain_ratio_last_layer"] = float(last_layer)
-        clock, rate = self.clock, learning_rate.applied_rate
-        return figures | {
-            "effective_epochs": clock.effective_iterations() * self.batch_size / self.n,
-            "sampling_share": self.planner.sampling_share(),
-            "learning_rate_applied": rate(self.optimizer, clock.gain, clock.lead),
-        }
+        return figures.figures(self)
+
+    def settle(self) -> None:
+        """Waits for a plan in the making: what is read then, no timing moves."""
+        if self.planner is not None:
+            self.planner.settle()
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, p by the scores as last planned, or `None`."""
+        self.settle()
         return None if self.planner is None else self.planner.candidate
 
     def say(self, line: str) -> None:

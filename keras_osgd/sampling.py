@@ -241,7 +241,7 @@ def get(identifier: str | Sampling | dict[str, Any]) -> Sampling:
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, Sampling):
-        return identifier
+        return getattr(identifier, "configuration", identifier)  # `model.sampling`'s
     if isinstance(identifier, str) and identifier.lower() in _BY_NAME:
         return _BY_NAME[identifier.lower()]()
     raise ValueError(

@@ -33,6 +33,7 @@ class SamplingState(keras.Operation):
     Attributes:
         table: the `ScoreTable`, or `None` before the first `fit`.
         owed: `[n]` float64, owed mass of the reshuffled draws.
+        times_drawn: `[n]` int32, how often each example was trained on.
         uncertainty_set: the last good fit of equation (7), or `None`.
         gain: `GainRatio`.
         lead: `tf.Variable` float64, effective iterations minus the optimizer's own.
@@ -52,6 +53,7 @@ class SamplingState(keras.Operation):
         super().__init__(name="keras_osgd_sampling")
         self.table: ScoreTable | None = None
         self.owed: np.ndarray | None = None
+        self.times_drawn: np.ndarray | None = None
         self.uncertainty_set: UncertaintySet | None = None
         self.gain: GainRatio | None = None
         self.lead: tf.Variable | None = None
@@ -88,6 +90,7 @@ class SamplingState(keras.Operation):
         self.table, self.fingerprint, self.seed = table, fingerprint, seed
         self.norm = norm
         self.owed = np.zeros(table.size)
+        self.times_drawn = np.zeros(table.size, np.int32)
         self.uncertainty_set = None
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.fit_failures = 0
@@ -113,6 +116,7 @@ class SamplingState(keras.Operation):
             store[_TABLE + name] = np.asarray(value)
         store["features"] = _as_array(" ".join(self.table.features))
         store["owed"] = self.owed.copy()
+        store["times_drawn"] = self.times_drawn.copy()
         store.update(self.bad_examples.state())
         store["gain"] = self.gain.averages.numpy()
         store["lead"] = self.lead.numpy()
@@ -159,21 +163,25 @@ class SamplingState(keras.Operation):
         self.table = table
         self.start_clock()
         self.owed = owed
+        self.times_drawn = np.zeros(len(owed), np.int32)
+        if "times_drawn" in store.keys():  # noqa: SIM118  (nor in those)
+            self.times_drawn = np.array(store["times_drawn"], np.int32)
         self.bad_examples.load(store)
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))
         self.fingerprint, self.norm = _as_text(store["fingerprint"]), norm
         for name in _COUNTERS:
             setattr(self, name, int(np.array(store[name])))
-        self.uncertainty_set = None  # one that belongs to other scores must not stay
-        if "uncertainty_mean" in store.keys():  # noqa: SIM118
-            self.uncertainty_set = UncertaintySet(
-                np.array(store["uncertainty_mean"]),
-                np.array(store["uncertainty_spread"]),
-                float(np.array(store["uncertainty_objective"])),
-                0,
-                True,
-            )
+        self.uncertainty_set = _uncertainty_set(store)
+
+
+def _uncertainty_set(store: Mapping[str, Any]) -> UncertaintySet | None:
+    """Returns the one saved, or `None`: that of other scores must not stay."""
+    if "uncertainty_mean" not in store.keys():  # noqa: SIM118
+        return None
+    names = ("mean", "spread", "objective")
+    mean, spread, objective = (np.array(store[f"uncertainty_{x}"]) for x in names)
+    return UncertaintySet(mean, spread, float(objective), 0, True)
 
 
 def _as_array(text: str) -> np.ndarray:

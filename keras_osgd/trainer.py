@@ -22,6 +22,7 @@ from keras_osgd.pipeline import Sample
 from keras_osgd.run import Run
 from keras_osgd.sampling import Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
+from keras_osgd.sampling_view import SamplingView
 from keras_osgd.state import SamplingState
 from keras_osgd.training_step import make_core
 
@@ -35,6 +36,8 @@ class Held:
         self.sampling: Sampling = get_sampling("rais")
         self.state = SamplingState()
         self.run: Run | None = None
+        self.history: dict[str, list[float]] = {}  # of the last `fit`, by epoch
+        self.targets: Any = None  # y of the last `fit`
         self.core: Any = None  # a tf.function on the model would break its export
         self.indexed: tuple | None = None  # the dataset of the last `fit`, once read
         self.importance_weights: tuple | None = None  # inside a sampled step
@@ -55,9 +58,9 @@ class ImportanceSampled(UnderStrategy):
         return kept["_keras_osgd_held"]
 
     @property
-    def sampling(self) -> Sampling:
-        """The sampling method given to `compile`."""
-        return self.sampling_held.sampling
+    def sampling(self) -> SamplingView:
+        """The sampling method given to `compile`, and which examples it drew."""
+        return SamplingView(self.sampling_held)
 
     @property
     def sampling_state(self) -> SamplingState:
@@ -87,7 +90,8 @@ class ImportanceSampled(UnderStrategy):
         """Returns Keras' compile configuration with the sampling method."""
         config = super().get_compile_config()
         if config:
-            method = keras.saving.serialize_keras_object(self.sampling)
+            method = self.sampling_held.sampling
+            method = keras.saving.serialize_keras_object(method)
             config = {**config, "sampling": method}
         return config
 
@@ -143,7 +147,7 @@ class ImportanceSampled(UnderStrategy):
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         with checkpointing(callbacks) as (checkpoint, given["callbacks"]):
-            if isinstance(self.sampling, Uniform) or not self.compiled:
+            if isinstance(self.sampling_held.sampling, Uniform) or not self.compiled:
                 fitting.leave_run(self)
                 return super().fit(**fitting.resumed(self, checkpoint, given))
             with fitting.importance_sampling(self, checkpoint, given) as prepared:

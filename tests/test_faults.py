@@ -135,7 +135,11 @@ ROWS = {
         "test_without_any_fit_and_without_last_norms_draws_are_uniform",
         "test_a_plan_that_fails_anywhere_is_made_uniformly_instead",
     ],
-    42: ["test_importing_needs_neither_tensorboard_nor_matplotlib"],
+    42: [
+        "test_importing_needs_neither_tensorboard_nor_matplotlib",
+        "test_tensorboard_is_asked_for_only_where_it_is_used",
+        "test_matplotlib_is_asked_for_only_where_it_is_used",
+    ],
 }
 
 

@@ -17,9 +17,11 @@ LINES = 250
 # A module may import those before it.
 ORDER = [
     "refusals",
+    "versions",
     "warn_once",
     "placement",
     "replicas",
+    "run_files",
     "score_checks",
     "score_table",
     "distributions",
@@ -33,6 +35,7 @@ ORDER = [
     "norms",
     "gain_ratio",
     "learning_rate",
+    "progress_bar",
     "effective_epochs",
     "input_arrays",
     "example_weights",
@@ -63,8 +66,11 @@ ORDER = [
     "probabilities",
     "continuation",
     "blocks",
+    "most_sampled",
+    "sampling_view",
     "planner",
     "oracle",
+    "figures",
     "run",
     "checkpoint_files",
     "run_settings",
@@ -78,6 +84,9 @@ ORDER = [
     "trainer",
     "model",
     "callbacks",
+    "plots",
+    "report",
+    "__main__",
 ]
 DEPENDENCIES = {"keras", "keras_osgd", "numpy", "scipy", "tensorflow"}
 

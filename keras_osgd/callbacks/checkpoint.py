@@ -62,7 +62,7 @@ class Checkpoint(keras.callbacks.Callback):
         'checkpoint-00000001.npz'
     """
 
-    begins_before_fit = True
+    begins_before_fit = ends_after_fit = True
 
     def __init__(
         self,

@@ -1,0 +1,206 @@
+"""What a run's directory says of a model in training."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.learning_rate import inner_optimizer
+from keras_osgd.run import Run
+from keras_osgd.run_files import PERCENTILES, RunFiles, percentile_name
+from keras_osgd.versions import versions
+from keras_osgd.warn_once import warned_of
+
+__all__ = ["RunLog", "run_of"]
+
+_EXAMPLES = 1000  # that are listed
+_POINTS = 101  # of the curve of shares
+_OBSERVATIONS = 2000  # that are kept beside their predictions
+
+
+def run_of(model: keras.Model) -> Run | None:
+    """Returns the `fit` with importance sampling under way in a model, or `None`."""
+    return getattr(model, "sampling_run", None)
+
+
+class RunLog:
+    """Writes the files of one run, an epoch after the other.
+
+    An epoch that the directory has rows of is trained anew: they go, and those of the
+    epochs before it stay. So a resumed `fit` goes on with the log, and one that starts
+    with epoch 0 starts it afresh.
+
+    Args:
+        directory: see `RunFiles`.
+    """
+
+    def __init__(self, directory: str | os.PathLike) -> None:
+        """Makes the directory."""
+        self.files = RunFiles(directory)
+        self.fresh = True  # whether nothing of an earlier `fit` stays
+        self._rows: list[dict[str, float]] = []
+        self._settings: dict[str, Any] = {}
+        self._first_step = 0
+        self._begun = self._aside = 0.0
+
+    def begin(self, model: keras.Model, epoch: int, params: Mapping[str, Any]) -> None:
+        """Takes over what there is of the epochs before `epoch`, from 0 on."""
+        rows, before = self.files.read()
+        self._rows = [row for row in rows if row["epoch"] <= epoch]
+        self.fresh = not self._rows
+        last = self._rows[-1] if self._rows else {"steps": 0, "seconds": 0.0}
+        taken = _steps(model)
+        self._first_step = before.get("first_step", taken) if self._rows else taken
+        if taken - self._first_step < last["steps"]:  # its optimizer is a new one
+            self._first_step = taken - int(last["steps"])
+        self._begun = time.perf_counter() - last["seconds"]
+        alarms = before.get("alarms", []) if self._rows else []
+        self._settings = {
+            "status": "training",
+            "started": before.get("started", _now()) if self._rows else _now(),
+            "first_step": self._first_step,
+            **settings(model, params),
+            "alarms": alarms,
+        }
+        self.files.write_settings(self._settings)
+
+    def pause(self) -> None:
+        """Lets no seconds count until `go_on`."""
+        self._aside = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Lets seconds count again."""
+        self._begun += time.perf_counter() - self._aside
+
+    def end_epoch(
+        self, model: keras.Model, epoch: int, logs: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Writes what an epoch came to; returns its row.
+
+        Args:
+            model: in training.
+            epoch: from 0 on.
+            logs: with the figures of the sampling.
+        """
+        self.pause()
+        run = run_of(model)
+        row: dict[str, float] = {"epoch": epoch + 1}
+        row["steps"] = _steps(model) - self._first_step
+        row["seconds"] = round(self._aside - self._begun, 3)
+        row |= {"gain_ratio": 1.0, "effective_epochs": epoch + 1.0}  # if uniform
+        row |= {name: float(value) for name, value in logs.items()}
+        p = None if run is None else run.probabilities()
+        if p is not None:
+            found = np.percentile(len(p) * p, PERCENTILES)
+            row |= dict(zip(map(percentile_name, PERCENTILES), found, strict=True))
+            self._write_examples(model, p)  # p waited for the plan in the making
+        self._rows.append(row)
+        self.files.write_history(self._rows)
+        self._write_settings(model)
+        self.go_on()
+        return row
+
+    def end(self, model: keras.Model, status: str) -> None:
+        """Writes the last alarms, and how training ended if that is new."""
+        self._settings["status"] = status or self._settings["status"]
+        self._write_settings(model)
+
+    def _write_settings(self, model: keras.Model) -> None:
+        run = run_of(model)
+        told = warned_of(model) + (run.told if run is not None else [])
+        alarms = dict.fromkeys(self._settings["alarms"] + told)
+        self._settings["alarms"] = list(alarms)
+        self._settings["updated"] = _now()
+        self.files.write_settings(self._settings)
+
+    def _write_examples(self, model: keras.Model, p: np.ndarray) -> None:
+        most = model.sampling.most_sampled(_EXAMPLES)
+        columns = {**most._asdict(), "probability": p[most.index]}
+        self.files.write_examples(columns)
+        counts = np.sort(model.sampling_state.times_drawn)[::-1]
+        arrays = {"share_of_draws": _shares(counts), **_predictions(run_of(model))}
+        self.files.write_arrays(arrays)
+
+
+def _steps(model: keras.Model) -> int:
+    return int(inner_optimizer(model.optimizer).iterations)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def settings(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run is made of, for JSON.
+
+    Args:
+        model: built and compiled.
+        params: of a callback.
+    """
+    run, optimizer = run_of(model), inner_optimizer(model.optimizer)
+    numbers = (bool, int, float, str, dict)
+    options = optimizer.get_config()
+    options = {k: v for k, v in options.items() if isinstance(v, numbers)}
+    options.pop("name", None)  # which counts the optimizers of the process
+    found = {
+        "model": model.name,
+        "parameters": model.count_params(),
+        "optimizer": type(optimizer).__name__,
+        "optimizer_options": options,
+        "loss": getattr(model.loss, "name", model.loss),
+        "sampling": repr(model.sampling) if run else "uniform",
+        "epochs": params.get("epochs"),
+        "n": None,
+        "batch_size": None,
+        "seed": None,
+    }
+    if run is not None:
+        found |= {
+            "n": run.n,
+            "batch_size": run.batch_size,
+            "seed": model.sampling_state.seed,
+        }
+    devices = [device.device_type for device in tf.config.list_logical_devices()]
+    return {**found, "devices": devices, "versions": versions()}
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Returns the share of draws of the most drawn 0 %, 1 %, ... of the examples.
+
+    Args:
+        counts: `[n]`, falling.
+    """
+    total = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+    places = np.linspace(0, len(counts), _POINTS)
+    return np.interp(places, np.arange(len(total)), total) / max(total[-1], 1.0)
+
+
+def _predictions(run: Run) -> dict[str, np.ndarray]:
+    """Returns norms last observed beside what the uncertainty set says of them.
+
+    `predicted` is <c, s>, `variance` is h <d, s>; features are those before the draw.
+    """
+    window, taken = getattr(run.planner, "window", None), {}
+    if window is not None:
+        run.state.undivided(lambda: taken.update(window.snapshot()))
+    fitted = run.state.uncertainty_set
+    if fitted is None or not len(taken.get("norms", ())):
+        return {}
+    features = taken["features"][-_OBSERVATIONS:]
+    mean, variance = (
+        features @ fitted.mean,
+        fitted.objective * (features @ fitted.spread),
+    )
+    return {
+        "predicted": mean,
+        "variance": variance,
+        "observed": taken["norms"][-_OBSERVATIONS:],
+        "weight": taken["weights"][-_OBSERVATIONS:],
+    }

@@ -1,0 +1,154 @@
+"""Figures of what an epoch after the other came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_osgd.plots.sources import grouped
+from keras_osgd.plots.style import finish, legend, new_figure, style
+from keras_osgd.run_files import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["gain_ratio", "learning_curves"]
+
+_AXES = {
+    "steps": "steps",
+    "epoch": "epochs",
+    "effective_epochs": "effective epochs",
+    "seconds": "seconds of training",
+}
+_WORDS = {"val": "validation", "acc": "accuracy", "lr": "learning rate"}
+_GAINS = {
+    "gain_ratio": "estimated and applied",
+    "gain_ratio_exact": "by exact norms",
+    "gain_ratio_last_layer": "by the last layer's norms",
+}
+
+
+def learning_curves(
+    runs: Any, metric: str = "loss", against: str | Sequence[str] | None = None
+) -> Figure:
+    """Returns a figure of a metric against what it cost, in a panel each.
+
+    Where runs differ in their seed alone, the line is their mean at each epoch and the
+    band goes from the least to the largest.
+
+    Args:
+        runs: a run, a list of runs, or a mapping of names to runs or lists of runs; a
+            run is a directory of `SamplingMonitor(log_dir=...)`, a `History`, or a
+            mapping of names to arrays.
+        metric: name in the logs, such as "val_accuracy".
+        against: "steps", "epoch", "effective_epochs", "seconds" or several of them;
+            `None` takes all that every run has.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if a run has no such metric, or nothing to draw it against.
+
+    Example:
+        >>> runs = {"uniform": {"loss": [2.0, 1.0]}, "RAIS": {"loss": [2.0, 0.8]}}
+        >>> figure = learning_curves(runs)
+        >>> [line.get_ydata().tolist() for line in figure.axes[0].lines]
+        [[2.0, 1.0], [2.0, 0.8]]
+    """
+    groups = grouped(runs)
+    records = [record for group in groups.values() for record in group]
+    _check(records, metric, "metric")
+    chosen = [against] if isinstance(against, str) else against
+    if chosen is None:
+        chosen = [x for x in _AXES if all(x in r.history for r in records)]
+    for name in chosen:
+        _check(records, name, "against")
+    rows = 2 if len(chosen) > 3 else 1
+    columns = -(-len(chosen) // rows)
+    figure = new_figure(max(5.0, 3.9 * columns), 3.1 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for order, (axes, name) in enumerate(zip(panels.flat, chosen, strict=False)):
+        for i, (label, group) in enumerate(groups.items()):
+            _draw(axes, _rows(group, name), _rows(group, metric), i, label)
+        vertical = _in_words(metric) if order % columns == 0 else ""
+        finish(axes, _AXES.get(name, _in_words(name)), vertical)
+        axes.set_xlim(left=0)
+    for axes in list(panels.flat)[len(chosen) :]:
+        axes.remove()
+    legend(figure, panels.flat[0], list(groups))
+    return figure
+
+
+def _check(records: Sequence[RunRecord], name: str, argument: str) -> None:
+    for record in records:
+        if name not in record.history:
+            raise ValueError(
+                f"`{argument}` must be in the history of every run. Received: "
+                f"{argument}={name!r}, which {record.name!r} lacks; it has "
+                f"{sorted(record.history)}. Take one of these."
+            )
+
+
+def _rows(group: Sequence[RunRecord], name: str) -> np.ndarray:
+    """Returns `[runs, epochs]`, as many epochs as the shortest run has."""
+    columns = [record.history[name] for record in group]
+    length = min(map(len, columns))
+    return np.array([column[:length] for column in columns])
+
+
+def _draw(axes: Axes, x: np.ndarray, y: np.ndarray, order: int, label: str) -> None:
+    length = min(x.shape[1], y.shape[1])
+    x, y = x[:, :length], y[:, :length]
+    shown = ~np.isnan(y).any(axis=0)  # not every epoch has a validation
+    x, y = x[:, shown].mean(axis=0), y[:, shown]
+    look = style(order, len(x))
+    axes.plot(x, y.mean(axis=0), label=label, **look)
+    if len(y) > 1:
+        low, high = y.min(axis=0), y.max(axis=0)
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def _in_words(name: str) -> str:
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def gain_ratio(runs: Any) -> Figure:
+    """Returns a figure of the gain ratio against effective epochs.
+
+    Estimated as applied to the learning rate, and where the run took exact norms, by
+    these and by the last layer's: how near the approximation is.
+
+    Args:
+        runs: as in `learning_curves`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if a run has no gain ratio.
+
+    Example:
+        >>> figure = gain_ratio({"gain_ratio": [1.0, 1.5], "effective_epochs": [1, 2]})
+        >>> figure.axes[0].lines[0].get_ydata().tolist()
+        [1.0, 1.5]
+    """
+    groups = grouped(runs)
+    records = [record for group in groups.values() for record in group]
+    _check(records, "gain_ratio", "metric")
+    has = all("effective_epochs" in record.history for record in records)
+    horizontal = "effective_epochs" if has else "epoch"
+    figure = new_figure(6.4, 4.0)
+    axes, labels = figure.subplots(), []
+    for name, group in groups.items():
+        kept = [key for key in _GAINS if all(key in r.history for r in group)]
+        for key in kept:
+            words = name if len(kept) == 1 else f"{name}, {_GAINS[key]}"
+            label = _GAINS[key] if len(groups) == 1 else words
+            x, y = _rows(group, horizontal), _rows(group, key)
+            _draw(axes, x, y, len(labels), label)
+            labels.append(label)
+    axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=1)
+    finish(axes, _AXES[horizontal], "gain ratio")
+    axes.set_xlim(left=0)
+    legend(figure, axes, labels)
+    return figure

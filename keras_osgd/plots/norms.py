@@ -1,0 +1,96 @@
+"""A figure of what is predicted of gradient norms, and what is observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_osgd.plots.sources import record_of
+from keras_osgd.plots.style import DARK, STYLES, finish, legend, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["predicted_norms"]
+
+_BINS = 12
+_LINEAR = 0.25  # of the mean prediction
+_POINTS, _LINE, _BAND = "observations", "as predicted", "uncertainty set"
+
+
+def predicted_norms(run: Any) -> Figure:
+    """Returns a figure of observed against predicted gradient norms.
+
+    A point is one of the last observations: the norm <c, s> that its features promised
+    before the draw, and the one observed. The band is the uncertainty set's
+    <c, s> +- sqrt(h <d, s>), means over points of like predictions.
+
+    Args:
+        run: directory of `SamplingMonitor(log_dir=...)`, or a mapping with `[k]` arrays
+            "predicted", "variance" and "observed", all >= 0.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if the run kept no observations.
+
+    Example:
+        >>> arrays = {"predicted": [1, 2], "observed": [1, 3], "variance": [0.1, 0.2]}
+        >>> figure = predicted_norms({k: np.array(v) for k, v in arrays.items()})
+        >>> figure.axes[0].lines[0].get_ydata().tolist()
+        [1.0, 3.0]
+    """
+    given = isinstance(run, Mapping) and "predicted" in run
+    arrays = run if given else record_of(run).arrays
+    if "predicted" not in arrays:
+        raise ValueError(
+            "The run must have observations beside their predictions. Received: one "
+            "without. Train it with `RAIS` and `SamplingMonitor(log_dir=...)`, and "
+            "pass that directory."
+        )
+    names = ("predicted", "variance", "observed")
+    predicted, variance, observed = (np.asarray(arrays[x], float) for x in names)
+    # Linear up to a fraction of the typical norm, logarithmic above: norms may be 0.
+    typical = float(np.mean(predicted)) or 1.0
+    scale = {"value": "asinh", "linear_width": _LINEAR * typical}
+    figure = new_figure(5.4, 5.1)
+    axes = figure.subplots()
+    axes.set_xscale(**scale)
+    axes.set_yscale(**scale)
+    color, band = STYLES[0][0], STYLES[1][0]
+    look = {"marker": "o", "markersize": 2.6, "alpha": 0.4, "markeredgewidth": 0}
+    axes.plot(predicted, observed, linestyle="", color=color, label=_POINTS, **look)
+    x, spread = _binned(predicted, variance)
+    ends = [np.maximum(x + sign * spread, 0.0) for sign in (-1, 1)]
+    axes.fill_between(x, *ends, color=band, alpha=0.22, linewidth=0, label=_BAND)
+    for end in ends:
+        axes.plot(x, end, color=band, linewidth=1.0, linestyle=(0, (5, 1.5)))
+    top = 1.1 * max(predicted.max(), observed.max(), 1e-12)
+    axes.plot([0, top], [0, top], color=DARK, linewidth=1.2, label=_LINE)
+    finish(axes, "predicted norm", "observed norm")
+    axes.set(xlim=(0, top), ylim=(-0.01 * typical, top), aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(_ticks(top, typical))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    legend(figure, axes, [_POINTS, _LINE, _BAND])
+    return figure
+
+
+def _ticks(top: float, typical: float) -> Any:
+    """Returns where the axes have numbers: 0 and 1, 2, 5 times powers of 10."""
+    from matplotlib.ticker import FixedLocator
+
+    first = np.floor(np.log10(_LINEAR * typical))
+    powers = 10.0 ** np.arange(first, np.log10(top) + 1)
+    places = (powers[:, np.newaxis] * [1, 2, 5]).ravel()
+    return FixedLocator(
+        [0.0, *places[(places >= 0.7 * _LINEAR * typical) & (places <= top)]]
+    )
+
+
+def _binned(predicted: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns mean predictions and root mean variances of parts of equal size."""
+    parts = np.array_split(np.argsort(predicted), min(_BINS, len(predicted)))
+    x = np.array([predicted[part].mean() for part in parts])
+    return x, np.sqrt([variance[part].mean() for part in parts])

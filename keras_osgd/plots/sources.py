@@ -1,0 +1,91 @@
+"""What figures are made of: directories of runs, `History` objects, arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_osgd.run_files import RunRecord, load
+
+__all__ = ["grouped", "record_of"]
+
+
+def record_of(run: Any) -> RunRecord:
+    """Returns what is known of a run.
+
+    Args:
+        run: directory that `SamplingMonitor(log_dir=...)` wrote, what
+            `run_files.load` returned, `History` of a `fit`, or a mapping of names to
+            arrays with an entry for each epoch, as `model.sampling.history`.
+
+    Raises:
+        ValueError: if it is none of these.
+
+    Example:
+        >>> record_of({"loss": [2.0, 1.0]}).history["epoch"]
+        array([1., 2.])
+    """
+    if isinstance(run, RunRecord):
+        return run
+    if isinstance(run, str | os.PathLike):
+        return load(run)
+    epochs = None
+    if isinstance(run, keras.callbacks.History):
+        epochs, run = [epoch + 1.0 for epoch in run.epoch], run.history
+    if not isinstance(run, Mapping):
+        raise ValueError(
+            "A run must be a directory of `SamplingMonitor(log_dir=...)`, a `History` "
+            f"or a mapping of names to arrays. Received: {type(run).__name__}. Pass "
+            "one of these."
+        )
+    history = {name: np.asarray(values, float) for name, values in run.items()}
+    length = max((len(values) for values in history.values()), default=0)
+    # Validation may be rarer than epochs: where it took place, nobody says.
+    history = {name: v for name, v in history.items() if len(v) == length}
+    history.setdefault("epoch", np.asarray(epochs or np.arange(1.0, length + 1)))
+    return RunRecord("run", history, {}, {}, {})
+
+
+def grouped(runs: Any) -> dict[str, list[RunRecord]]:
+    """Returns runs by the name they are shown by.
+
+    Args:
+        runs: one run, a list of them, or a mapping of names to runs or to lists of
+            runs that differ in their seed alone.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(runs, Mapping) and not _is_history(runs):
+        named = [(str(k), v if _is_list(v) else [v]) for k, v in runs.items()]
+        found = {name: [record_of(run) for run in group] for name, group in named}
+    else:
+        records = [record_of(run) for run in (runs if _is_list(runs) else [runs])]
+        found = {}
+        for record in records:
+            name, order = record.name, 2
+            while name in found:
+                name, order = f"{record.name} ({order})", order + 1
+            found[name] = [record]
+    if not found or not all(found.values()):
+        raise ValueError("There must be at least one run. Received: none.")
+    return found
+
+
+def _is_list(runs: Any) -> bool:
+    return isinstance(runs, Sequence) and not isinstance(runs, str | RunRecord)
+
+
+def _is_history(runs: Mapping) -> bool:
+    """Returns whether these are figures by epoch, and not runs by name."""
+
+    def is_numbers(values: Any) -> bool:
+        if isinstance(values, str | os.PathLike | Mapping | RunRecord):
+            return False
+        return np.ndim(values) == 1 and np.asarray(values).dtype.kind in "fiub"
+
+    return bool(runs) and all(is_numbers(values) for values in runs.values())

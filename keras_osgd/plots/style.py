@@ -1,0 +1,95 @@
+"""The look that all figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["DARK", "GREY", "STYLES", "finish", "legend", "new_figure", "style"]
+
+# Okabe and Ito's palette without its yellow, which print loses.
+STYLES: tuple[tuple[str, str, Any], ...] = (
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", (0, (5, 1.5))),
+    ("#009E73", "^", (0, (5, 1.5, 1, 1.5))),
+    ("#CC79A7", "D", (0, (1, 1.2))),
+    ("#56B4E9", "v", (0, (3, 1, 1, 1, 1, 1))),
+    ("#E69F00", "P", (0, (7, 2))),
+    ("#000000", "X", (0, (9, 1.5, 1, 1.5, 1, 1.5))),
+)
+DARK, GREY = "#222222", "#8A8A8A"
+_LETTER, _HANDLE = 0.072, 0.75  # inches of a legend's entry
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure of a size in inches, outside of pyplot.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "`keras_osgd.plots` needs matplotlib. Received: an installation without "
+            "it. pip install 'keras_osgd[plot]'"
+        ) from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def style(order: int, points: int) -> dict[str, Any]:
+    """Returns colour, dashes and marker of the line number `order`.
+
+    Args:
+        order: from 0 on; after seven, the dashes change with the colours.
+        points: of the line, a dozen of which are marked.
+    """
+    color, marker, dashes = STYLES[order % len(STYLES)]
+    if order >= len(STYLES):
+        dashes = STYLES[(order // len(STYLES) + order) % len(STYLES)][2]
+    return {
+        "color": color,
+        "linestyle": dashes,
+        "marker": marker,
+        "markevery": max(1, points // 12),
+        "linewidth": 1.6,
+        "markersize": 5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.5,
+    }
+
+
+def finish(axes: Axes, horizontal: str, vertical: str, title: str = "") -> None:
+    """Labels axes and takes away what says nothing."""
+    axes.set_xlabel(horizontal)
+    axes.set_ylabel(vertical)
+    if title:
+        axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+    """Names lines below the panels, where nothing is hidden, in rows that fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    kept = [name for name in names if name in labels]
+    if not kept:
+        return
+    inches = [_LETTER * len(name) + _HANDLE for name in kept]
+    width = figure.get_figwidth()
+    columns = len(kept) if sum(inches) < width else max(1, int(width / max(inches)))
+    figure.legend(
+        [handles[labels.index(name)] for name in kept],
+        kept,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        handlelength=3.2,
+        columnspacing=1.2,
+    )

@@ -1,0 +1,176 @@
+"""Tables of runs, as HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_osgd.run_files import RunRecord
+
+__all__ = ["examples", "metrics", "reached", "runs", "settings", "table"]
+
+_EXAMPLES = 20  # of each run that are shown
+_MOST_METRICS = 4
+_NO_METRICS = ("learning_rate", "lr")  # that Keras' callbacks log
+_SETTINGS = (
+    "status",
+    "model",
+    "parameters",
+    "loss",
+    "optimizer",
+    "optimizer_options",
+    "sampling",
+    "n",
+    "batch_size",
+    "epochs",
+    "seed",
+    "started",
+    "updated",
+    "devices",
+    "versions",
+)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table; numbers are rounded, texts escaped.
+
+    Example:
+        >>> table(["a"], [[1.23456], ["<b>"]]).count("&lt;b&gt;")
+        1
+    """
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    lines = ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _text(cell: Any) -> str:
+    if cell is None or (isinstance(cell, float) and np.isnan(cell)):
+        return "–"
+    if isinstance(cell, float | np.floating):
+        return f"{cell:.4g}" if abs(cell) < 1e4 else f"{cell:,.0f}"
+    if isinstance(cell, int | np.integer) and not isinstance(cell, bool):
+        return f"{cell:,}"
+    return html.escape(str(cell))
+
+
+def metrics(records: Sequence[RunRecord]) -> list[str]:
+    """Returns what all runs were measured by: of validation where there is one."""
+    common = [x for x in records[0].history if all(x in r.history for r in records)]
+    known = [x.removeprefix("val_") for x in common if x.startswith("val_")]
+    if known:
+        names = [f"val_{name}" for name in known]
+    else:
+        trained = {"loss", *(x for x in common if _is_trained(x, records))}
+        names = [name for name in common if name in trained]
+    names.sort(key=lambda name: not name.endswith("loss"))
+    return names[:_MOST_METRICS]
+
+
+def _is_trained(name: str, records: Sequence[RunRecord]) -> bool:
+    """Returns whether it is a metric: what a run without sampling has as well."""
+    ours = {"epoch", "steps", "seconds", "gain_ratio", "effective_epochs"}
+    figures = {
+        "candidate_gain_ratio",
+        "gain_ratio_exact",
+        "gain_ratio_last_layer",
+        "gradient_ess",
+        "largest_weight",
+        "learning_rate_applied",
+        "sampling_share",
+        "scoring_seconds",
+        "share_unseen",
+    }
+    return name not in {*ours, *figures, *_NO_METRICS} and not name.startswith("n_p_")
+
+
+def _better(name: str) -> Any:
+    """Returns what finds the best of a metric's values."""
+    low = ("loss", "error", "mse", "mae", "perplexity", "divergence")
+    return np.fmin if any(word in name.lower() for word in low) else np.fmax
+
+
+def runs(records: Sequence[RunRecord]) -> str:
+    """Returns a line for each run: what it was, what it took, what came of it."""
+    names = metrics(records)
+    header = ["run", "sampling", "n", "batch size", "effective epochs", "steps"]
+    header += ["seconds", "last gain ratio", *(f"best {name}" for name in names)]
+    rows = []
+    for record in records:
+        known, history = record.settings, record.history
+        last = [_last(history, x) for x in ("effective_epochs", "steps", "seconds")]
+        last[1] = None if last[1] is None else int(last[1])
+        method = str(known.get("sampling", "")).split("(")[0]
+        row = [record.name, method, known.get("n"), known.get("batch_size"), *last]
+        row.append(_last(history, "gain_ratio"))
+        row += [float(_better(name).reduce(history[name])) for name in names]
+        rows.append(row)
+    return table(header, rows)
+
+
+def _last(history: dict[str, np.ndarray], name: str) -> float | None:
+    return float(history[name][-1]) if len(history.get(name, ())) else None
+
+
+def reached(groups: Mapping[str, Sequence[RunRecord]]) -> str:
+    """Returns what it took to be as good as the least good run ever became.
+
+    Args:
+        groups: runs by name; of several, means are shown.
+    """
+    records, parts = [r for group in groups.values() for r in group], []
+    for name in metrics(records):
+        better = _better(name)
+        bests = [float(better.reduce(record.history[name])) for record in records]
+        target = max(bests) if better is np.fmin else min(bests)
+        rows = []
+        for label, group in groups.items():
+            taken = np.array([_cost(record, name, better, target) for record in group])
+            rows.append([label, *map(float, taken.mean(axis=0))])
+        header = [f"to a {name} of {target:.4g}", "epochs", "steps", "seconds"]
+        parts.append(table(header, rows))
+    return "\n".join(parts)
+
+
+def _cost(record: RunRecord, name: str, better: Any, target: float) -> list[float]:
+    """Returns epochs, steps and seconds until a metric first was `target` or better."""
+    history, values = record.history, record.history[name]
+    met = values <= target if better is np.fmin else values >= target
+    first = int(np.flatnonzero(met)[0])
+    unknown = np.full(len(values), np.nan)
+    return [history.get(x, unknown)[first] for x in ("epoch", "steps", "seconds")]
+
+
+def examples(record: RunRecord) -> str:
+    """Returns the most drawn examples of a run."""
+    columns, n = record.examples, record.settings.get("n") or np.nan
+    header = ["index", "label", "share of draws, %", "times seen", "last norm", "n p"]
+    rows = [
+        [index, label, 100 * float(share), int(times), float(norm), n * float(p)]
+        for index, label, share, times, norm, p in zip(
+            *(columns[name][:_EXAMPLES] for name in columns), strict=True
+        )
+    ]
+    return table(header, rows)
+
+
+def settings(records: Sequence[RunRecord]) -> str:
+    """Returns a column of settings for each run."""
+    rows = [
+        [name.replace("_", " "), *(_flat(r.settings.get(name)) for r in records)]
+        for name in _SETTINGS
+        if any(name in r.settings for r in records)
+    ]
+    return table(["", *(record.name for record in records)], rows)
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else value

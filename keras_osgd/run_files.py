@@ -1,0 +1,167 @@
+"""The directory of a run: `SamplingMonitor` writes it, plots and reports read it.
+
+| file | content |
+|---|---|
+| history.csv | a row for each epoch: all logs, steps, effective epochs, seconds, n p |
+| run.json | model, optimizer, sampling, data, versions, alarms |
+| examples.csv | the most drawn examples |
+| sampling.npz | arrays for plots: shares of draws, predicted and observed norms |
+
+Every file is replaced as a whole: a kill leaves the one before.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["PERCENTILES", "RunFiles", "RunRecord", "load", "percentile_name"]
+
+PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # of n p, in every row of the history
+_HISTORY, _SETTINGS = "history.csv", "run.json"
+_EXAMPLES, _ARRAYS = "examples.csv", "sampling.npz"
+
+Row = Mapping[str, float]
+
+
+def percentile_name(percentile: float) -> str:
+    """Returns the column of the history with a percentile of n p.
+
+    Example:
+        >>> percentile_name(50)
+        'n_p_50'
+    """
+    return f"n_p_{percentile:g}"
+
+
+class RunRecord(NamedTuple):
+    """What is known of a run.
+
+    Attributes:
+        name: of its directory.
+        history: `[epochs]` of every figure; NaN where an epoch has none.
+        settings: of run.json.
+        examples: columns of examples.csv, texts; empty without importance sampling.
+        arrays: of sampling.npz; likewise.
+    """
+
+    name: str
+    history: dict[str, np.ndarray]
+    settings: dict[str, Any]
+    examples: dict[str, list[str]]
+    arrays: dict[str, np.ndarray]
+
+
+class RunFiles:
+    """Writes the files of a run.
+
+    Args:
+        directory: made if it is missing.
+
+    Raises:
+        ValueError: if there can be no such directory.
+
+    Example:
+        >>> import tempfile
+        >>> files = RunFiles(tempfile.mkdtemp())
+        >>> files.write_history([{"epoch": 1, "loss": 0.5}])
+        >>> load(files.directory).history["loss"]
+        array([0.5])
+    """
+
+    def __init__(self, directory: str | os.PathLike) -> None:
+        """Makes the directory."""
+        self.directory = pathlib.Path(directory)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                "`log_dir` must be a directory to write into. Received: "
+                f"{directory} ({error}). Take another, or change its permissions."
+            ) from error
+
+    def read(self) -> tuple[list[dict[str, float]], dict[str, Any]]:
+        """Returns the rows of the history and the settings, as far as they exist."""
+        rows, path = [], self.directory / _HISTORY
+        if path.exists():
+            with open(path, newline="") as file:
+                for row in csv.DictReader(file):
+                    rows.append({k: float(v) for k, v in row.items() if v})
+        path = self.directory / _SETTINGS
+        return rows, json.loads(path.read_text()) if path.exists() else {}
+
+    def write_history(self, rows: Sequence[Row]) -> None:
+        """Writes history.csv; a row may lack what others have."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        self._replace(
+            _HISTORY, _table(names, [[r.get(x) for x in names] for r in rows])
+        )
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes run.json; what JSON does not know as text."""
+        text = json.dumps(settings, indent=2, default=str, ensure_ascii=False)
+        self._replace(_SETTINGS, text)
+
+    def write_examples(self, columns: Mapping[str, Sequence[Any] | None]) -> None:
+        """Writes examples.csv; a column that is `None` stays empty."""
+        size = max(len(values) for values in columns.values() if values is not None)
+        filled = [[None] * size if v is None else v for v in columns.values()]
+        self._replace(_EXAMPLES, _table(columns, zip(*filled, strict=True)))
+
+    def write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes sampling.npz."""
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        self._replace(_ARRAYS, file.getvalue())
+
+    def _replace(self, name: str, content: str | bytes) -> None:
+        path = self.directory / name
+        part = path.with_name(f"{name}.part")
+        data = content.encode() if isinstance(content, str) else content
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+def _table(names: Any, rows: Any) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def load(directory: str | os.PathLike) -> RunRecord:
+    """Returns what `SamplingMonitor(log_dir=directory)` wrote.
+
+    Raises:
+        ValueError: if there is no history of a run.
+    """
+    path = pathlib.Path(directory)
+    if not (path / _HISTORY).exists():
+        raise ValueError(
+            f"A run's directory must have a {_HISTORY}. Received: {directory} without. "
+            "Train with `SamplingMonitor(log_dir=...)` and pass that directory."
+        )
+    rows, settings = RunFiles(path).read()
+    names = dict.fromkeys(name for row in rows for name in row)
+    history = {x: np.array([row.get(x, np.nan) for row in rows]) for x in names}
+    examples, arrays = {}, {}
+    if (path / _EXAMPLES).exists():
+        with open(path / _EXAMPLES, newline="") as file:
+            names, *lines = list(csv.reader(file))
+            examples = {x: [line[i] for line in lines] for i, x in enumerate(names)}
+    if (path / _ARRAYS).exists():
+        with np.load(path / _ARRAYS, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    name = path.resolve().name
+    return RunRecord(name, history, settings, examples, arrays)

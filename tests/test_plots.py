@@ -1,0 +1,271 @@
+"""Figures are tested by the data that they draw."""
+
+import io
+import sys
+
+import keras
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from keras_osgd import plots
+from keras_osgd.most_sampled import MostSampled
+from keras_osgd.plots.style import STYLES
+from keras_osgd.run_files import PERCENTILES, RunFiles, percentile_name
+
+EPOCHS = 4
+
+
+def rows(seed: int, scale: float = 1.0) -> list[dict[str, float]]:
+    """Returns the history of a run; validation is every second epoch."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for epoch in range(1, EPOCHS + 1):
+        row = {
+            "epoch": epoch,
+            "steps": 100 * epoch * scale + seed,
+            "seconds": 1.5 * epoch + seed,
+            "effective_epochs": epoch + 0.01,
+            "gain_ratio": 1 + 0.1 * epoch,
+            "loss": 2.0 / epoch + rng.uniform(),
+        }
+        if epoch % 2 == 0:
+            row["val_loss"] = row["loss"] + 0.1
+        for q in PERCENTILES:
+            row[percentile_name(q)] = np.exp((q - 50) / 25 * epoch / EPOCHS)
+        made.append(row)
+    return made
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    made = []
+    for seed in range(3):
+        files = RunFiles(tmp_path_factory.mktemp("runs") / f"run-{seed}")
+        files.write_history(rows(seed))
+        files.write_arrays({"share_of_draws": np.linspace(0, 1, 101) ** 0.5})
+        made.append(files.directory)
+    return made
+
+
+def drawn(axes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    (line,) = [x for x in axes.lines if x.get_label() == name]
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def names(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].texts]
+
+
+def is_saved(figure: Figure) -> bool:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getbuffer().nbytes > 5000
+
+
+def test_learning_curves_are_means_and_bands_over_seeds_against_all_costs(directories):
+    figure = plots.learning_curves({"RAIS": directories})
+    labels = ["steps", "epochs", "effective epochs", "seconds of training"]
+    assert [axes.get_xlabel() for axes in figure.axes] == labels
+    history = [rows(seed) for seed in range(3)]
+    columns = ("steps", "epoch", "effective_epochs", "seconds")
+    losses = np.array([[row["loss"] for row in run] for run in history])
+    for axes, column in zip(figure.axes, columns, strict=True):
+        costs = np.array([[row[column] for row in run] for run in history])
+        x, y = drawn(axes, "RAIS")
+        np.testing.assert_allclose(x, costs.mean(axis=0))
+        np.testing.assert_allclose(y, losses.mean(axis=0))
+        (band,) = axes.collections
+        corners = {tuple(np.round(v, 9)) for v in band.get_paths()[0].vertices}
+        for place, low, high in zip(
+            costs.mean(axis=0), losses.min(axis=0), losses.max(axis=0), strict=True
+        ):
+            assert {tuple(np.round((place, end), 9)) for end in (low, high)} <= corners
+    assert names(figure) == ["RAIS"] and is_saved(figure)
+
+
+def test_epochs_without_validation_are_left_out(directories):
+    figure = plots.learning_curves(directories[0], "val_loss", "epoch")
+    x, y = drawn(figure.axes[0], "run-0")
+    assert x.tolist() == [2, 4]
+    expected = [row["val_loss"] for row in rows(0) if "val_loss" in row]
+    np.testing.assert_allclose(y, expected)
+    assert figure.axes[0].get_ylabel() == "validation loss"
+
+
+def test_history_objects_arrays_and_paths_can_be_mixed(directories):
+    history = keras.callbacks.History()
+    history.epoch, history.history = [5, 6], {"loss": [0.5, 0.25], "val_loss": [1.0]}
+    runs = {"a": history, "b": {"loss": [3.0, 2.0]}, "c": str(directories[0])}
+    figure = plots.learning_curves(runs)  # epochs are all that the three have
+    (axes,) = figure.axes
+    assert drawn(axes, "a")[0].tolist() == [6, 7]
+    assert drawn(axes, "b")[0].tolist() == [1, 2]
+    assert drawn(axes, "b")[1].tolist() == [3, 2]
+    assert len(drawn(axes, "c")[0]) == EPOCHS
+    assert names(plots.learning_curves([directories[0]] * 2)) == ["run-0", "run-0 (2)"]
+
+
+def test_lines_differ_in_more_than_colour():
+    runs = {f"run {i}": {"loss": [i, i + 1.0]} for i in range(14)}
+    lines = plots.learning_curves(runs).axes[0].lines
+    looks = {(str(x._dash_pattern), x.get_marker()) for x in lines}
+    assert len(looks) == 14
+    palette = {to_rgb(color) for color, _, _ in STYLES}
+    assert len(palette) == 7 and {to_rgb(x.get_color()) for x in lines} == palette
+
+
+def test_gain_ratios_are_told_apart_by_how_they_were_found():
+    gains = {
+        "gain_ratio": [1.0, 1.5],
+        "gain_ratio_exact": [1.1, 1.6],
+        "gain_ratio_last_layer": [1.05, 1.4],
+        "effective_epochs": [1.0, 2.5],
+    }
+    figure = plots.gain_ratio(gains)
+    (axes,) = figure.axes
+    words = ["estimated and applied", "by exact norms", "by the last layer's norms"]
+    assert names(figure) == words
+    for label, values in zip(words, gains.values(), strict=False):
+        assert [a.tolist() for a in drawn(axes, label)] == [[1.0, 2.5], values]
+    two = plots.gain_ratio({"a": gains, "b": {"gain_ratio": [1.0, 2.0]}})
+    assert names(two) == [*(f"a, {x}" for x in words), "b"] and is_saved(two)
+
+
+def test_a_histogram_of_n_p_has_all_examples_at_their_places():
+    p = np.random.default_rng(0).lognormal(0, 0.7, 1000)
+    p /= p.sum()
+    p = np.append(p, 0.0)  # one set aside
+    figure = plots.probabilities(p)
+    bars = figure.axes[0].patches
+    edges = [bar.get_x() for bar in bars] + [bars[-1].get_x() + bars[-1].get_width()]
+    expected = np.array(
+        [
+            np.sum((len(p) * p >= a) & (len(p) * p < b))
+            for a, b in zip(edges, edges[1:], strict=False)
+        ]
+    )
+    assert expected.sum() == 1000
+    np.testing.assert_allclose([bar.get_height() for bar in bars], expected / 10)
+
+
+def test_percentiles_over_time_are_bands_named_at_their_ends(directories):
+    figure = plots.probabilities_over_time(directories[0])
+    (axes,) = figure.axes
+    median = np.asarray(axes.lines[0].get_ydata())
+    np.testing.assert_allclose(median, [row["n_p_50"] for row in rows(0)])
+    for band, (low, high) in zip(
+        axes.collections, [(0, 100), (1, 99), (5, 95), (25, 75)], strict=True
+    ):
+        found = {tuple(np.round(v, 9)) for v in band.get_paths()[0].vertices}
+        for row in rows(0):
+            for q in (low, high):
+                point = row["effective_epochs"], row[percentile_name(q)]
+                assert tuple(np.round(point, 9)) in found
+    named = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert {"least", "median", "largest", "75 %"} <= set(named)
+    assert named["largest"] == pytest.approx(rows(0)[-1]["n_p_100"])
+
+
+def test_shares_of_draws_are_those_of_the_run_or_of_counts(directories):
+    figure = plots.share_of_draws({"a": directories[0], "counts": directories[1:]})
+    x, y = drawn(figure.axes[0], "a")
+    np.testing.assert_allclose(x, np.arange(101))
+    np.testing.assert_allclose(y, 100 * np.linspace(0, 1, 101) ** 0.5)
+    counts = np.array([0, 5, 1, 4])
+    x, y = drawn(plots.share_of_draws(counts).axes[0], "draws")
+    np.testing.assert_allclose(y[[0, 25, 50, 75, 100]], [0, 50, 90, 100, 100])
+    assert names(figure)[-1] == "uniform draws" and is_saved(figure)
+
+
+def test_norms_and_the_uncertainty_set_are_where_they_were_observed():
+    rng = np.random.default_rng(1)
+    predicted = rng.exponential(size=600)
+    arrays = {
+        "predicted": predicted,
+        "observed": predicted + rng.uniform(0, 1, 600),
+        "variance": 0.25 + predicted,
+    }
+    figure = plots.predicted_norms(arrays)
+    (axes,) = figure.axes
+    x, y = drawn(axes, "observations")
+    np.testing.assert_array_equal(x, predicted)
+    np.testing.assert_array_equal(y, arrays["observed"])
+    order = np.sort(predicted)
+    centres = order.reshape(12, 50).mean(axis=1)
+    spread = np.sqrt(0.25 + centres)  # the variance is linear in the prediction
+    low, high = (np.asarray(line.get_ydata()) for line in axes.lines[1:3])
+    np.testing.assert_allclose(high, centres + spread)
+    np.testing.assert_allclose(low, np.maximum(centres - spread, 0))
+    assert is_saved(figure)
+    zeros = dict.fromkeys(arrays, np.zeros(3))
+    assert is_saved(plots.predicted_norms(zeros))
+
+
+def most(k: int) -> MostSampled:
+    index, label = np.arange(k) + 10, np.arange(k) % 3
+    return MostSampled(index, label, np.full(k, 0.0125), np.ones(k, int), np.ones(k))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3)])
+def test_a_gallery_shows_every_image_with_label_prediction_and_share(shape):
+    x = np.random.default_rng(0).uniform(-1, 3, (4, *shape))
+    figure = plots.gallery(x, most(4), [0, 2, 2, 1], ["a", "b", "c"], columns=3)
+    assert len(figure.axes) == 4
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0] == "10: a\n1.25 % of draws"
+    assert titles[1] == "11: b ✗ c\n1.25 % of draws"
+    scaled = (x - x.min()) / (x.max() - x.min())
+    for axes, image in zip(figure.axes, scaled, strict=True):
+        np.testing.assert_allclose(axes.images[0].get_array(), image.squeeze())
+    widths = [axes.spines["top"].get_linewidth() for axes in figure.axes]
+    assert widths[1] == widths[3] > widths[0] == widths[2]
+    assert is_saved(figure)
+
+
+def test_a_gallery_of_rows_is_a_table():
+    x = np.arange(21.0).reshape(3, 7)
+    found = plots.gallery(
+        x, most(3)._replace(label=np.array([0.5, 1.25, 2])), [0.5, 1.0, 2.0]
+    )
+    (table,) = found.axes[0].tables
+    cells = table.get_celld()
+    text = [
+        [cells[row, column].get_text().get_text() for column in range(10)]
+        for row in range(4)
+    ]
+    assert text[0][:4] == ["index", "label", "prediction", "of draws"]
+    assert text[1] == ["10", "0.5", "0.5", "1.25 %", *map(str, range(6))]
+    assert text[2][:3] == ["11", "1.25", "✗ 1"]
+    unlabelled = plots.gallery(x, most(3)._replace(label=None))
+    assert is_saved(unlabelled)
+
+
+def test_what_cannot_be_drawn_is_refused_with_what_there_is(directories, tmp_path):
+    with pytest.raises(ValueError, match="metric='accuracy'.*'run-0' lacks.*'loss'"):
+        plots.learning_curves(directories[0], "accuracy")
+    with pytest.raises(ValueError, match="against='watts'"):
+        plots.learning_curves(directories[0], against=["steps", "watts"])
+    with pytest.raises(ValueError, match="at least one run"):
+        plots.learning_curves([])
+    with pytest.raises(ValueError, match="A run must be a directory.*int"):
+        plots.learning_curves(3)
+    with pytest.raises(ValueError, match="must have a history.csv"):
+        plots.gain_ratio(tmp_path)
+    with pytest.raises(ValueError, match="must have percentiles of n p"):
+        plots.probabilities_over_time({"loss": [1.0]})
+    with pytest.raises(ValueError, match="must have shares of draws"):
+        plots.share_of_draws({"a": {"loss": [1.0]}})
+    with pytest.raises(ValueError, match="must have observations"):
+        plots.predicted_norms(directories[0])
+    with pytest.raises(ValueError, match="probabilities of all examples"):
+        plots.probabilities(np.zeros(3))
+    with pytest.raises(ValueError, match=r"Pass x\[most.index\]"):
+        plots.gallery(np.zeros((2, 4, 4)), most(3))
+
+
+def test_matplotlib_is_asked_for_only_where_it_is_used(monkeypatch, directories):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'keras_osgd\[plot\]'"):
+        plots.learning_curves(directories[0])

@@ -1,0 +1,240 @@
+"""The page about runs, and the command line."""
+
+import html.parser
+import json
+import pathlib
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small
+from test_plots import rows
+
+from keras_osgd import report
+from keras_osgd.__main__ import main
+from keras_osgd.report import tables
+from keras_osgd.run_files import RunFiles, RunRecord, load
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+README = pathlib.Path(__file__).parents[1] / "README.md"
+VOID = {"meta", "img"}
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page; fails where a tag is not closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tables, self.links, self.images, self.text = [], [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.links += [v for k, v in given.items() if k in ("src", "href", "srcset")]
+        if tag == "img":
+            self.images.append(given["alt"])
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+
+def write_run(directory, seed: int, sampling: str, scale: float = 1.0, **more):
+    files = RunFiles(directory)
+    files.write_history(rows(seed, scale))
+    settings = {"sampling": sampling, "epochs": 4, "optimizer": "SGD", "seed": seed}
+    files.write_settings({**settings, "n": 1000, "batch_size": 8, **more})
+    if sampling != "uniform":
+        files.write_arrays(
+            {
+                "share_of_draws": np.linspace(0, 1, 101) ** 0.5,
+                "predicted": np.array([1.0, 2.0]),
+                "variance": np.array([0.5, 0.1]),
+                "observed": np.array([1.5, 1.0]),
+            }
+        )
+        files.write_examples(
+            {
+                "index": [7, 3],
+                "label": [1, 0],
+                "share_of_draws": [0.25, 0.125],
+                "times_seen": [1234, 617],
+                "last_norm": [2.5, float("nan")],
+                "probability": [0.02, 0.01],
+            }
+        )
+    return files.directory
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs")
+    told = {"alarms": ["The <mean> weight & more"]}
+    return [
+        write_run(home / "rais-0", 0, "RAIS(seed=0, floor=0.05)", **told),
+        write_run(home / "rais-1", 1, "RAIS(seed=1, floor=0.05)"),
+        write_run(home / "uniform", 2, "uniform", scale=2.0),
+    ]
+
+
+@pytest.fixture(scope="module")
+def written(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    report.write(runs, path)
+    return path
+
+
+def test_the_page_is_well_formed_and_needs_no_other_file(written):
+    page = Page(written.read_text("utf-8"))
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    text = re.sub(r"data:[^\"]*", "", written.read_text("utf-8"))
+    assert not re.search(r"https?:|url\(|@import|<script|<link", text)
+    assert page.images == [
+        "val_loss against its cost",
+        "Gain ratio",
+        "Share of draws",
+        "n p of rais (all)",
+        "Norms of rais-0",
+    ]
+
+
+def test_the_page_has_the_numbers_of_the_runs(written):
+    page = Page(written.read_text("utf-8"))
+    assert "Training runs: rais (all), uniform" in page.text
+    of_runs, reached, hardest, settings = page.tables
+    best = min(row["val_loss"] for row in rows(0) if "val_loss" in row)
+    expected = ["rais-0", "RAIS", "1,000", "8", "4.01", "400", "6", "1.4"]
+    assert of_runs[1] == [*expected, f"{best:.4g}"]
+    assert [line[0] for line in of_runs[1:]] == ["rais-0", "rais-1", "uniform"]
+    assert reached[0][1:] == ["epochs", "steps", "seconds"]
+    assert hardest[1:] == [
+        ["7", "1", "25", "1,234", "2.5", "20"],
+        ["3", "0", "12.5", "617", "–", "10"],
+    ]
+    assert ["batch size", "8", "8", "8"] in settings
+    assert "rais-0: The <mean> weight & more" in page.text  # escaped, and read back
+
+
+def test_what_it_took_is_looked_up_at_the_first_epoch_that_is_good_enough():
+    def record(name, seconds, **metrics):
+        history = {"epoch": [1, 2, 3], "steps": [10, 20, 30], "seconds": seconds}
+        columns = {k: np.array(v, float) for k, v in {**history, **metrics}.items()}
+        return RunRecord(name, columns, {}, {}, {})
+
+    one = record("a", [1, 2, 3], val_loss=[3, 2, 1], val_auc=[0.1, 0.9, 0.2])
+    two = record("b", [5, 6, 7], val_loss=[2, np.nan, 3], val_auc=[0.3, 0.2, 0.5])
+    page = Page(tables.reached({"a": [one], "both": [one, two]}))
+    loss, auc = page.tables
+    # The least good run's best: 2 of "b" by the loss, 0.5 of "b" by the AUC.
+    assert loss == [
+        ["to a val_loss of 2", "epochs", "steps", "seconds"],
+        ["a", "2", "20", "2"],
+        ["both", "1.5", "15", "3.5"],
+    ]
+    assert auc[0][0] == "to a val_auc of 0.5"
+    assert auc[2] == ["both", "2.5", "25", "4.5"]
+
+
+def test_metrics_are_those_of_validation_or_else_of_training():
+    def named(*names):
+        return RunRecord("", {name: np.ones(1) for name in names}, {}, {}, {})
+
+    figures = ("epoch", "steps", "gain_ratio", "n_p_50", "share_unseen")
+    one = named("accuracy", "loss", "val_accuracy", "val_loss", *figures)
+    assert tables.metrics([one]) == ["val_loss", "val_accuracy"]
+    assert tables.metrics([one, named("accuracy", "loss")]) == ["loss", "accuracy"]
+    assert tables.metrics([named(*figures)]) == []
+
+
+def test_runs_of_a_history_alone_and_without_common_metrics_have_a_page():
+    bare = RunRecord("a<b>", {"epoch": np.ones(1), "x": np.ones(1)}, {}, {}, {})
+    other = RunRecord("c", {"epoch": np.ones(2), "y": np.ones(2)}, {}, {}, {})
+    page = Page(report.page([bare, other]))
+    assert page.images == [] and "a<b>" in page.text and "None." in page.text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_shows_all_images_and_loads_nothing(written, tmp_path):
+    looks = (
+        "<pre id=seen></pre><script>onload = () => seen.textContent = JSON.stringify(["
+        "[...document.images].map(x => x.naturalWidth), performance.getEntriesByType("
+        "'resource').map(x => x.name).filter(x => !x.startsWith('data:')), "
+        "document.documentElement.scrollWidth])</script></body>"
+    )
+    path = tmp_path / "page.html"
+    path.write_text(written.read_text("utf-8").replace("</body>", looks), "utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,800"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    done = subprocess.run(
+        [CHROMIUM, *options, "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]
+    widths, loaded, across = json.loads(found)
+    assert len(widths) == 5 and min(widths) > 400
+    assert loaded == [] and across <= 1000
+
+
+def test_the_command_writes_a_page_and_says_what_is_wrong(runs, tmp_path, capsys):
+    target = tmp_path / "page.html"
+    assert main(["report", *map(str, runs[:1]), "--output", str(target)]) == 0
+    assert capsys.readouterr().out == f"Wrote {target}\n"
+    assert Page(target.read_text("utf-8")).images
+    assert main(["report", str(tmp_path)]) == 1
+    assert "must have a history.csv" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([])
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_check_says_what_is_installed_and_how_to_get_what_is_not(
+    monkeypatch, capsys, tmp_path
+):
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    monkeypatch.setenv("KERAS_OSGD_DATA", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setattr(sys, "argv", ["keras_osgd", "check"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("keras_osgd", run_name="__main__")
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert told["backend"] == "tensorflow"
+    assert "pip install 'keras_osgd[tensorboard]'" in told["tensorboard"]
+    assert told["data"] == f"Fashion-MNIST in {tmp_path}"
+    assert {"keras", "tensorflow", "GPU", "matplotlib"} <= set(told)
+
+
+def test_what_the_readme_says_of_watching_runs_and_can_be_reported(
+    tmp_path, monkeypatch
+):
+    section = README.read_text("utf-8").split("## Watching and reporting")[1]
+    code = section.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"model": small.model(), "x": small.X, "y": small.Y})
+    assert {"loss.png", "most_sampled.csv"} <= {x.name for x in tmp_path.iterdir()}
+    page = Page(report.page([load("runs/rais-0")]))
+    assert len(page.images) == 5 and len(page.tables) == 3
+    assert len(page.tables[1]) == 21
