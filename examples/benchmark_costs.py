@@ -115,7 +115,7 @@ def block_planner(
         examples, rng.integers(0, 10, examples), sampling.features_for(examples)
     )
     state = SamplingState()
-    state.allocate(table, "synthetic", seed)
+    state.allocate(table, "synthetic", seed, "last_layer")
     buffers = PlanBuffers(sampling.block_steps(examples, batch_size), batch_size)
     log = ObservationLog(buffers)
     norms = rng.lognormal(size=examples).astype(np.float32)

@@ -1,14 +1,14 @@
-"""Features of every training example, kept in `tf.Variable`s on the CPU."""
+"""Features of every training example, kept in arrays."""
 
 from __future__ import annotations
 
-import concurrent.futures
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from keras_osgd import score_checks
+from keras_osgd.chunks import chunks
 from keras_osgd.score_checks import AVERAGE, check_features, decay_of
 
 __all__ = ["DEFAULT_FEATURES", "LARGE_FEATURES", "ScoreTable", "check_features"]
@@ -62,33 +62,25 @@ class ScoreTable:
         # Sums of w v and of w, decayed: the last row is over all classes.
         self.sums = np.zeros((n_classes + 1, 2))
         self.block = 0
-        # In a fresh thread: a variable made inside a MirroredStrategy's scope silently
-        # loses the writes of every replica but the first.
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            self._variables = thread.submit(self._allocate).result()
-
-    def _allocate(self) -> dict[str, tf.Variable]:
-        """Returns what is stored by name; nothing is observed yet."""
-        names = {"last": tf.float32}
-        names |= {f"{AVERAGE}{decay}": tf.float32 for decay in self._decays}
+        self._mean_features: np.ndarray | None = None  # until the next observation
+        dtypes = {"last": np.float32}
+        dtypes |= {f"{AVERAGE}{decay}": np.float32 for decay in self._decays}
         if "age" in self.features:
-            names["seen_at"] = tf.int32
-        with tf.device("CPU:0"):
-            return {
-                name: tf.Variable(tf.fill([self.size], tf.cast(_UNSEEN, dtype)))
-                for name, dtype in names.items()
-            }
+            dtypes["seen_at"] = np.int32
+        self._arrays = {
+            name: np.full(self.size, _UNSEEN, dtype) for name, dtype in dtypes.items()
+        }
 
     @property
     def bytes_per_example(self) -> float:
         """Bytes of what holds the table, over n."""
         classes = 0 if self._classes is None else self._classes.itemsize
-        return classes + sum(v.dtype.size for v in self._variables.values())
+        return classes + sum(a.itemsize for a in self._arrays.values())
 
     @property
     def share_unseen(self) -> float:
         """Share of the examples whose norm was never observed."""
-        return np.count_nonzero(self._read("last") < 0) / self.size
+        return np.count_nonzero(self._arrays["last"] < 0) / self.size
 
     def observe(self, index, weights, norms, block: int) -> None:
         """Adds norms in the order in which they were observed.
@@ -109,25 +101,18 @@ class ScoreTable:
         weights = np.asarray(weights, np.float64)
         score_checks.check_observations(index, weights, norms, self.size)
         self._update_means(index, weights, norms)
-        # Of several values for one row, a scatter would leave any.
-        latest = len(index) - 1 - np.unique(index[::-1], return_index=True)[1]
+        latest = _latest(index, self.size)
         index, norms = index[latest], norms[latest].astype(np.float32)
-        unseen = self._read("last", index) < 0
+        arrays = self._arrays
+        unseen = arrays["last"][index] < 0
         for decay in self._decays:
-            name = f"{AVERAGE}{decay}"
-            old = np.where(unseen, norms, self._read(name, index))
-            self._write(name, index, decay * old + (1 - decay) * norms)
-        self._write("last", index, norms)
-        if "seen_at" in self._variables:
-            self._write("seen_at", index, np.full(len(index), block, np.int32))
-        self.block = block
-
-    def _read(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
-        variable = self._variables[name]
-        return (variable if index is None else tf.gather(variable, index)).numpy()
-
-    def _write(self, name: str, index: np.ndarray, values: np.ndarray) -> None:
-        self._variables[name].scatter_update(tf.IndexedSlices(values, index))
+            average = arrays[f"{AVERAGE}{decay}"]
+            old = np.where(unseen, norms, average[index])
+            average[index] = decay * old + (1 - decay) * norms
+        arrays["last"][index] = norms
+        if "seen_at" in arrays:
+            arrays["seen_at"][index] = block
+        self.block, self._mean_features = block, None
 
     def _update_means(self, index, weights, norms) -> None:
         new = np.zeros_like(self.sums)
@@ -147,16 +132,16 @@ class ScoreTable:
         mean, classes = min(mean, _LARGEST), np.minimum(classes, _LARGEST)
         return np.float32(mean), classes.astype(np.float32)
 
-    def _columns(self, names: Sequence[str], rows=None) -> Iterator[np.ndarray]:
-        """Yields the named features of all examples, or of `rows`; float32."""
-        mean, by_class = self._means()
-        last = self._read("last", rows)
+    def _columns(self, names, rows, means) -> Iterator[np.ndarray]:
+        """Yields the named features of `rows`, an index or a slice; float32."""
+        mean, by_class = means
+        last = self._arrays["last"][rows]
         unseen = last < 0
+        some_unseen = unseen.any()
         constant = np.broadcast_to(mean, last.shape)
         class_mean = constant
-        if self._classes is not None:
-            classes = self._classes if rows is None else self._classes[rows]
-            class_mean = by_class[classes]
+        if self._classes is not None and (some_unseen or "class_mean" in names):
+            class_mean = by_class.take(self._classes[rows])
         for name in names:
             if name == "constant":
                 yield constant
@@ -165,22 +150,28 @@ class ScoreTable:
             elif name == "unseen":
                 yield mean * unseen
             elif name == "age":
-                blocks = self.block - self._read("seen_at", rows)
+                blocks = self.block - self._arrays["seen_at"][rows]
                 age = np.float64(mean) / 8 * blocks
                 yield np.minimum(age, _LARGEST).astype(np.float32)
             else:
-                values = last if name == "last" else self._read(name, rows)
-                yield np.where(unseen, class_mean, values)
+                values = last if name == "last" else self._arrays[name][rows]
+                yield np.where(unseen, class_mean, values) if some_unseen else values
 
     def features_of(self, index) -> np.ndarray:
         """Returns `[k, F]`, >= 0: the features of rows `index` as they are now."""
-        columns = self._columns(self.features, np.asarray(index, np.int64))
+        rows = np.asarray(index, np.int64)
+        columns = self._columns(self.features, rows, self._means())
         return np.stack(list(columns), axis=1)
 
     def mean_features(self) -> np.ndarray:
         """Returns `[F]`, >= 0: the mean of each feature over all n examples."""
-        columns = self._columns(self.features)
-        return np.array([column.mean(dtype=np.float64) for column in columns])
+        if self._mean_features is None:
+            total, means = np.zeros(len(self.features)), self._means()
+            for rows in chunks(self.size):
+                columns = self._columns(self.features, rows, means)
+                total += [column.sum(dtype=np.float64) for column in columns]
+            self._mean_features = total / self.size
+        return self._mean_features.copy()
 
     def combine(self, coefficients: np.ndarray) -> tf.Tensor:
         """Returns `[n]` float64: <coefficients, s_i> of every example.
@@ -197,19 +188,21 @@ class ScoreTable:
             for name, value in zip(self.features, coefficients, strict=True)
             if value > 0
         }
-        total = np.zeros(self.size)
-        for value, column in zip(used.values(), self._columns(used), strict=True):
-            total += value * column
+        total, means = np.zeros(self.size), self._means()
+        for rows in chunks(self.size):
+            columns = self._columns(used, rows, means)
+            for value, column in zip(used.values(), columns, strict=True):
+                total[rows] += value * column
         return tf.convert_to_tensor(total)
 
     def last_norms(self) -> np.ndarray:
         """Returns `[n]` float32: the norms last observed; NaN where there is none."""
-        last = self._read("last")
+        last = self._arrays["last"]
         return np.where(last < 0, np.float32(np.nan), last)
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns all that `load` needs, as arrays of its own."""
-        arrays = {name: self._read(name) for name in self._variables}
+        arrays = {name: array.copy() for name, array in self._arrays.items()}
         if self._classes is not None:
             arrays["classes"] = self._classes.copy()
         return arrays | {"sums": self.sums.copy(), "block": np.int64(self.block)}
@@ -229,9 +222,18 @@ class ScoreTable:
             ValueError: if a number in it cannot come from `state`; nothing is changed.
         """
         score_checks.check_loaded(arrays, self.state())
-        for name, variable in self._variables.items():
-            variable.assign(arrays[name])
+        for name, array in self._arrays.items():
+            array[:] = arrays[name]
         if self._classes is not None:
             self._classes[:] = arrays["classes"]
         self.sums = np.array(arrays["sums"], np.float64)
         self.block = int(arrays["block"])
+        self._mean_features = None
+
+
+def _latest(index: np.ndarray, n: int) -> np.ndarray:
+    """Returns where in `index`, `[k]` of 0..n-1, a row comes for the last time."""
+    last = np.zeros(n, np.int32)
+    order = np.arange(len(index), dtype=np.int32)
+    np.maximum.at(last, index, order)
+    return np.flatnonzero(last[index] == order)

@@ -18,6 +18,7 @@ LINES = 250
 ORDER = [
     "refusals",
     "warn_once",
+    "chunks",
     "score_checks",
     "score_table",
     "distributions",
