@@ -181,7 +181,7 @@ def _check_scores(name: str, scores: tf.Tensor, total: float | None = None) -> N
     """Raises unless scores are finite, >= 0 and sum to `total`; not in a graph."""
     if not tf.executing_eagerly():
         return
-    values = scores.numpy()
+    values = np.asarray(scores)  # without a copy, which `numpy()` makes
     smallest, largest = values.min(initial=0.0), values.max(initial=0.0)
     met = smallest >= 0.0 and largest < np.inf  # in this form NaN fails too
     must, extent = "", f"smallest {smallest}, largest {largest}"

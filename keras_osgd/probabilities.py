@@ -32,7 +32,7 @@ def by_scores(state: SamplingState, floor: float) -> tuple[np.ndarray, bool] | N
         return None
     worst = _worst_norm(fitted, state.table.mean_features())
     p = distributions.oracle(state.table.combine(worst))
-    p = distributions.with_floor(p, floor).numpy()
+    p = np.asarray(distributions.with_floor(p, floor))
     return p, not (fitted.objective > 0 or fitted.mean.any())
 
 
