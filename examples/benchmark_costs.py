@@ -2,26 +2,20 @@
 
 import concurrent.futures
 import multiprocessing
-import pathlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import datasets
 import keras
 import models
-import numpy as np
-import tensorflow as tf
+import synthetic_planner
 import training
 from benchmark_records import Records
+from process_memory import memory_bytes, reset_peak
 from step_timer import milliseconds_a_step
 
-from keras_osgd.observations import ObservationLog
-from keras_osgd.pipeline import PlanBuffers
-from keras_osgd.planner import Planner
 from keras_osgd.sampling import RAIS
-from keras_osgd.score_table import ScoreTable
-from keras_osgd.state import SamplingState
 
 METHODS = ("plain", "uniform", "rais")
 SCALES = (60_000, 1_000_000, 10_000_000)
@@ -96,48 +90,6 @@ def measure_scale(records: Records) -> None:
         )
 
 
-def block_planner(
-    examples: int, batch_size: int, seed: int
-) -> tuple[Callable[[], object], int]:
-    """Prepares a sampler with synthetic scores, and says how to plan one block.
-
-    Args:
-        examples: n; scores are drawn from a log-normal distribution.
-        batch_size: |M|.
-        seed: of the scores and of the draws.
-
-    Returns:
-        A function that plans the next block (features, probabilities, draws, all
-        that is done once a block) and the number of steps in a block.
-    """
-    sampling = RAIS(seed=seed, retreat_below=0.0)
-    rng = np.random.default_rng(seed)
-    table = ScoreTable(
-        examples, rng.integers(0, 10, examples), sampling.features_for(examples)
-    )
-    state = SamplingState()
-    state.allocate(table, "synthetic", seed)
-    buffers = PlanBuffers(sampling.block_steps(examples, batch_size), batch_size)
-    log = ObservationLog(buffers)
-    norms = rng.lognormal(size=examples).astype(np.float32)
-    planner = Planner(sampling, state, buffers, log, steps_per_execution=1)
-    planner.start()
-    state.drawn += sampling.uniform_draws(examples)  # from here on by importance
-
-    def plan_block() -> None:
-        plan = planner.last_plan
-        step = plan.start + buffers.block_steps
-        positions = np.arange(len(plan.index)) + plan.start % buffers.rows * batch_size
-        for first in range(0, len(positions), 1_000_000):
-            part = slice(first, first + 1_000_000)
-            gains = tf.constant(2.0)
-            observed = tf.constant(norms[plan.index[part]])
-            log.write(tf.constant(positions[part]), observed, gains)
-        planner.plan(step, step)
-
-    return plan_block, buffers.block_steps
-
-
 def _overhead_model(
     network: str, method: str, train: datasets.Split
 ) -> keras.Sequential:
@@ -149,11 +101,13 @@ def _overhead_model(
 
 
 def _measure_planning(examples: int) -> dict[str, float | int | None]:
-    before = _memory_megabytes("VmRSS")
-    plan_block, steps = block_planner(examples, models.BATCH_SIZE, seed=0)
+    before = memory_bytes("VmRSS")
+    norms = synthetic_planner.synthetic_norms(examples, seed=0)
+    plan_block, draws, _ = synthetic_planner.synthetic(norms, models.BATCH_SIZE, seed=0)
+    steps = draws // models.BATCH_SIZE
     plan_block()
-    held = _memory_megabytes("VmRSS")
-    _reset_peak_memory()
+    held = memory_bytes("VmRSS")
+    reset_peak()
     seconds = []
     for _ in range(_PLANNING_REPETITIONS):
         started = time.perf_counter()
@@ -163,21 +117,6 @@ def _measure_planning(examples: int) -> dict[str, float | int | None]:
         "steps_per_block": steps,
         "block_milliseconds": 1000 * statistics.median(seconds),
         "step_milliseconds": 1000 * statistics.median(seconds) / steps,
-        "held_megabytes": held - before,
-        "peak_megabytes": _memory_megabytes("VmHWM") - before,
+        "held_megabytes": (held - before) / 2**20,
+        "peak_megabytes": (memory_bytes("VmHWM") - before) / 2**20,
     }
-
-
-def _memory_megabytes(name: str) -> float:
-    """Returns this process's memory now ("VmRSS") or at its peak ("VmHWM")."""
-    status = pathlib.Path("/proc/self/status")
-    if not status.exists():
-        raise OSError("Memory is measured through /proc, which only Linux has.")
-    (line,) = [
-        line for line in status.read_text().splitlines() if line.startswith(name)
-    ]
-    return int(line.split()[1]) / 1024
-
-
-def _reset_peak_memory() -> None:
-    pathlib.Path("/proc/self/clear_refs").write_text("5")

@@ -109,10 +109,13 @@ def _in_proportion_to(scores: tf.Tensor) -> tf.Tensor:
     # By a power of 2, so that no digit changes, and only where the sum may overflow.
     shrunk = tf.pow(tf.constant(0.5, dtype), tf.math.ceil(tf.math.log(n) / np.log(2.0)))
     overflows = tf.reduce_max(scores) >= limits.max / n
-    scores = scores * tf.where(overflows, shrunk / 2.0, 1.0)
+    # Branches, not `tf.where`: each would be one more pass over all examples.
+    scores = tf.cond(overflows, lambda: scores * (shrunk / 2.0), lambda: scores)
     total = tf.reduce_sum(scores)
-    nothing_known = tf.cast(total < limits.tiny, dtype)  # 1 or 0
-    return (scores + nothing_known) / (total + n * nothing_known)
+    nothing_known = total < limits.tiny
+    return tf.cond(
+        nothing_known, lambda: tf.ones_like(scores) / n, lambda: scores / total
+    )
 
 
 def with_floor(probability: tf.Tensor, floor: float) -> tf.Tensor:
@@ -181,7 +184,7 @@ def _check_scores(name: str, scores: tf.Tensor, total: float | None = None) -> N
     """Raises unless scores are finite, >= 0 and sum to `total`; not in a graph."""
     if not tf.executing_eagerly():
         return
-    values = scores.numpy()
+    values = np.asarray(scores)  # without a copy, which `numpy()` makes
     smallest, largest = values.min(initial=0.0), values.max(initial=0.0)
     met = smallest >= 0.0 and largest < np.inf  # in this form NaN fails too
     must, extent = "", f"smallest {smallest}, largest {largest}"

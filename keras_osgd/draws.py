@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_osgd.chunks import chunks
 from keras_osgd.systematic import search, spread, systematic
 
 # Owed masses this close to 0 are rounding, not mass: their unit is one visit of
@@ -15,6 +16,7 @@ from keras_osgd.systematic import search, spread, systematic
 # million blocks stay below 1e-9. An example that has just had its visit would
 # otherwise stand a chance of another.
 _RESIDUE = 1e-9
+_NONE_TO_GO = 1e-300  # mass: a visit that is overdue
 _MOST_STEPS = 100
 
 
@@ -69,13 +71,15 @@ def reshuffled(
     probability = _checked(probability, size)
     owed = _checked_mass(owed, probability)
     density, credit = block_density(owed, probability, size)
-    permutation = rng.permutation(density.size)
+    # Of those that may be visited, about half, alone: the others take up no place.
+    permutation = rng.permutation(np.flatnonzero(density > 0.0))
     # The middle of one of 2^32 cells, so never so close to an integer that the
     # rounding of the cumulative sum decides between two neighbours.
     offset = (rng.integers(2**32) + 0.5) / 2**32
     index = systematic(density, size, permutation, offset)
     index = spread(index, rng.random(size))
-    owed = owed + credit - _visit_mass(probability, index)
+    owed += credit
+    np.subtract.at(owed, index, _weights(probability, index))
     return Reshuffled(index, owed, credit * density.size / size)
 
 
@@ -97,7 +101,9 @@ def refund(owed: np.ndarray, probability: np.ndarray, index: np.ndarray) -> np.n
         >>> refund(np.array([-1.0, 1.0]), np.array([0.5, 0.5]), np.array([0]))
         array([0., 1.])
     """
-    return owed + _visit_mass(np.asarray(probability, np.float64), index)
+    owed = np.array(owed, np.float64)
+    np.add.at(owed, index, _weights(np.asarray(probability, np.float64), index))
+    return owed
 
 
 def independent(
@@ -127,7 +133,7 @@ def independent(
 
 def cycle_density(
     owed: np.ndarray, weight: np.ndarray, credit: float
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, float]:
     """Returns how often a block should visit each example, on average.
 
     Time is mass: an example of weight W = 1/(n p) is due one visit in each stretch of
@@ -142,18 +148,22 @@ def cycle_density(
     Args:
         owed: `[n]`, any sign, in visits of weight 1, before the block's credit.
         weight: `[n]`, > 0. W, the weight of a visit.
-        credit: c >= 0, mass that the block gives to each example.
+        credit: c > 0, mass that the block gives to each example.
 
     Returns:
-        `[n]`, >= 0, expected visits (above 1 where one is not enough), and `[n]`,
-        >= 0, their slope in `credit`.
+        `[n]`, >= 0, expected visits (above 1 where one is not enough), and the slope
+        of their sum in `credit`.
     """
+    # Both expressions for all: a choice between them, example by example, would cost
+    # more than all else. The one that holds is the smaller, whatever is owed.
+    chance = 1.0 / weight
     due = owed + credit
-    within = (owed >= 0.0) & (due < weight)
-    slope = 1.0 / np.where(within, weight - owed, weight)
-    visits = np.where(within, credit, due) * slope
+    overdue = due * chance
+    hazard = credit / np.maximum(weight - np.maximum(owed, 0.0), _NONE_TO_GO)
     active = due > min(_RESIDUE, 1e-3 * credit)
-    return np.where(active, visits, 0.0), np.where(active, slope, 0.0)
+    waits = (hazard < overdue) & active
+    visits = np.minimum(hazard, overdue) * active
+    return visits, visits @ waits / credit + chance @ (active & ~waits)
 
 
 def block_density(
@@ -173,11 +183,15 @@ def block_density(
         `[n]`, >= 0, in visits, which sums to `size` to rounding, and the mass that
         each example is given, about size/n.
     """
-    weight = 1.0 / (probability.size * probability)
-    credit, low, high = size / probability.size, 0.0, np.inf
+    n, density = probability.size, np.empty(probability.size)
+    credit, low, high = size / n, 0.0, np.inf
     for _ in range(_MOST_STEPS):
-        density, slope = cycle_density(owed, weight, credit)
-        excess, steepness = density.sum() - size, slope.sum()
+        excess, steepness = -float(size), 0.0
+        for rows in chunks(n):
+            weight = 1.0 / (n * probability[rows])
+            density[rows], slope = cycle_density(owed[rows], weight, credit)
+            excess += density[rows].sum()
+            steepness += slope
         if abs(excess) <= 1e-12 * size:
             break
         low, high = (low, credit) if excess > 0 else (credit, high)
@@ -188,11 +202,10 @@ def block_density(
     return density, credit
 
 
-def _visit_mass(probability: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Returns `[n]`, the sum of 1/(n p_i) over the visits of each example."""
-    n = probability.size
+def _weights(probability: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Returns `[k]`, 1/(n p_i) of the draws `index`."""
     # Of those drawn alone: 1/(n p) is infinite where p = 0.
-    return np.bincount(index, weights=1.0 / (n * probability[index]), minlength=n)
+    return 1.0 / (probability.size * probability[index])
 
 
 def _checked_mass(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
@@ -216,7 +229,10 @@ def _checked_mass(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
             "`owed` must be finite. Received: "
             f"{owed[~np.isfinite(owed)][0]}. Start from zeros."
         )
-    return np.where(np.abs(owed) < _RESIDUE, 0.0, owed)
+    owed = owed.copy()
+    for rows in chunks(len(owed)):
+        owed[rows][np.abs(owed[rows]) < _RESIDUE] = 0.0
+    return owed
 
 
 def _checked(probability: np.ndarray, size: int) -> np.ndarray:

@@ -93,8 +93,12 @@ class Window:
         """
         # A first block's features are all zero, as nothing had been observed before
         # it: no more was known of any example than the mean.
-        unknown = (features == 0).all(axis=1)
         mean = np.average(norms, weights=weights) if len(norms) else 0.0
+        # What is too old already goes before it is copied: a block may be long.
+        features, weights, norms = (
+            column[-self._size :] for column in (features, weights, norms)
+        )
+        unknown = (features == 0).all(axis=1)
         features = np.where(unknown[:, np.newaxis], mean, features)
         if not self._features.size:
             self._features = np.zeros((0, features.shape[1]))

@@ -30,10 +30,23 @@ def by_scores(state: SamplingState, floor: float) -> tuple[np.ndarray, bool] | N
     fitted = state.uncertainty_set or _last_norms_only(state)
     if fitted is None:
         return None
-    mean = state.table.combine(fitted.mean)
-    variance = fitted.objective * state.table.combine(fitted.spread)
-    p = distributions.with_floor(distributions.robust(mean, variance), floor)
-    return p.numpy(), not (fitted.objective > 0 or fitted.mean.any())
+    worst = _worst_norm(fitted, state.table.mean_features())
+    p = distributions.oracle(state.table.combine(worst))
+    p = np.asarray(distributions.with_floor(p, floor))
+    return p, not (fitted.objective > 0 or fitted.mean.any())
+
+
+def _worst_norm(fitted: UncertaintySet, mean_features: np.ndarray) -> np.ndarray:
+    """Returns `[F]`, the coefficients c + k d of the norms in equation (6).
+
+    k = sqrt(n / sum_j <d, s_j>) needs no more of the examples than their mean features,
+    so that one pass over them does; `distributions.robust` of <c, s> and <d, s> is the
+    same in three.
+    """
+    radius = float(fitted.spread @ mean_features)  # of the spread, whose scale is h
+    if radius <= 0:
+        return fitted.mean
+    return fitted.mean + np.sqrt(fitted.objective / radius) * fitted.spread
 
 
 def _last_norms_only(state: SamplingState) -> UncertaintySet | None:

@@ -1,14 +1,16 @@
-"""Features of every training example, kept in `tf.Variable`s on the CPU."""
+"""Features of every training example, kept in `tf.Variable`s on the host."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from keras_osgd import score_checks
+from keras_osgd.chunks import chunks
+from keras_osgd.features import LARGEST, features, last_places
 from keras_osgd.placement import host_variable
 from keras_osgd.score_checks import AVERAGE, check_features, decay_of
 
@@ -19,7 +21,6 @@ LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
 _MEMORY = 0.7  # of the running means, a block; 0.5 to 0.9 made no difference
 _FORGOTTEN = 1e-200  # a class mean of less weight is rounding, no mean
 _UNSEEN = -1
-_LARGEST = np.finfo(np.float32).max
 
 
 class ScoreTable:
@@ -63,6 +64,7 @@ class ScoreTable:
         # Sums of w v and of w, decayed: the last row is over all classes.
         self.sums = np.zeros((n_classes + 1, 2))
         self.block = 0
+        self._mean_features: np.ndarray | None = None  # until the next observation
         self._variables = self._allocate()
 
     def _allocate(self) -> dict[str, tf.Variable]:
@@ -108,8 +110,7 @@ class ScoreTable:
         weights = np.asarray(weights, np.float64)
         score_checks.check_observations(index, weights, norms, self.size)
         self._update_means(index, weights, norms)
-        # Of several values for one row, a scatter would leave any.
-        latest = len(index) - 1 - np.unique(index[::-1], return_index=True)[1]
+        latest = last_places(index, self.size)
         index, norms = index[latest], norms[latest].astype(np.float32)
         unseen = self._read("last", index) < 0
         for decay in self._decays:
@@ -119,11 +120,13 @@ class ScoreTable:
         self._write("last", index, norms)
         if "seen_at" in self._variables:
             self._write("seen_at", index, np.full(len(index), block, np.int32))
-        self.block = block
+        self.block, self._mean_features = block, None
 
     def _read(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
+        """Returns a copy of a variable, or of some rows; not to be written to."""
         variable = self._variables[name]
-        return (variable if index is None else tf.gather(variable, index)).numpy()
+        value = variable.read_value() if index is None else tf.gather(variable, index)
+        return np.asarray(value)
 
     def _write(self, name: str, index: np.ndarray, values: np.ndarray) -> None:
         self._variables[name].scatter_update(tf.IndexedSlices(values, index))
@@ -143,43 +146,44 @@ class ScoreTable:
         mean = sums[-1] / weights[-1] if weights[-1] > 0 else 0.0
         known = weights[:-1] > _FORGOTTEN
         classes = np.where(known, sums[:-1] / np.where(known, weights[:-1], 1), mean)
-        mean, classes = min(mean, _LARGEST), np.minimum(classes, _LARGEST)
+        mean, classes = min(mean, LARGEST), np.minimum(classes, LARGEST)
         return np.float32(mean), classes.astype(np.float32)
 
-    def _columns(self, names: Sequence[str], rows=None) -> Iterator[np.ndarray]:
-        """Yields the named features of all examples, or of `rows`; float32."""
-        mean, by_class = self._means()
-        last = self._read("last", rows)
-        unseen = last < 0
-        constant = np.broadcast_to(mean, last.shape)
-        class_mean = constant
-        if self._classes is not None:
-            classes = self._classes if rows is None else self._classes[rows]
-            class_mean = by_class[classes]
-        for name in names:
-            if name == "constant":
-                yield constant
-            elif name == "class_mean":
-                yield class_mean
-            elif name == "unseen":
-                yield mean * unseen
-            elif name == "age":
-                blocks = self.block - self._read("seen_at", rows)
-                age = np.float64(mean) / 8 * blocks
-                yield np.minimum(age, _LARGEST).astype(np.float32)
-            else:
-                values = last if name == "last" else self._read(name, rows)
-                yield np.where(unseen, class_mean, values)
+    def _columns(
+        self, names: Iterable[str], means: tuple, index: np.ndarray | None = None
+    ) -> Iterator[tuple[slice, list[np.ndarray]]]:
+        """Yields the named features of all examples, or of some, a part at a time.
+
+        Each variable is read once, as every read is a copy.
+        """
+        stored = {"age": "seen_at"}
+        needed = {"last", *(stored.get(name, name) for name in names)}
+        held = {k: self._read(k, index) for k in self._variables if k in needed}
+        classes = self._classes
+        if classes is not None and index is not None:
+            classes = classes[index]
+        for rows in chunks(len(held["last"])):
+            part = {name: values[rows] for name, values in held.items()}
+            of_part = None if classes is None else classes[rows]
+            yield rows, list(features(names, part, of_part, means, self.block))
 
     def features_of(self, index) -> np.ndarray:
         """Returns `[k, F]`, >= 0: the features of rows `index` as they are now."""
-        columns = self._columns(self.features, np.asarray(index, np.int64))
-        return np.stack(list(columns), axis=1)
+        rows = np.asarray(index, np.int64)
+        features = np.empty([len(rows), len(self.features)], np.float32)
+        for part, columns in self._columns(self.features, self._means(), rows):
+            for place, column in enumerate(columns):
+                features[part, place] = column
+        return features
 
     def mean_features(self) -> np.ndarray:
         """Returns `[F]`, >= 0: the mean of each feature over all n examples."""
-        columns = self._columns(self.features)
-        return np.array([column.mean(dtype=np.float64) for column in columns])
+        if self._mean_features is None:
+            total = np.zeros(len(self.features))
+            for _, columns in self._columns(self.features, self._means()):
+                total += [column.sum(dtype=np.float64) for column in columns]
+            self._mean_features = total / self.size
+        return self._mean_features.copy()
 
     def combine(self, coefficients: np.ndarray) -> tf.Tensor:
         """Returns `[n]` float64: <coefficients, s_i> of every example.
@@ -197,8 +201,9 @@ class ScoreTable:
             if value > 0
         }
         total = np.zeros(self.size)
-        for value, column in zip(used.values(), self._columns(used), strict=True):
-            total += value * column
+        for rows, columns in self._columns(used, self._means()):
+            for value, column in zip(used.values(), columns, strict=True):
+                total[rows] += value * column
         return tf.convert_to_tensor(total)
 
     def last_norms(self) -> np.ndarray:
@@ -208,7 +213,7 @@ class ScoreTable:
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns all that `load` needs, as arrays of its own."""
-        arrays = {name: self._read(name) for name in self._variables}
+        arrays = {name: self._read(name).copy() for name in self._variables}
         if self._classes is not None:
             arrays["classes"] = self._classes.copy()
         return arrays | {"sums": self.sums.copy(), "block": np.int64(self.block)}
@@ -234,3 +239,4 @@ class ScoreTable:
             self._classes[:] = arrays["classes"]
         self.sums = np.array(arrays["sums"], np.float64)
         self.block = int(arrays["block"])
+        self._mean_features = None

@@ -106,6 +106,39 @@ def test_at_a_constant_p_every_block_expects_the_same_weight(weight):
     assert max(law) <= weight + 1e-9
 
 
+def _visits(owed, weight, credit):
+    """Returns the expected visits of one example, case by case."""
+    if owed < 0:  # it had its visit
+        return max(owed + credit, 0.0) / weight
+    if owed + credit < weight:  # the hazard of a uniform time
+        return credit / (weight - owed)
+    return (owed + credit) / weight
+
+
+@pytest.mark.parametrize("credit", [1e-3, 0.125, 2.0])
+def test_the_density_is_the_one_case_that_holds_and_the_slope_its_own(credit):
+    rng, n = _rng(22), 500
+    owed, weight = rng.normal(0.0, 1.0, n), rng.lognormal(0.0, 1.0, n)
+    owed[:4], weight[:4] = [0.0, 1.0, 1.0 - credit, 3.0], 1.0
+    visits, slope = draws.cycle_density(owed, weight, credit)
+    expected = [_visits(*one, credit) for one in zip(owed, weight, strict=True)]
+    np.testing.assert_allclose(visits, expected, rtol=1e-12)
+    away = abs(weight - owed - credit) > 1e-3  # from where the cases meet
+    visits, slope = draws.cycle_density(owed[away], weight[away], credit)
+    step = 1e-6 * credit
+    after, _ = draws.cycle_density(owed[away], weight[away], credit + step)
+    np.testing.assert_allclose((after - visits).sum() / step, slope, rtol=1e-5)
+
+
+def test_the_density_of_many_examples_is_that_of_each_of_them():
+    rng, n = _rng(23), 40_000  # more than one part
+    p, owed = _random_distribution(rng, n), rng.normal(0.0, 0.3, n)
+    density, credit = draws.block_density(owed, p, n // 8)
+    np.testing.assert_allclose(density.sum(), n // 8, rtol=1e-11)
+    whole, _ = draws.cycle_density(owed, 1 / (n * p), credit)
+    np.testing.assert_allclose(density, whole, rtol=1e-14)
+
+
 def test_a_later_block_visits_each_example_as_often_as_its_density_says():
     rng, n, size = _rng(5), 5, 4
     p, owed = _random_distribution(rng, n, sigma=1.0), rng.normal(0.0, 1.0, n)

@@ -6,7 +6,7 @@ import small
 import tensorflow as tf
 from small import EPOCHS, X, Y
 
-from keras_osgd import blocks, draws, planner
+from keras_osgd import blocks, draws, planner, probabilities
 from keras_osgd.observations import Window
 from keras_osgd.sampling import RAIS
 from keras_osgd.score_table import ScoreTable
@@ -104,7 +104,7 @@ def test_without_any_fit_and_without_last_norms_draws_are_uniform(monkeypatch):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (planner.distributions, "robust"),  # p
+        (probabilities.distributions, "oracle"),  # p
         (ScoreTable, "combine"),
         (draws, "reshuffled"),  # the draws
         (blocks.Blocks, "make"),
@@ -129,7 +129,7 @@ def test_scores_that_are_not_finite_are_not_drawn_by(monkeypatch):
     monkeypatch.setattr(ScoreTable, "combine", lambda self, by: tf.constant(nan))
     made = model()
     [message] = trained(made)
-    assert "`mean` must be finite and >= 0" in message
+    assert "`norms` must be finite and >= 0" in message
     np.testing.assert_allclose(made.sampling_run.probabilities(), 1 / N, rtol=1e-12)
 
 

@@ -116,6 +116,24 @@ def test_combine_and_mean_features_are_those_of_the_feature_matrix(classes, feat
         np.testing.assert_allclose(combined, matrix @ coefficients, rtol=1e-12)
 
 
+def test_a_table_of_many_examples_is_read_to_its_end():
+    n = 40_000  # more than one part
+    rng = np.random.default_rng(1)
+    table = ScoreTable(n, rng.integers(0, 3, n), _ALL)
+    for block in range(3):
+        index = rng.integers(0, n - 5, n)
+        table.observe(index, np.ones(n), rng.lognormal(size=n), block)
+        matrix = table.features_of(range(n)).astype(np.float64)
+        np.testing.assert_allclose(table.mean_features(), matrix.mean(0), rtol=1e-12)
+    coefficients = rng.exponential(size=len(_ALL))
+    combined = table.combine(coefficients)
+    np.testing.assert_allclose(combined, matrix @ coefficients, rtol=1e-12)
+    other = ScoreTable(n, rng.integers(0, 3, n), _ALL)
+    other.mean_features()
+    other.load(table.state())
+    np.testing.assert_array_equal(other.mean_features(), table.mean_features())
+
+
 def test_combine_refuses_coefficients_of_other_features():
     with pytest.raises(ValueError, match="shorter|longer"):
         _filled().combine(np.ones(3))

@@ -19,6 +19,7 @@ from keras_osgd import (
 from keras_osgd.observations import ObservationLog
 from keras_osgd.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.planner import Planner
+from keras_osgd.probabilities import by_scores
 from keras_osgd.rows import Rows
 from keras_osgd.run import Run
 from keras_osgd.sampling import RAIS
@@ -66,6 +67,20 @@ def _candidate(n):
     planner.plan(0, 0)
     planner.finish(0)
     return planner.candidate
+
+
+@pytest.mark.parametrize("objective", [0.0, 0.8, 1e6])
+def test_the_planner_draws_by_equation_6(objective):
+    n, state = 50, _state(50)
+    state.table.observe([3, 4], [1.0, 2.0], [7.0, 0.1], 1)  # the means have moved on
+    fitted = state.uncertainty_set._replace(objective=objective)
+    state.uncertainty_set = fitted
+    mean = state.table.combine(fitted.mean)
+    variance = objective * state.table.combine(fitted.spread)
+    expected = distributions.with_floor(distributions.robust(mean, variance), 0.2)
+    p, all_zero = by_scores(state, 0.2)
+    np.testing.assert_allclose(p, expected, rtol=1e-12)
+    assert p.shape == (n,) and not all_zero
 
 
 def _norms(n):
