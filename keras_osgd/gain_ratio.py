@@ -115,6 +115,18 @@ class GainRatio:
         """Returns r by the steps before this one, so independent of its batch."""
         return ratio(self.averages.read_value(), batch_size)
 
+    def observe(
+        self,
+        weights: tf.Tensor,
+        candidate_weights: tf.Tensor,
+        squared_norms: tf.Tensor,
+        squared_gradient: tf.Tensor,
+        counts: Any = True,
+    ) -> None:
+        """Adds what one step gives to `moments`, if the step `counts`."""
+        given = (weights, candidate_weights, squared_norms, squared_gradient)
+        self.update(moments(*given), counts)
+
     def update(self, observed: tf.Tensor, counts: Any = True) -> None:
         """Adds one batch's `moments`, if its step `counts` and they are finite."""
         change = (1 - _DECAY) * (observed - self.averages)

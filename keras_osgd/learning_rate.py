@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_osgd import keras_compat
 
-__all__ = ["Rule", "adapted", "inner_optimizer", "rule_for"]
+__all__ = ["Rule", "adapted", "applied_rate", "inner_optimizer", "rule_for"]
 
 Rule = Literal["linear", "square_root", "none"]
 
@@ -32,6 +32,14 @@ def inner_optimizer(
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
+
+
+def applied_rate(
+    optimizer: keras.optimizers.Optimizer, gain: tf.Tensor, lead: tf.Tensor
+) -> float:
+    """Returns the rate that a step inside `adapted` is made at."""
+    with adapted(optimizer, tf.cast(gain, tf.float32), lead):
+        return float(inner_optimizer(optimizer).learning_rate)
 
 
 def rule_for(optimizer: keras.optimizers.Optimizer) -> Rule:

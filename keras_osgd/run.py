@@ -232,13 +232,10 @@ class Run:
             * self.batch_size
             / self.n,
             "sampling_share": self.planner.sampling_share(),
-            "learning_rate_applied": self._applied_rate(),
+            "learning_rate_applied": learning_rate.applied_rate(
+                self.optimizer, self.clock.gain, self.clock.lead
+            ),
         }
-
-    def _applied_rate(self) -> float:
-        gain = tf.cast(self.clock.gain, tf.float32)
-        with learning_rate.adapted(self.optimizer, gain, self.clock.lead):
-            return float(learning_rate.inner_optimizer(self.optimizer).learning_rate)
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, p by the scores as last planned, or `None`."""

@@ -78,6 +78,15 @@ class SamplingState(keras.Operation):
             self.gain = GainRatio()
             self.lead = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
+    def clock(self) -> dict[str, dict[str, np.ndarray]]:
+        """Returns what `resume_clock` needs where there is no table, as of a stream."""
+        return {} if self.lead is None else {"clock": {"lead": self.lead.numpy()}}
+
+    def resume_clock(self, saved: Mapping[str, Any]) -> None:
+        """Takes over effective iterations alone."""
+        self.start_clock()
+        self.lead.assign(np.array(saved["lead"]))
+
     def allocate(
         self, table: ScoreTable, fingerprint: str, seed: int, norm: str
     ) -> None:
@@ -105,6 +114,8 @@ class SamplingState(keras.Operation):
         arrays: dict[str, np.ndarray] = {}
         if self.table is not None:
             self.undivided(self._collect, arrays)
+        elif self.lead is not None:  # of a stream, which has no table
+            arrays["lead"] = self.lead.numpy()
         return arrays
 
     def _collect(self, store: dict[str, np.ndarray]) -> None:
@@ -131,6 +142,8 @@ class SamplingState(keras.Operation):
             self.undivided(self._take_over, store)
         elif self.table is None:
             self.loaded_without = True
+            if "lead" in store.keys():  # noqa: SIM118
+                self.resume_clock(store)
 
     def _take_over(self, store: Mapping[str, Any]) -> None:
         arrays = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -24,7 +24,8 @@ _SOURCES = (
     "Importance sampling needs random access to a finite set: pass NumPy arrays or "
     "tensors (lists, tuples and dicts of them too), a finite `tf.data.Dataset` or "
     "`PyDataset`, what `keras_osgd.data.indexed` or `.records` return, or compile with "
-    'sampling="uniform" for Keras\' own training.'
+    "`sampling=keras_osgd.sampling.Presample(ratio=4)`, which draws from what a stream "
+    'gives next, or with sampling="uniform" for Keras\' own training.'
 )
 
 
@@ -172,7 +173,7 @@ def split(
     Returns:
         ((x, y, sample_weight), validation data as `fit` takes it).
     """
-    if isinstance(x, Indexed):
+    if isinstance(x, Indexed | tf.data.Dataset | keras.utils.PyDataset | Iterator):
         raise ValueError(
             "`validation_split` must be of arrays. Received: it with a dataset. Split "
             "the dataset by `take` and `skip` and pass `validation_data`."

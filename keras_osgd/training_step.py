@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -18,12 +19,11 @@ from keras_osgd import (
     losses,
     skipping,
 )
-from keras_osgd import gain_ratio as gain_ratios
 from keras_osgd.norms import last_layer
 from keras_osgd.norms.calls import recording
 from keras_osgd.run import Run
 
-__all__ = ["make_core"]
+__all__ = ["heads_of", "last_layer_squares", "make_core"]
 
 
 def make_core(model: keras.Model, run: Run, jit_compile: bool) -> Any:
@@ -67,7 +67,7 @@ def sampled_step(
     weights = distributions.importance_weights(sample.probability, run.n)
     candidate_weights = distributions.importance_weights(sample.candidate, run.n)
     combined = losses.weights_for(run.losses, weights, sample.sample_weight)
-    size = tf.cast(run.batch_size, tf.float32)
+    size = _size_of(sample)
     before = skipping.state_before(model)
     done = _forward_and_backward(model, run, data, weights, combined)
     finite, blameless = _is_finite(model, done)
@@ -77,14 +77,10 @@ def sampled_step(
     applied_gain = tf.where(importance, gain, 1.0) if run.adapt else tf.ones([])
     _apply(model, run, done.gradients, applied_gain, counts)
     squared, squared_gradient = done.exact or done.last_layer
-    run.gain.update(
-        gain_ratios.moments(weights, candidate_weights, squared, squared_gradient),
-        counts,
-    )
+    drawn = weights, candidate_weights
+    run.gain.observe(*drawn, squared, squared_gradient, counts)
     if done.exact:
-        run.last_layer_gain.update(
-            gain_ratios.moments(weights, candidate_weights, *done.last_layer), counts
-        )
+        run.last_layer_gain.observe(*drawn, *done.last_layer, counts)
     held = model.sampling_held
     held.importance_weights = weights, _output_weights(combined)
     try:
@@ -110,7 +106,7 @@ def _is_finite(model, done: _Pass) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
-    (x, y, sample), size = data, tf.cast(run.batch_size, tf.float32)
+    (x, y, sample), size = data, _size_of(data[-1])
     scorer, held = run.scorer, None
     if scorer is not None and scorer.holds_statistics:
         alone = tf.cast(scorer(x, y, sample.sample_weight), tf.float32)
@@ -125,10 +121,7 @@ def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
         if scorer is not None and loss_shares.depends_on_batch(model):
             beside = loss_shares.beside(model, run.losses, x, y, y_pred)
             of_data = model.optimizer.scale_loss(loss - beside)
-    found = [
-        heads.of(losses.output_of(y_pred, item.path, order))
-        for order, item in enumerate(run.losses)
-    ]
+    found = heads_of(run.losses, heads, y_pred)
     outputs, exact = [head.pre_activation for head in found], None
     if scorer is None:
         sources = model.trainable_weights, outputs
@@ -139,7 +132,9 @@ def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
         )
         gradients, deltas = done.gradients, done.deltas
         exact = done.squared_norms / tf.square(weights), done.squared_gradient
-    squared, squared_gradient = _squared(model, run, found, deltas, size)
+    squared, squared_gradient = last_layer_squares(
+        model, run.losses, found, deltas, size
+    )
     last = squared / tf.square(weights), squared_gradient
     return _Pass(y_pred, loss, gradients, last, exact)
 
@@ -154,11 +149,40 @@ def _track_loss(model, loss, weights, size) -> None:
     keras_compat.track_loss(model, loss * size / total, total)
 
 
-def _squared(model, run, found, deltas, size) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the squared norms `[m]`, times w^2, and ||g||^2, both of f's mean."""
+def _size_of(sample) -> tf.Tensor:
+    """Returns `[]` float32, m: a stream's last batch may be smaller than the others."""
+    return tf.cast(tf.size(sample.probability), tf.float32)
+
+
+def heads_of(
+    described: Sequence[losses.OutputLoss], heads: last_layer.Heads, y_pred: Any
+) -> list[last_layer.Head]:
+    """Returns the head of each loss's output, after a recorded forward pass."""
+    return [
+        heads.of(losses.output_of(y_pred, item.path, order))
+        for order, item in enumerate(described)
+    ]
+
+
+def last_layer_squares(
+    model: keras.Model,
+    described: Sequence[losses.OutputLoss],
+    found: Sequence[last_layer.Head],
+    deltas: Sequence[tf.Tensor],
+    size: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the squared norms `[m]`, times w^2, and ||g||^2, both of f's mean.
+
+    Args:
+        model: compiled.
+        described: its losses.
+        found: heads of their outputs.
+        deltas: gradients of the scaled loss with respect to their pre-activations.
+        size: `[]`, m.
+    """
     norms, gradient = [], []
     scale = tf.cast(model.optimizer.scale_loss(tf.ones([])), tf.float32)
-    for item, head, delta in zip(run.losses, found, deltas, strict=True):
+    for item, head, delta in zip(described, found, deltas, strict=True):
         coefficient = tf.square(item.coefficient(size) * scale)
         norms.append(last_layer.squared_norms(head, delta) / coefficient)
         squared = last_layer.squared_gradient(head, delta)
