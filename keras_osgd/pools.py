@@ -18,6 +18,7 @@ from keras_osgd.training_step import heads_of, last_layer_squares
 __all__ = [
     "Drawn",
     "drawing",
+    "drawn_at",
     "joined",
     "plain",
     "pool_scores",
@@ -56,19 +57,36 @@ def drawing(
 
     def draw(pool: Batch, size: tf.Tensor, seed: tf.Tensor) -> Drawn:
         scores = pool_scores(model, described, pool)
-        p = pool_probability(scores, floor)
         offset = tf.random.stateless_uniform([], seed, dtype=tf.float64)
-        index = systematic(p, size, offset)
-        # Those with scores that are not finite cannot be drawn, and do not count.
-        fine = tf.math.is_finite(scores)
-        count = tf.reduce_sum(tf.cast(fine | ~tf.reduce_any(fine), p.dtype))
-        least = tf.reduce_min(tf.where(p > 0, p, tf.ones_like(p)))
-        x, y, own = _rows(pool, index)
-        drawn = tf.gather(p, index) * count
-        sample = Sample(index, drawn, drawn, index, own)
-        return Drawn((x, y, sample), 1.0 / (count * least))
+        return drawn_at(pool, scores, floor, size, offset)
 
     return draw if model.run_eagerly else tf.function(draw, reduce_retracing=True)
+
+
+def drawn_at(
+    pool: Batch, scores: tf.Tensor, floor: float, size: tf.Tensor, offset: tf.Tensor
+) -> Drawn:
+    """Returns what is drawn from a pool at one outcome of chance.
+
+    Args:
+        pool: examples.
+        scores: `[B]`, of `pool_scores`.
+        floor: share of the draws that goes to all of the pool alike.
+        size: `[]`, number of draws.
+        offset: `[]` float64, in [0, 1), see `systematic`.
+    """
+    p = pool_probability(scores, floor)
+    index = systematic(p, size, offset)
+    # Those with scores that are not finite cannot be drawn, and do not count.
+    fine = tf.math.is_finite(scores)
+    count = tf.reduce_sum(tf.cast(fine | ~tf.reduce_any(fine), p.dtype))
+    least = tf.reduce_min(tf.where(p > 0, p, tf.ones_like(p)))
+    x, y, own = keras.tree.map_structure(
+        lambda leaf: None if leaf is None else tf.gather(leaf, index), pool
+    )
+    drawn = tf.gather(p, index) * count
+    sample = Sample(index, drawn, drawn, index, own)
+    return Drawn((x, y, sample), 1.0 / (count * least))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

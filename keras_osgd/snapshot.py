@@ -106,8 +106,8 @@ def restore_model(model: keras.Model, saved: Saved) -> None:
         _check_variables(model, saved, kind)
     for kind in ("model", "optimizer"):
         _assign(model, saved, kind)
-    if "clock" in saved.arrays and hasattr(model, "sampling_state"):
-        model.sampling_state.resume_clock(saved.arrays["clock"])
+    if "stream" in saved.arrays and hasattr(model, "sampling_state"):
+        model.sampling_state.resume_clock(saved.arrays["stream"])
 
 
 def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:

@@ -80,7 +80,7 @@ class SamplingState(keras.Operation):
 
     def clock(self) -> dict[str, dict[str, np.ndarray]]:
         """Returns what `resume_clock` needs where there is no table, as of a stream."""
-        return {} if self.lead is None else {"clock": {"lead": self.lead.numpy()}}
+        return {} if self.lead is None else {"stream": {"lead": self.lead.numpy()}}
 
     def resume_clock(self, saved: Mapping[str, Any]) -> None:
         """Takes over effective iterations alone."""

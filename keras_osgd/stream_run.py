@@ -154,7 +154,7 @@ class StreamRun:
         """Yields what each step trains on, until the epoch is complete."""
         while not self.clock.complete():
             if self.clock.step >= self._decide_at:
-                self._decide()
+                self.decide()
             count = self.sampling.ratio if self.pooling else 1
             batches = [_unpacked(batch) for batch in itertools.islice(data, count)]
             if not batches:
@@ -162,7 +162,7 @@ class StreamRun:
             self.clock.step += 1
             yield self._drawn_from(batches) if self.pooling else pools.plain(*batches)
 
-    def _decide(self) -> None:
+    def decide(self) -> None:
         """Begins drawing from pools where the gain exceeds the cost, or ends it."""
         self._decide_at = self.clock.step + _LOOK
         gain, cost = self.current_gain(), self.sampling.cost_of_a_step
@@ -170,7 +170,7 @@ class StreamRun:
         self.pooling = enough and gain > cost * (1.0 if self.pooling else _MARGIN)
 
     def _drawn_from(self, batches: list[pools.Batch]) -> tuple:
-        """Draws as many as the largest batch has; the stream's end makes pools small."""
+        """Draws as many as the largest batch has, also from what a stream ends with."""
         self._drawn += 1
         seed = tf.constant([self._seed, self._drawn], tf.int64)
         size = tf.constant(max(map(pools.size_of, batches)))
