@@ -61,6 +61,7 @@ def pool_sampling(
         "steps_per_epoch": _NEVER,
         "shuffle": False,
         "validation_data": validation,
+        "validation_batch_size": given["validation_batch_size"] or given["batch_size"],
         "validation_split": 0.0,
         "callbacks": callback_list(
             model, given["callbacks"], run.clock, verbose, epochs, steps

@@ -129,6 +129,26 @@ def test_scores_are_gradient_norms_with_dropout_off_and_change_nothing():
         np.testing.assert_array_equal(variable, value)
 
 
+def test_scores_of_several_outputs_are_of_all_their_last_layers():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(units)(inputs) for units in (3, 1)]
+    trained = keras_osgd.Model(inputs, outputs)
+    losses = [small.crossentropy(), keras.losses.MeanSquaredError("sum")]
+    trained.compile("sgd", losses, loss_weights=[1.0, 0.5], sampling=EAGER)
+    y = (Y[:8], np.linspace(0, 1, 8).astype("float32"))
+    run, expected = stream_run(trained, (X[:8], y, None)), []
+    scores = pools.pool_scores(trained, run.losses, (X[:8], y, None))
+    for row in range(8):
+        x, (label, value) = X[row : row + 1], (part[row : row + 1] for part in y)
+        with tf.GradientTape() as tape:
+            logits, number = trained(x)
+            loss = losses[0](label, logits) + 0.5 * losses[1](value[:, None], number)
+        parts = tape.gradient(loss, trained.trainable_weights)
+        expected.append(math.sqrt(sum(float(tf.reduce_sum(g**2)) for g in parts)))
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
 def test_a_pool_s_p_is_proportional_to_the_scores_with_a_floor():
     tiny, large = np.float32(2e-38), np.float32(3e38)
     cases = {
