@@ -155,7 +155,7 @@ def test_a_pool_s_p_is_proportional_to_the_scores_with_a_floor():
         (1.0, 3.0): (0.25 * 0.9 + 0.05, 0.75 * 0.9 + 0.05),
         (0.0, 0.0): (0.5, 0.5),
         (np.nan, np.inf): (0.5, 0.5),
-        (2.0, np.inf): (1.0, 0.0),
+        (1.0, 3.0, np.inf): (0.25 * 0.9 + 0.05, 0.75 * 0.9 + 0.05, 0.0),
         (large, large): (0.5, 0.5),
         (tiny, 3 * tiny): (0.275, 0.725),
     }
@@ -207,8 +207,9 @@ def test_r_is_the_ratio_of_the_second_moments_over_all_pools_and_draws():
 
 
 def test_no_r_exceeds_the_pool_s_ratio():
-    averages = tf.constant([100.0, 0.001, 0.0])
-    assert 3.9 < float(pool_ratio(averages, 64.0, 4.0)) < 4.07
+    # All of a pool's gradient is one example's: A_P = (v/B)^2, where A_U = v^2/B.
+    averages = tf.constant([100.0, 100.0 / 256, 0.0])
+    assert float(pool_ratio(averages, 64.0, 4.0)) == pytest.approx(4)
     one = tf.constant([9.0, 4.0, 0.0])  # m = 1: the pool's variance is not seen
     assert float(pool_ratio(one, 1.0, 4.0)) == pytest.approx(9 / 4)
 
