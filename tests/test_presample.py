@@ -264,6 +264,18 @@ def test_steps_without_a_pool_are_keras_own():
     np.testing.assert_allclose(history[0]["accuracy"], history[1]["accuracy"])
 
 
+def test_the_norms_of_a_smaller_batch_are_those_of_its_examples():
+    trained = model()
+    run = stream_run(trained, (X[:M], Y[:M], None))
+    batch = tuple(map(tf.constant, (X[:3], Y[:3])))
+    scores = pools.pool_scores(trained, run.losses, (*batch, None))
+    trained.optimizer.build(trained.trainable_variables)
+    core = training_step.make_core(trained, run, False)
+    _, norms, _ = core(pools.plain((*batch, None)))
+    np.testing.assert_allclose(norms, scores, rtol=1e-5)
+    assert float(run.gain.averages[0]) == pytest.approx(0.02 * np.mean(scores**2))
+
+
 def test_batches_that_make_no_gain_are_trained_on_one_by_one():
     """All examples alike: r is 1 or less, and each batch is a step."""
     trained = model(Presample(cost=1.0, seed=0))
@@ -467,7 +479,7 @@ def test_files_bring_the_method_back_and_the_effective_iterations(tmp_path):
 def test_a_checkpoint_goes_on_at_the_interrupted_epoch(tmp_path):
     class Killed(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if self.model.sampling_run.clock.step == 60:
+            if self.model.sampling_run.clock.step == 40:
                 raise InterruptedError
 
     def fit(trained, *others):
@@ -477,7 +489,7 @@ def test_a_checkpoint_goes_on_at_the_interrupted_epoch(tmp_path):
 
     first = model()
     with pytest.raises(InterruptedError):
-        fit(first, Killed())
+        fit(first, Primed(), Killed())  # with a lead at the first epoch's end
     second = model()
     history = fit(second)
     assert history.epoch == [1, 2, 3]
