@@ -19,7 +19,8 @@ _SOURCES = (
     "Importance sampling needs random access to a finite set: pass arrays or "
     "tensors (lists, tuples and dicts of them too), a finite `tf.data.Dataset` or "
     "`PyDataset`, what `keras_osgd.data.indexed` or `.records` return, or compile with "
-    'sampling="uniform" for Keras\' own training.'
+    "`sampling=keras_osgd.sampling.Presample(ratio=4)`, which draws from what a stream "
+    'gives next, or with sampling="uniform" for Keras\' own training.'
 )
 
 

@@ -67,7 +67,9 @@ def indexed(
     if isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == -1:
         raise ValueError(
             "The dataset is infinite. Importance sampling needs random access to a "
-            "finite set: leave `.repeat()` out, or pass `dataset.take(n)`."
+            "finite set: leave `.repeat()` out, or pass `dataset.take(n)`, or compile "
+            "with `sampling=keras_osgd.sampling.Presample(ratio=4)`, which draws from "
+            "what a stream gives next."
         )
     batched = dataset_reading.is_batched(dataset) if batched is None else batched
     first = next(dataset_reading.batches(dataset, batched), None)

@@ -14,7 +14,7 @@ from keras_osgd import columns
 from keras_osgd.input_arrays import as_array
 from keras_osgd.uneven_columns import Uneven, uneven
 
-__all__ = ["batches", "is_batched", "read"]
+__all__ = ["as_arrays", "batches", "is_batched", "read"]
 
 _READ_AT_ONCE = 256  # examples
 
@@ -47,10 +47,10 @@ def batches(dataset: Any, batched: bool) -> Iterator[Any]:
     """Yields tuples of x, y, ... as arrays, of many examples each."""
     if isinstance(dataset, keras.utils.PyDataset):
         for order in range(_length(dataset)):
-            yield _as_arrays(dataset[order])
+            yield as_arrays(dataset[order])
         return
     for element in dataset if batched else dataset.batch(_READ_AT_ONCE):
-        yield _as_arrays(element)
+        yield as_arrays(element)
 
 
 def _length(dataset: keras.utils.PyDataset) -> int:
@@ -72,7 +72,7 @@ def _count_of_batches(dataset: Any, batched: bool) -> int | None:
     return count if batched else -(-count // _READ_AT_ONCE)
 
 
-def _as_arrays(element: Any) -> tuple:
+def as_arrays(element: Any) -> tuple:
     """Returns (x, y, ...) of an element as arrays, floats as `floatx`."""
     parts = element if isinstance(element, tuple) else (element,)
     while len(parts) > 1 and parts[-1] is None:

@@ -8,19 +8,20 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 
-from keras_osgd import checks, losses, training_data
+from keras_osgd import checks, losses, strategies, streams, training_data
 from keras_osgd.data import from_dataset
 from keras_osgd.losses import OutputLoss
 from keras_osgd.oracle import refresh_steps
+from keras_osgd.presample import Presample
 from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
 from keras_osgd.sampling import RAIS, Oracle, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.scoring import Scorer
-from keras_osgd.strategies import check_strategy
+from keras_osgd.streams import Stream
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["Examined", "Finding", "check", "examine"]
+__all__ = ["Examined", "Finding", "check", "examine", "examine_stream"]
 
 
 class Finding(NamedTuple):
@@ -103,6 +104,12 @@ def _findings(
         text = "The model must be compiled. Received: one that is not. Call `compile`."
         return [Finding("error", text)]
     refusals, asides = Refusals(), Refusals(all_kinds=True)
+    if isinstance(method, Presample):
+        with _caught() as caught:
+            given = (*given, batch_size, 1, True)
+            examine_stream(refusals, model, method, given)
+        findings = [Finding("error", text) for text in refusals.texts]
+        return findings + [Finding("warning", text) for text in _texts(caught)]
     x, *others = given
     x, _ = refusals.tried(from_dataset, x, None, False) or (None, None)
     if refusals.texts:
@@ -171,7 +178,7 @@ def examine(
     data = refusals.tried(training_data.prepare, *given)
     if data is None:
         return Examined(None, [], False, None, None)
-    refusals.tried(check_strategy, model, method, data)
+    refusals.tried(strategies.check_strategy, model, method, data)
     described = refusals.tried(losses.describe, model, data) or []
     if described:
         checks.warn_of_what_follows_the_draws(model)
@@ -188,3 +195,31 @@ def examine(
     if model.trainable_weights:
         scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
     return Examined(data, described, adapt, scorer, line)
+
+
+def examine_stream(
+    refusals: Refusals, model: keras.Model, method: Presample, given: tuple
+) -> tuple[Stream | None, list[OutputLoss], bool]:
+    """Looks at all that may stand in the way of sampling within pools.
+
+    Args:
+        refusals: where errors go.
+        model: compiled; built by the first batch if it is not.
+        method: of sampling.
+        given: the arguments of `streams.opened`.
+
+    Returns:
+        The stream, `None` where it was refused; the losses; whether the rate can
+        follow the gain ratio.
+    """
+    refusals.tried(checks.check_model, model)
+    refusals.tried(strategies.refuse_streams, model)
+    stream = refusals.tried(streams.opened, *given)
+    if stream is None:
+        return None, [], False
+    described = refusals.tried(losses.describe, model, stream.first) or []
+    if not (described and model.built):
+        return stream, described, False
+    checks.warn_of_what_follows_the_draws(model)
+    adapt = refusals.tried(checks.check_optimizer, model, method)
+    return stream, described, bool(adapt)

@@ -109,6 +109,8 @@ class GainRatio:
         1.0
     """
 
+    moments = staticmethod(moments)
+
     def __init__(self) -> None:
         """Starts with nothing observed: r = 1."""
         self.averages = step_variable(np.zeros(4, np.float32))

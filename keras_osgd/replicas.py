@@ -15,6 +15,7 @@ __all__ = [
     "Share",
     "assign_each",
     "averaged",
+    "count",
     "everywhere",
     "once",
     "share_of",
@@ -158,5 +159,10 @@ def assign_each(variable: tf.Variable, values: Any) -> None:
         copy.assign(value)
 
 
+def count() -> int:
+    """Returns the number of replicas that train together, 1 without a strategy."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def _alone() -> bool:
-    return tf.distribute.get_strategy().num_replicas_in_sync == 1
+    return count() == 1

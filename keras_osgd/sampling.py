@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
 
+from keras_osgd.presample import Presample
+from keras_osgd.sampling_base import (
+    PACKAGE,
+    Sampling,
+    check_choice,
+    check_count,
+    check_floor,
+)
 from keras_osgd.score_table import DEFAULT_FEATURES, LARGE_FEATURES, check_features
 
-__all__ = ["RAIS", "Oracle", "Sampling", "Uniform", "get"]
+__all__ = ["RAIS", "Oracle", "Presample", "Sampling", "Uniform", "get"]
 
-_PACKAGE = "keras_osgd"
 _MIN_BLOCK_STEPS = 50
 _LARGE = 200_000  # from here on, examples stay unseen or unvisited for long
 _FULL_PASS = 100_000  # up to here, the first pass is uniform
@@ -22,27 +28,7 @@ _FRESH = 10_000  # examples; up to here, the oracle scores all of them every ste
 _STALE_FLOOR = 0.1  # of the oracle between two scorings
 
 
-class Sampling:
-    """Base of the sampling methods; serializable like an optimizer."""
-
-    norm: Literal["last_layer", "exact"] = "last_layer"
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Sampling:
-        """Returns an object with the arguments that `get_config` returned."""
-        return cls(**config)
-
-    def __repr__(self) -> str:
-        """Returns the call that makes this object."""
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
-
-
-@keras.saving.register_keras_serializable(package=_PACKAGE)
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class Uniform(Sampling):
     """Keras' own training, to the bit: switches importance sampling off.
 
@@ -52,7 +38,7 @@ class Uniform(Sampling):
     """
 
 
-@keras.saving.register_keras_serializable(package=_PACKAGE)
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class RAIS(Sampling):
     """Robust, approximate importance sampling with an adapted learning rate.
 
@@ -97,10 +83,10 @@ class RAIS(Sampling):
         norm: Literal["last_layer", "exact"] = "last_layer",
     ) -> None:
         """Checks and keeps the configuration."""
-        _check_choice("norm", norm, "last_layer", "exact")
-        _check_choice("draws", draws, "reshuffled", "independent")
-        _check_floor(floor)
-        _check_count("window", window, 100)
+        check_choice("norm", norm, "last_layer", "exact")
+        check_choice("draws", draws, "reshuffled", "independent")
+        check_floor(floor)
+        check_count("window", window, 100)
         self.norm = norm
         self.floor = float(floor)
         self.window = int(window)
@@ -126,7 +112,7 @@ class RAIS(Sampling):
         return n if n <= _FULL_PASS else _COLD_START
 
 
-@keras.saving.register_keras_serializable(package=_PACKAGE)
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class Oracle(Sampling):
     """Exact O-SGD, what RAIS approximates: p_i = v_i / sum v, exact norms v of all n.
 
@@ -168,11 +154,11 @@ class Oracle(Sampling):
         require_full_batches: bool = False,
     ) -> None:
         """Checks and keeps the configuration."""
-        _check_choice("draws", draws, "reshuffled", "independent")
-        _check_floor(0.0 if floor is None else floor)
+        check_choice("draws", draws, "reshuffled", "independent")
+        check_floor(0.0 if floor is None else floor)
         if refresh is not None:
-            _check_count("refresh", refresh, 1)
-        _check_count("score_batch_size", score_batch_size, 1)
+            check_count("refresh", refresh, 1)
+        check_count("score_batch_size", score_batch_size, 1)
         self.refresh = None if refresh is None else int(refresh)
         self.floor = None if floor is None else float(floor)
         self.adapt_learning_rate = bool(adapt_learning_rate)
@@ -200,36 +186,20 @@ class Oracle(Sampling):
         return 0.0 if self.block_steps(n, batch_size) == 1 else _STALE_FLOOR
 
 
-def _check_floor(floor: float) -> None:
-    must = "in [0, 1]: it is the share of uniform sampling mixed in"
-    _check("floor", floor, 0 <= floor <= 1, must)
-
-
-def _check_choice(name: str, value: str, *choices: str) -> None:
-    _check(name, value, value in choices, f"one of {choices}")
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    whole = isinstance(value, numbers.Integral) and value >= least
-    _check(name, value, whole, f"a whole number and at least {least}")
-
-
-def _check(name: str, value: Any, met: bool, must: str) -> None:
-    if not met:
-        raise ValueError(
-            f"`{name}` must be {must}. Received: {name}={value!r}. "
-            "Leave it out for the default."
-        )
-
-
-_BY_NAME = {"oracle": Oracle, "rais": RAIS, "uniform": Uniform}
+_BY_NAME = {
+    "oracle": Oracle,
+    "presample": Presample,
+    "rais": RAIS,
+    "uniform": Uniform,
+}
 
 
 def get(identifier: str | Sampling | dict[str, Any]) -> Sampling:
     """Returns the sampling method a user named or configured.
 
     Args:
-        identifier: "rais", "oracle", "uniform", a `Sampling` or its serialized form.
+        identifier: "rais", "oracle", "presample", "uniform", a `Sampling` or its
+            serialized form.
 
     Raises:
         ValueError: if it is none of these.

@@ -59,7 +59,8 @@ def capture(
         }
         for kind, of in _variables(model).items()
     }
-    wait = run.snapshot(mid_epoch) if run is not None else dict
+    clock = model.sampling_state.clock()
+    wait = run.snapshot(mid_epoch) if run is not None else lambda: clock
     details = {
         "mid_epoch": mid_epoch,
         "settings": None if run is None else run_settings.settings(run),
@@ -105,6 +106,8 @@ def restore_model(model: keras.Model, saved: Saved) -> None:
         _check_variables(model, saved, kind)
     for kind in ("model", "optimizer"):
         _assign(model, saved, kind)
+    if "stream" in saved.arrays and hasattr(model, "sampling_state"):
+        model.sampling_state.resume_clock(saved.arrays["stream"])
 
 
 def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:

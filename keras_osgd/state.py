@@ -81,6 +81,15 @@ class SamplingState(keras.Operation):
             self.gain = GainRatio()
             self.lead = step_variable(0.0, tf.float64)
 
+    def clock(self) -> dict[str, dict[str, np.ndarray]]:
+        """Returns what `resume_clock` needs where there is no table, as of a stream."""
+        return {} if self.lead is None else {"stream": {"lead": self.lead.numpy()}}
+
+    def resume_clock(self, saved: Mapping[str, Any]) -> None:
+        """Takes over effective iterations alone."""
+        self.start_clock()
+        self.lead.assign(np.array(saved["lead"]))
+
     def allocate(
         self, table: ScoreTable, fingerprint: str, seed: int, norm: str
     ) -> None:
@@ -109,6 +118,8 @@ class SamplingState(keras.Operation):
         arrays: dict[str, np.ndarray] = {}
         if self.table is not None:
             self.undivided(self._collect, arrays)
+        elif self.lead is not None:  # of a stream, which has no table
+            arrays["lead"] = self.lead.numpy()
         return arrays
 
     def _collect(self, store: dict[str, np.ndarray]) -> None:
@@ -136,6 +147,8 @@ class SamplingState(keras.Operation):
             self.undivided(self._take_over, store)
         elif self.table is None:
             self.loaded_without = True
+            if "lead" in store.keys():  # noqa: SIM118
+                self.resume_clock(store)
 
     def _take_over(self, store: Mapping[str, Any]) -> None:
         arrays = {

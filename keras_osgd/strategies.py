@@ -27,6 +27,7 @@ __all__ = [
     "part_of",
     "received",
     "refuse_checkpoint",
+    "refuse_streams",
     "scope_of",
 ]
 
@@ -107,6 +108,17 @@ def refuse_checkpoint(model: keras.Model, checkpoint: Any) -> None:
             "`Checkpoint` takes one process: several could go on from different steps. "
             f"Received: {share.workers} workers. Save the weights by "
             "`keras.callbacks.ModelCheckpoint`, into a directory for each worker."
+        )
+
+
+def refuse_streams(model: keras.Model) -> None:
+    """Raises where several replicas would draw from pools of one stream."""
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            f"`Presample` takes one replica. Received: {replicas}. Train without a "
+            'strategy, or compile with sampling="uniform", or RAIS() for data with an '
+            "index."
         )
 
 

@@ -15,15 +15,18 @@ from keras_osgd import (
     keras_compat,
     replicas,
     strategies,
+    streaming,
 )
 from keras_osgd.fitting import checkpointing
 from keras_osgd.keras_compat_strategies import UnderStrategy
 from keras_osgd.pipeline import Sample
+from keras_osgd.presample import Presample
 from keras_osgd.run import Run
 from keras_osgd.sampling import Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.sampling_view import SamplingView
 from keras_osgd.state import SamplingState
+from keras_osgd.stream_run import StreamRun
 from keras_osgd.training_step import make_core
 
 __all__ = ["ImportanceSampled"]
@@ -35,7 +38,7 @@ class Held:
     def __init__(self) -> None:
         self.sampling: Sampling = get_sampling("rais")
         self.state = SamplingState()
-        self.run: Run | None = None
+        self.run: Run | StreamRun | None = None
         self.history: dict[str, list[float]] = {}  # of the last `fit`, by epoch
         self.targets: Any = None  # y of the last `fit`
         self.core: Any = None  # a tf.function on the model would break its export
@@ -68,7 +71,7 @@ class ImportanceSampled(UnderStrategy):
         return self.sampling_held.state
 
     @property
-    def sampling_run(self) -> Run | None:
+    def sampling_run(self) -> Run | StreamRun | None:
         """What the current or last `fit` with importance sampling consists of."""
         return self.sampling_held.run
 
@@ -77,8 +80,9 @@ class ImportanceSampled(UnderStrategy):
 
         Args:
             *args: as in Keras.
-            sampling: "rais", "oracle", "uniform" (Keras' own training to the bit) or
-                an object such as `keras_osgd.sampling.RAIS(floor=0.1)`.
+            sampling: "rais", "oracle", "presample" (for streams), "uniform" (Keras' own
+                training to the bit) or an object such as
+                `keras_osgd.sampling.RAIS(floor=0.1)`.
             **kwargs: as in Keras.
         """
         method = get_sampling(sampling)
@@ -139,7 +143,8 @@ class ImportanceSampled(UnderStrategy):
 
         An epoch is an epoch's worth of progress (see `sampling.RAIS`). All arguments as
         in Keras; x, y and `sample_weight` are arrays or tensors, nested or not, and
-        `class_weight` and `sample_weight` may be given together.
+        `class_weight` and `sample_weight` may be given together. Streams: see
+        `sampling.Presample`.
 
         Raises:
             ValueError: before any step, for data, losses or models that cannot be
@@ -150,7 +155,10 @@ class ImportanceSampled(UnderStrategy):
             if isinstance(self.sampling_held.sampling, Uniform) or not self.compiled:
                 fitting.leave_run(self)
                 return super().fit(**fitting.resumed(self, checkpoint, given))
-            with fitting.importance_sampling(self, checkpoint, given) as prepared:
+            begin = fitting.importance_sampling
+            if isinstance(self.sampling_held.sampling, Presample):
+                begin = streaming.pool_sampling
+            with begin(self, checkpoint, given) as prepared:
                 return super().fit(**prepared)
 
     def make_train_function(self, force: bool = False) -> Any:

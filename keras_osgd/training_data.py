@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -199,7 +199,7 @@ def split(
     Returns:
         ((x, y, sample_weight), validation data as `fit` takes it).
     """
-    if isinstance(x, Indexed):
+    if isinstance(x, Indexed | tf.data.Dataset | keras.utils.PyDataset | Iterator):
         raise ValueError(
             "`validation_split` must be of arrays. Received: it with a dataset. Split "
             "the dataset by `take` and `skip` and pass `validation_data`."

@@ -20,7 +20,7 @@ from keras_osgd import (
     replicas,
     skipping,
 )
-from keras_osgd import gain_ratio as gain_ratios
+from keras_osgd.last_layer_norms import heads_of, last_layer_squares
 from keras_osgd.norms import last_layer
 from keras_osgd.norms.calls import recording
 from keras_osgd.run import Run
@@ -66,16 +66,17 @@ def sampled_step(
     So is that of a step whose gradient the loss scaler skips at a scale of 1 or less.
     """
     x, y, sample = data
-    n, size = run.n / run.share.workers, tf.cast(run.batch_size, tf.float32)
+    n = run.n / run.share.workers
     weights = distributions.importance_weights(sample.probability, n)
     candidate_weights = distributions.importance_weights(sample.candidate, n)
     combined = losses.weights_for(run.losses, weights, sample.sample_weight)
+    size = _size_of(sample)
     before = skipping.state_before(model)
     done = _forward_and_backward(model, run, data, weights, combined)
     logs = _metrics(model, x, y, done.y_pred, weights, combined)
     both = [norms for norms in (done.last_layer, done.exact) if norms is not None]
     observed = [
-        replicas.averaged(gain_ratios.moments(weights, candidate_weights, *norms))
+        replicas.averaged(run.gain.moments(weights, candidate_weights, *norms))
         for norms in both
     ]
     importance = tf.reduce_all(sample.probability == sample.candidate)
@@ -126,7 +127,7 @@ def _is_finite(model, done: _Pass) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
-    (x, y, sample), size = data, tf.cast(run.batch_size, tf.float32)
+    (x, y, sample), size = data, _size_of(data[-1])
     scorer, held = run.scorer, None
     if scorer is not None and scorer.holds_statistics:
         alone = tf.cast(scorer(x, y, sample.sample_weight), tf.float32)
@@ -141,10 +142,7 @@ def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
         if scorer is not None and loss_shares.depends_on_batch(model):
             beside = loss_shares.beside(model, run.losses, x, y, y_pred)
             of_data = model.optimizer.scale_loss(loss - beside)
-    found = [
-        heads.of(losses.output_of(y_pred, item.path, order))
-        for order, item in enumerate(run.losses)
-    ]
+    found = heads_of(run.losses, heads, y_pred)
     outputs, exact = [head.pre_activation for head in found], None
     if scorer is None:
         sources = model.trainable_weights, outputs
@@ -155,7 +153,9 @@ def _forward_and_backward(model, run, data, weights, combined) -> _Pass:
         )
         gradients, deltas = done.gradients, done.deltas
         exact = done.squared_norms / tf.square(weights), done.squared_gradient
-    squared, squared_gradient = _squared(model, run, found, deltas, size)
+    squared, squared_gradient = last_layer_squares(
+        model, run.losses, found, deltas, size
+    )
     last = squared / tf.square(weights), squared_gradient
     return _Pass(y_pred, loss, gradients, last, exact)
 
@@ -170,19 +170,9 @@ def _track_loss(model, loss, weights, size) -> None:
     keras_compat.track_loss(model, loss * size / total, total)
 
 
-def _squared(model, run, found, deltas, size) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the squared norms `[k]`, times w^2, and ||g||^2, both of f's mean.
-
-    The norms are of this replica's k examples, the gradient is that of all replicas.
-    """
-    norms, gradient = [], []
-    scale = tf.cast(model.optimizer.scale_loss(tf.ones([])), tf.float32)
-    for item, head, delta in zip(run.losses, found, deltas, strict=True):
-        coefficient = tf.square(item.coefficient(size) * scale)
-        norms.append(last_layer.squared_norms(head, delta) / coefficient)
-        squared = last_layer.squared_gradient(head, delta, replicas.summed)
-        gradient.append(squared / (coefficient * tf.square(size)))
-    return _total(norms), _total(gradient)
+def _size_of(sample) -> tf.Tensor:
+    """Returns `[]` float32, m: a stream's last batch may be smaller than the others."""
+    return tf.cast(tf.size(sample.probability) * replicas.count(), tf.float32)
 
 
 def _apply(model, run, on_each, changed, gain, counts) -> None:
@@ -220,7 +210,3 @@ def _apply_gradients(optimizer, gradients, weights) -> None:
 def _output_weights(combined: Any) -> Any:
     flat = keras.tree.flatten(combined)
     return lambda output: flat[output] if len(flat) > 1 else flat[0]
-
-
-def _total(values: list[tf.Tensor]) -> tf.Tensor:
-    return values[0] if len(values) == 1 else tf.add_n(values)

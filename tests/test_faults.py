@@ -41,9 +41,15 @@ ROWS = {
         "test_the_steps_of_an_epoch_are_printed",
     ],
     5: ["test_lengths_that_differ_raise_with_both_of_them"],
-    6: ["test_what_cannot_be_read_at_random_raises_with_a_remedy"],
+    6: [
+        "test_what_cannot_be_read_at_random_raises_with_a_remedy",
+        "test_what_cannot_be_read_at_random_trains_by_that_remedy",
+    ],
     7: ["test_elements_of_a_dataset_are_batches_and_never_indexed_as_examples"],
-    8: ["test_what_cannot_be_read_at_random_raises_with_a_remedy"],
+    8: [
+        "test_what_cannot_be_read_at_random_raises_with_a_remedy",
+        "test_what_cannot_be_read_at_random_trains_by_that_remedy",
+    ],
     9: [
         "test_a_row_with_nan_spoils_three_steps_that_change_nothing_and_is_set_aside",
     ],
@@ -245,8 +251,18 @@ DATASET = tf.data.Dataset.from_tensor_slices((X, Y))
     ],
 )
 def test_what_cannot_be_read_at_random_raises_with_a_remedy(source, received):
-    with pytest.raises(ValueError, match=f"{received}.*random access.*(pass|leave) "):
+    remedy = r"random access.*(pass|leave) .*sampling\.Presample\(ratio=4\)"
+    with pytest.raises(ValueError, match=f"{received}.*{remedy}"):
         small.model().fit(source, verbose=0)
+
+
+@pytest.mark.parametrize("source", ["infinite", "generator"])
+def test_what_cannot_be_read_at_random_trains_by_that_remedy(source):
+    data = DATASET.batch(20).repeat() if source == "infinite" else None
+    data = data or ((X, Y) for _ in range(9))
+    trained = small.model(sampling=keras_osgd.sampling.Presample(ratio=4))
+    trained.fit(data, steps_per_epoch=3, verbose=0)
+    assert int(trained.optimizer.iterations) == 3
 
 
 def test_elements_of_a_dataset_are_batches_and_never_indexed_as_examples():

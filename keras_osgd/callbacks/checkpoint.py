@@ -26,7 +26,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     With it, `fit` goes on from the newest intact checkpoint in the directory, in the
     midst of an epoch as well: bit for bit with importance sampling, from the beginning
-    of the interrupted epoch with `sampling="uniform"`. Saved are model, optimizer,
+    of the interrupted epoch with "uniform" and `Presample`. Saved are model, optimizer,
     seeds, metrics, all that was learned and planned about the examples, and what
     `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` remember. The training
     thread only copies variables; another one writes. Ctrl-C and SIGTERM end training

@@ -32,6 +32,8 @@ class SamplingMonitor(keras.callbacks.Callback):
     | largest_weight | largest importance weight that could be drawn |
     | share_unseen | share of the examples whose norm was never observed |
     | sampling_share | seconds of planning (beside the steps) and waiting, over all |
+    | share_pooled | only with `Presample`: share of the steps that drew from a pool |
+    | candidate_gain_ratio | likewise: r that drawing has or, while off, would have |
     | scoring_seconds | only with the oracle: spent on scoring since `fit` began |
     | learning_rate_applied | the user's rate times what the gain ratio makes of it |
 
