@@ -52,7 +52,8 @@ def row_numbers(rows: Any, n: int) -> np.ndarray:
     """Returns the numbers that `rows` means, in a time that does not grow with n.
 
     Args:
-        rows: a number, from the end if negative, an array of them, or a slice.
+        rows: a number, from the end if negative, an array of them or of n booleans, or
+            a slice.
         n: of all rows.
 
     Example:
@@ -62,4 +63,6 @@ def row_numbers(rows: Any, n: int) -> np.ndarray:
     if isinstance(rows, slice):
         return np.arange(*rows.indices(n))
     index = np.asarray(rows)
+    if index.dtype == bool:
+        return np.flatnonzero(index)
     return np.where(index < 0, index + n, index)
