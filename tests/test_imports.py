@@ -25,6 +25,7 @@ ORDER = [
     "nonnegative",
     "uncertainty_set",
     "systematic",
+    "densities",
     "draws",
     "keras_compat",
     "skipping",
