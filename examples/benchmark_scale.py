@@ -49,8 +49,9 @@ WORKERS = (8, 64, 256, 1024)
 TAILS = ("log-normal 1", "log-normal 1.5", "log-normal 2", "Pareto 2.5")
 _REFRESHES = 7
 _ROUNDS = 9
+_BLOCK_ROUNDS = 7
 _DRAWS = 250_000  # of a contender in a round, at least
-_BLOCKS = (64, 32, 8, 2, 1)  # draws of a block: n over these
+_BLOCKS = (32, 8, 2, 1)  # draws of a block: n over these
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -185,7 +186,7 @@ def compare_draws(records: Records, examples: int, rounds: int, python: str) -> 
     asked = {name: (name, block, python) for name in RIVALS}
     for name in ("RAIS", "block draws"):
         asked[name] = (name, block, sys.executable)
-    _race(records, {"part": "draws", "examples": examples}, asked, rounds)
+    _race(records, {"part": "draws", "examples": examples}, asked, rounds, _DRAWS)
 
 
 def compare_blocks(records: Records, examples: int, rounds: int) -> None:
@@ -196,11 +197,13 @@ def compare_blocks(records: Records, examples: int, rounds: int) -> None:
         str(count * BATCH_SIZE): ("RAIS", count * BATCH_SIZE, sys.executable)
         for count in sorted(steps)
     }
-    _race(records, {"part": "blocks", "examples": examples}, asked, rounds)
+    # A refresh of any length of block takes about as long, so few draws are enough.
+    rounds = min(rounds, _BLOCK_ROUNDS)
+    _race(records, {"part": "blocks", "examples": examples}, asked, rounds, draws=1)
 
 
-def _race(records: Records, key: Record, asked: dict, rounds: int) -> None:
-    """Records draws a second of every contender, round after round."""
+def _race(records: Records, key: Record, asked: dict, rounds: int, draws: int) -> None:
+    """Records draws a second of every contender, at least `draws` in every round."""
     if key in records:
         return
     running = {}
@@ -217,7 +220,6 @@ def _race(records: Records, key: Record, asked: dict, rounds: int) -> None:
         labels = list(running)
         turn = number % len(labels)
         for label in labels[turn:] + labels[:turn]:
-            draws = min(_DRAWS, key["examples"])
             found[label].append(running[label].draws_a_second(draws))
     for made in running.values():
         made.close()

@@ -8,7 +8,7 @@ from keras_osgd import distributions
 from keras_osgd.state import SamplingState
 from keras_osgd.uncertainty_set import UncertaintySet
 
-__all__ = ["by_scores"]
+__all__ = ["by_scores", "worst_norm"]
 
 
 def by_scores(state: SamplingState, floor: float) -> tuple[np.ndarray, bool] | None:
@@ -30,18 +30,27 @@ def by_scores(state: SamplingState, floor: float) -> tuple[np.ndarray, bool] | N
     fitted = state.uncertainty_set or _last_norms_only(state)
     if fitted is None:
         return None
-    worst = _worst_norm(fitted, state.table.mean_features())
+    worst = worst_norm(fitted, state.table.mean_features())
     p = distributions.oracle(state.table.combine(worst))
     p = np.asarray(distributions.with_floor(p, floor))
     return p, not (fitted.objective > 0 or fitted.mean.any())
 
 
-def _worst_norm(fitted: UncertaintySet, mean_features: np.ndarray) -> np.ndarray:
+def worst_norm(fitted: UncertaintySet, mean_features: np.ndarray) -> np.ndarray:
     """Returns `[F]`, the coefficients c + k d of the norms in equation (6).
 
     k = sqrt(n / sum_j <d, s_j>) needs no more of the examples than their mean features,
     so that one pass over them does; `distributions.robust` of <c, s> and <d, s> is the
     same in three.
+
+    Args:
+        fitted: c, h, and the spread, with d = h spread.
+        mean_features: `[F]`, >= 0, over all examples.
+
+    Example:
+        >>> known = UncertaintySet(np.ones(2), np.array([0.5, 0.0]), 2.0, 1, True)
+        >>> worst_norm(known, np.array([1.0, 3.0]))
+        array([2., 1.])
     """
     radius = float(fitted.spread @ mean_features)  # of the spread, whose scale is h
     if radius <= 0:

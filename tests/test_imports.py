@@ -30,6 +30,7 @@ ORDER = [
     "nonnegative",
     "uncertainty_set",
     "systematic",
+    "densities",
     "draws",
     "keras_compat",
     "keras_compat_strategies",

@@ -109,11 +109,11 @@ def test_the_benchmark_measures_once_and_leaves_out_what_is_not_installed(
     ours = {"block draws": ("block draws", n // 8, sys.executable)}
     missing = {"absent": ("cpprb", n // 8, sys.executable)}
     key = {"part": "draws", "examples": n}
-    benchmark_scale._race(records, key, ours | missing, rounds=2)
+    benchmark_scale._race(records, key, ours | missing, 2, n)
     assert "absent is left out" in capsys.readouterr().out
     measured = dict(records[key])
     assert list(measured["draws_a_second"]) == ["block draws"]
-    benchmark_scale._race(records, key, ours, rounds=2)  # it is there already
+    benchmark_scale._race(records, key, ours, 2, n)  # it is there already
     assert records[key] == measured
     benchmark_scale_report.write(Records(tmp_path / "runs.jsonl"), tmp_path)
     written = (tmp_path / "scale.md").read_text()

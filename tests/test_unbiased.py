@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd import (
+    densities,
     distributions,
     draws,
     keras_compat,
@@ -189,7 +190,7 @@ def test_independent_draws_have_the_full_gradient_for_mean(n, name, weighted, fl
 def test_a_first_block_of_reshuffled_draws_has_it_too(name, float64):
     n, size = 4, 3
     task, p = Task(n, "both"), np.array(DISTRIBUTIONS[name](n))
-    density, credit = draws.block_density(np.zeros(n), p, size)
+    density, credit = densities.block_density(np.zeros(n), p, size)
     mean, orders = 0.0, list(itertools.permutations(range(n)))
     for order in map(np.array, orders):
         ends = np.unique(np.concatenate([[0.0, 1.0], np.cumsum(density[order]) % 1.0]))

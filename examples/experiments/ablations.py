@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import distributions, gain_ratio
+from keras_osgd import gain_ratio, probabilities
 from keras_osgd.observations import Window
 from keras_osgd.sampling import RAIS
 from keras_osgd.uncertainty_set import UncertaintySet
@@ -17,11 +17,11 @@ from keras_osgd.uncertainty_set import UncertaintySet
 def without_robustness() -> Iterator[None]:
     """Draws by the predicted norms <c, s> alone, as if these were certain."""
 
-    def predicted(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        del variance
-        return distributions.oracle(mean)
+    def predicted(fitted: UncertaintySet, mean_features: np.ndarray) -> np.ndarray:
+        del mean_features
+        return fitted.mean
 
-    with mock.patch.object(distributions, "robust", predicted):
+    with mock.patch.object(probabilities, "worst_norm", predicted):
         yield
 
 
