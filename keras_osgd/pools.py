@@ -61,7 +61,9 @@ def drawing(
         offset = tf.random.stateless_uniform([], seed, dtype=tf.float64)
         return drawn_at(pool, scores, floor, size, offset)
 
-    return draw if model.run_eagerly else tf.function(draw, reduce_retracing=True)
+    if model.run_eagerly:
+        return draw
+    return tf.function(draw, reduce_retracing=True, autograph=False)
 
 
 def drawn_at(
