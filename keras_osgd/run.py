@@ -227,7 +227,7 @@ class Run:
         return figures.figures(self)
 
     def progress(self) -> dict[str, float]:
-        """Returns what the progress bar shows; cheap, and in any thread."""
+        """Returns what the progress bar shows, cheaply."""
         return figures.progress(self)
 
     def settle(self) -> None:

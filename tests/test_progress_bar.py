@@ -4,8 +4,6 @@ import keras
 import small
 
 from keras_osgd.callbacks import SamplingMonitor
-from keras_osgd.effective_epochs import callback_list
-from keras_osgd.progress_bar import ProgressBar
 
 SHOWN = re.compile(r"(\w+): ([-+.\de]+)")
 FIGURES = {"gain_ratio", "effective_epochs"}
@@ -74,14 +72,3 @@ def test_the_bar_ends_at_the_true_number_of_steps_and_shows_the_gain_applied(cap
     gains = [float(dict(SHOWN.findall(line))["gain_ratio"]) for line in printed]
     assert gains == [round(g, 4) for g in model.sampling_held.history["gain_ratio"]]
     assert max(gains) > 1
-
-
-def test_the_bar_lets_keras_call_it_beside_the_steps():
-    model = small.model()
-    small.fit(model)
-    clock = model.sampling_run.clock
-    for verbose in (0, 1):
-        callbacks = callback_list(model, None, clock, verbose, 1, 15)
-        assert callbacks._async_train
-    bars = [x for x in callbacks.callbacks if isinstance(x, ProgressBar)]
-    assert len(bars) == 1
