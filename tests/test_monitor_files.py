@@ -239,8 +239,12 @@ def test_later_epochs_go_on_and_epoch_0_starts_afresh(tmp_path):
     small.fit(other, initial_epoch=2, epochs=3, callbacks=[monitor])
     steps = load(tmp_path).history["steps"]
     assert len(steps) == 3 and steps[2] == steps[1] + other.optimizer.iterations
+    assert load(tmp_path).examples
+    other.compile("sgd", small.crossentropy(), sampling="uniform")
     small.fit(other, epochs=1, callbacks=[monitor])
-    assert load(tmp_path).history["steps"].tolist() == [15]  # not 30
+    afresh = load(tmp_path)
+    assert afresh.history["steps"].tolist() == [15]  # not 30
+    assert not afresh.examples and not afresh.arrays
 
 
 @pytest.mark.parametrize("plain", [False, True])
