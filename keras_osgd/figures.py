@@ -10,7 +10,7 @@ __all__ = ["figures", "progress", "record"]
 
 
 def progress(run: Any) -> dict[str, float]:
-    """Returns gain ratio and effective epochs of a `Run`; cheap, and in any thread."""
+    """Returns gain ratio and effective epochs of a `Run` cheaply."""
     epochs = run.clock.effective_iterations() * run.batch_size / run.n
     return {
         "gain_ratio": run.planner.figures["gain_ratio"],

@@ -19,10 +19,10 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
     are.
 
     Args:
-        figures: returns what to show, by name. Called in a thread of Keras' own.
+        figures: returns what to show, by name.
     """
 
-    async_safe = True  # as Keras' own bar
+    async_safe = True
 
     def __init__(self, figures: Callable[[], dict[str, float]]) -> None:
         """Shows nothing yet."""

@@ -97,6 +97,11 @@ class RunFiles:
         path = self.directory / _SETTINGS
         return rows, json.loads(path.read_text()) if path.exists() else {}
 
+    def clear(self) -> None:
+        """Deletes the files of an earlier run."""
+        for name in (_HISTORY, _SETTINGS, _EXAMPLES, _ARRAYS):
+            (self.directory / name).unlink(missing_ok=True)
+
     def write_history(self, rows: Sequence[Row]) -> None:
         """Writes history.csv; a row may lack what others have."""
         names = list(dict.fromkeys(name for row in rows for name in row))

@@ -247,6 +247,8 @@ def test_what_cannot_be_drawn_is_refused_with_what_there_is(directories, tmp_pat
         plots.learning_curves(directories[0], "accuracy")
     with pytest.raises(ValueError, match="against='watts'"):
         plots.learning_curves(directories[0], against=["steps", "watts"])
+    with pytest.raises(ValueError, match="must be one of.*'epoch'.*none"):
+        plots.learning_curves(directories[0], against=[])
     with pytest.raises(ValueError, match="at least one run"):
         plots.learning_curves([])
     with pytest.raises(ValueError, match="A run must be a directory.*int"):

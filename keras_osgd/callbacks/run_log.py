@@ -46,7 +46,7 @@ class RunLog:
         self.files = RunFiles(directory)
         self.fresh = True  # whether nothing of an earlier `fit` stays
         self._rows: list[dict[str, float]] = []
-        self._settings: dict[str, Any] = {}
+        self._settings: dict[str, Any] = {"alarms": []}
         self._first_step = 0
         self._begun = self._aside = 0.0
 
@@ -55,6 +55,8 @@ class RunLog:
         rows, before = self.files.read()
         self._rows = [row for row in rows if row["epoch"] <= epoch]
         self.fresh = not self._rows
+        if self.fresh:
+            self.files.clear()
         last = self._rows[-1] if self._rows else {"steps": 0, "seconds": 0.0}
         taken = _steps(model)
         self._first_step = before.get("first_step", taken) if self._rows else taken

@@ -65,6 +65,11 @@ def learning_curves(
         chosen = [x for x in _AXES if all(x in r.history for r in records)]
     for name in chosen:
         _check(records, name, "against")
+    if not chosen:
+        raise ValueError(
+            f"`against` must be one of {list(_AXES)}, which every run has. Received: "
+            "none. Name what to draw against, such as 'epoch'."
+        )
     rows = 2 if len(chosen) > 3 else 1
     columns = -(-len(chosen) // rows)
     figure = new_figure(max(5.0, 3.9 * columns), 3.1 * rows + 0.5)

@@ -67,10 +67,10 @@ def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
     Example:
         >>> import tempfile
         >>> from keras_osgd.run_files import RunFiles
-        >>> RunFiles(tempfile.gettempdir() + "/a run").write_history([{"loss": 1.0}])
-        >>> target = tempfile.gettempdir() + "/report.html"
-        >>> write([tempfile.gettempdir() + "/a run"], target)
-        >>> "a run" in pathlib.Path(target).read_text()
+        >>> home = pathlib.Path(tempfile.mkdtemp())
+        >>> RunFiles(home / "a run").write_history([{"epoch": 1}])
+        >>> write([home / "a run"], home / "report.html")
+        >>> "a run" in (home / "report.html").read_text()
         True
     """
     pathlib.Path(path).write_text(page([load(x) for x in directories]), "utf-8")
