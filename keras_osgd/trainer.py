@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import checks, continuation, fitting, keras_compat
+from keras_osgd.example_weights import metric_weights
 from keras_osgd.fitting import checkpointing
 from keras_osgd.pipeline import Sample
 from keras_osgd.run import Run
@@ -183,9 +184,9 @@ class ImportanceSampled:
         """Updates the metrics; in a sampled step all of them importance-weighted."""
         if self.sampling_held.importance_weights is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        weights, combined = self.sampling_held.importance_weights
+        weights, users = self.sampling_held.importance_weights
 
-        def weight_of(metric: keras.Metric, output: int | None) -> Any:
+        def weight_of(metric: keras.Metric, output: tf.Tensor, user: Any) -> Any:
             if "sample_weight" not in inspect.signature(metric.update_state).parameters:
                 checks.warn_once(
                     self,
@@ -194,7 +195,7 @@ class ImportanceSampled:
                     "it shows the drawn examples, not the data.",
                 )
                 return None
-            return weights if output is None else combined(output)
+            return metric_weights(weights, user, output)
 
-        keras_compat.update_compiled_metrics(self, y, y_pred, weight_of)
+        keras_compat.update_compiled_metrics(self, y, y_pred, users, weight_of)
         return self.get_metrics_result()

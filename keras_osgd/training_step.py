@@ -86,7 +86,7 @@ def sampled_step(
             gain_ratios.moments(weights, candidate_weights, *done.last_layer), counts
         )
     held = model.sampling_held
-    held.importance_weights = weights, _output_weights(combined)
+    held.importance_weights = weights, sample.sample_weight
     try:
         logs = model.compute_metrics(x, y, done.y_pred, sample_weight=combined)
     finally:
@@ -183,11 +183,6 @@ def _apply(model, run, gradients, gain, counts) -> None:
     if before is not None:
         applied = keras_compat.steps_taken(inner) > before
     run.clock.advance(gain, applied)
-
-
-def _output_weights(combined: Any) -> Any:
-    flat = keras.tree.flatten(combined)
-    return lambda output: flat[output] if len(flat) > 1 else flat[0]
 
 
 def _total(values: list[tf.Tensor]) -> tf.Tensor:
