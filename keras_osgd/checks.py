@@ -30,16 +30,6 @@ __all__ = [
 
 def check_model(model: keras.Model) -> None:
     """Raises where a model cannot be trained by our step at all."""
-    for cls in type(model).__mro__:  # `accelerate` puts our step before a user's own
-        step = vars(cls).get("train_step", keras.Model.train_step)
-        if step is keras.Model.train_step or hasattr(step, "importance_sampled"):
-            continue
-        raise ValueError(
-            "A model with a `train_step` of its own cannot be importance-sampled: the "
-            f"weights would never reach its loss. Received: {cls.__name__}.train_step. "
-            "Override `compute_loss` instead, or compile with "
-            'sampling="uniform".'
-        )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 
-from keras_osgd import checks, losses, training_data
+from keras_osgd import checks, losses, own_train_step, training_data
 from keras_osgd.data import from_dataset
 from keras_osgd.losses import OutputLoss
 from keras_osgd.oracle import refresh_steps
@@ -179,6 +179,9 @@ def examine(
         refusals.tried(refresh_steps, method, *sizes)
     if not model.built:
         return Examined(data, described, False, None, line)
+    if described and model.trainable_weights:
+        given = model, described, data, method.norm
+        refusals.tried(own_train_step.check, *given)
     adapt = bool(refusals.tried(checks.check_optimizer, model, method))
     if earlier is not None and earlier.serves(model, data, described, adapt):
         return Examined(data, described, adapt, earlier.scorer, line)
