@@ -157,7 +157,7 @@ def of_nested():
         "loss": {"p": [loss, "mse"], "q": "mae"},
         "loss_weights": {"p": [1.0, 0.5], "q": 2.0},
         "steps_per_execution": 2,
-        **GRAPH,
+        **EAGER,
     }
 
 
