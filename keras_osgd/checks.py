@@ -17,7 +17,6 @@ from keras_osgd.verification import verify
 from keras_osgd.warn_once import warn_once
 
 __all__ = [
-    "check_model",
     "check_optimizer",
     "check_size",
     "has_no_bound",
@@ -26,20 +25,6 @@ __all__ = [
     "warn_of_what_follows_the_draws",
     "warn_once",
 ]
-
-
-def check_model(model: keras.Model) -> None:
-    """Raises where a model cannot be trained by our step at all."""
-    for cls in type(model).__mro__:  # `accelerate` puts our step before a user's own
-        step = vars(cls).get("train_step", keras.Model.train_step)
-        if step is keras.Model.train_step or hasattr(step, "importance_sampled"):
-            continue
-        raise ValueError(
-            "A model with a `train_step` of its own cannot be importance-sampled: the "
-            f"weights would never reach its loss. Received: {cls.__name__}.train_step. "
-            "Override `compute_loss` instead, or compile with "
-            'sampling="uniform".'
-        )
 
 
 def check_optimizer(model: keras.Model, sampling: RAIS | Oracle) -> bool:

@@ -8,7 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 
-from keras_osgd import checks, losses, strategies, streams, training_data
+from keras_osgd import (
+    checks,
+    losses,
+    own_train_step,
+    strategies,
+    streams,
+    training_data,
+)
 from keras_osgd.data import from_dataset
 from keras_osgd.losses import OutputLoss
 from keras_osgd.oracle import refresh_steps
@@ -174,7 +181,6 @@ def examine(
         given: the arguments of `training_data.prepare`.
         earlier: whose scorer serves again if all that it depends on stayed.
     """
-    refusals.tried(checks.check_model, model)
     data = refusals.tried(training_data.prepare, *given)
     if data is None:
         return Examined(None, [], False, None, None)
@@ -188,6 +194,10 @@ def examine(
         refusals.tried(refresh_steps, method, *sizes)
     if not model.built:
         return Examined(data, described, False, None, line)
+    alone = model.distribute_strategy.num_replicas_in_sync == 1
+    if described and model.trainable_weights and alone:
+        given = model, described, data, method.norm
+        refusals.tried(own_train_step.check, *given)
     adapt = bool(refusals.tried(checks.check_optimizer, model, method))
     if earlier is not None and earlier.serves(model, data, described, adapt):
         return Examined(data, described, adapt, earlier.scorer, line)
@@ -212,7 +222,6 @@ def examine_stream(
         The stream, `None` where it was refused; the losses; whether the rate can
         follow the gain ratio.
     """
-    refusals.tried(checks.check_model, model)
     refusals.tried(strategies.refuse_streams, model)
     stream = refusals.tried(streams.opened, *given)
     if stream is None:
@@ -221,5 +230,8 @@ def examine_stream(
     if not (described and model.built):
         return stream, described, False
     checks.warn_of_what_follows_the_draws(model)
+    if model.trainable_weights:
+        given = model, described, stream.first, method.norm
+        refusals.tried(own_train_step.check, *given)
     adapt = refusals.tried(checks.check_optimizer, model, method)
     return stream, described, bool(adapt)

@@ -161,7 +161,8 @@ def update_compiled_metrics(
     model: keras.Model,
     y: Any,
     y_pred: Any,
-    weight_of: Callable[[keras.Metric, Any], Any],
+    sample_weight: Any,
+    weight_of: Callable[[keras.Metric, tf.Tensor, Any], Any],
 ) -> None:
     """Updates the metrics of `compile` with a weight for each of them.
 
@@ -169,8 +170,8 @@ def update_compiled_metrics(
         model: a compiled model.
         y: targets, as `fit` passes them on.
         y_pred: the model's outputs.
-        weight_of: `(metric, sample_weight_index)` -> weight or `None`; the index is
-            that of the output for `weighted_metrics` and `None` for `metrics`.
+        sample_weight: for `weighted_metrics`; one for all targets, or nested as y is.
+        weight_of: `(metric, output, sample weight or None)` -> weight or `None`.
     """
     compiled = model._compile_metrics
     if compiled is None:
@@ -178,17 +179,19 @@ def update_compiled_metrics(
     if not compiled.built:  # in the first step
         compiled.build(y, y_pred)
     flat_y, flat_pred = compiled._flatten_y(y), compiled._flatten_y(y_pred)
-    outputs = range(len(flat_pred))
+    nothing = [None] * len(flat_pred)
+    given = nothing if sample_weight is None else compiled._flatten_y(sample_weight)
+    given = given if len(given) == len(flat_pred) else [given[0]] * len(flat_pred)
     groups = [
-        (compiled._flat_metrics, [None] * len(flat_pred)),
-        (compiled._flat_weighted_metrics, list(outputs)),
+        (compiled._flat_metrics, nothing),
+        (compiled._flat_weighted_metrics, given),
     ]
-    for metrics, indices in groups:
-        for group, target, prediction, index in zip(
-            metrics, flat_y, flat_pred, indices, strict=False
+    for metrics, weights in groups:
+        for group, target, prediction, own in zip(
+            metrics, flat_y, flat_pred, weights, strict=False
         ):
             for metric in group.metrics if group else ():
-                weight = weight_of(metric, index)
+                weight = weight_of(metric, prediction, own)
                 if weight is None:
                     metric.update_state(target, prediction)
                 else:

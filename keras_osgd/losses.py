@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd import keras_compat
+from keras_osgd.example_weights import times
 from keras_osgd.refusals import refuse
 from keras_osgd.training_data import TrainingData
 
@@ -229,14 +230,7 @@ def weights_for(
     """
 
     def combined(loss: OutputLoss) -> tf.Tensor:
-        shaped = tf.reshape(weights, [-1] + [1] * (loss.rank - 1))
-        user = _leaf(sample_weight, loss.target)
-        if user is None:
-            return shaped
-        user = tf.cast(user, weights.dtype)
-        size = tf.shape(user)[: loss.rank]
-        missing = [1] * max(loss.rank - user.shape.rank, 0)
-        return shaped * tf.reshape(user, tf.concat([size, missing], axis=0))
+        return times(weights, _leaf(sample_weight, loss.target), loss.rank)
 
     if len(losses) == 1 and not losses[0].path:
         return combined(losses[0])

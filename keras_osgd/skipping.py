@@ -8,10 +8,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd.keras_compat import layers_of
+from keras_osgd import replicas
+from keras_osgd.keras_compat import layers_of, tensor_of
 from keras_osgd.placement import step_variable
 
-__all__ = ["MOST_IN_A_ROW", "Skips", "all_finite", "shown", "state_before"]
+__all__ = [
+    "MOST_IN_A_ROW",
+    "Skips",
+    "all_finite",
+    "put_back",
+    "put_back_unless",
+    "shown",
+    "state_before",
+]
 
 MOST_IN_A_ROW = 10  # skipped steps, after which training stops
 _POLL = 8  # steps between two looks, as the clock's
@@ -105,6 +114,28 @@ def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
     changing += [v for x in layers if isinstance(x, spectral) for v in x.weights]
     changing = {id(v): v for v in changing}
     return [(v, tf.convert_to_tensor(v)) for v in changing.values()]
+
+
+def put_back(before: Sequence[tuple[keras.Variable, Any]]) -> None:
+    """Undoes what a step has changed, on every replica.
+
+    Args:
+        before: from `state_before`; with the values of all replicas inside `once`.
+    """
+    for variable, value in before:
+        replicas.assign_each(tensor_of(variable), value)
+
+
+def put_back_unless(
+    counts: tf.Tensor, before: Sequence[tuple[keras.Variable, Any]]
+) -> None:
+    """Undoes what a step has changed, if it does not count; `[]`, without replicas."""
+
+    def undo() -> tf.Tensor:
+        put_back(before)
+        return counts
+
+    tf.cond(counts, lambda: counts, undo)
 
 
 def shown(logs: dict[str, Any], results: dict[str, Any]) -> dict[str, tf.Tensor]:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_osgd import keras_compat_strategies
 from keras_osgd.example_weights import leaves_of
 from keras_osgd.input_arrays import row_numbers
+from keras_osgd.own_train_step import own_train_step
 from keras_osgd.pipeline import Sample
 from keras_osgd.record_columns import Column
 from keras_osgd.refusals import refuse
@@ -66,6 +67,11 @@ def _problems(model, sampling, name: str) -> list[tuple[bool, str]]:
             sampling.norm == "exact",
             f"Exact norms need one replica. Received: sampling={sampling!r} under "
             f"{name}. Compile with sampling=RAIS(), or train without a strategy.",
+        ),
+        (
+            own_train_step(model) is not None,
+            "A `train_step` of your own needs one replica. Received: one under "
+            f"{name}. Override `compute_loss` instead, or train without a strategy.",
         ),
         (
             steps > 1,

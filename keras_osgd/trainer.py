@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_osgd import (
-    checks,
     continuation,
     fitting,
-    keras_compat,
     replicas,
+    shown_metrics,
     strategies,
     streaming,
 )
 from keras_osgd.fitting import checkpointing
 from keras_osgd.keras_compat_strategies import UnderStrategy
+from keras_osgd.own_train_step import replaced
 from keras_osgd.pipeline import Sample
 from keras_osgd.presample import Presample
 from keras_osgd.run import Run
@@ -170,7 +170,8 @@ class ImportanceSampled(UnderStrategy):
         jit_compile, self.jit_compile = self.jit_compile, False
         try:
             held.core = make_core(self, run, jit_compile)
-            super().make_train_function(force)
+            with replaced(self, {"train_step": self._step_for(self.train_step)}):
+                super().make_train_function(force)
         finally:
             self.jit_compile = jit_compile
         keras_function = self.train_function
@@ -185,9 +186,18 @@ class ImportanceSampled(UnderStrategy):
         held.wrapped = True
         return function
 
+    def _step_for(self, own: Any) -> Any:
+        """Returns the step that Keras is to make: `own`, but for batches we drew."""
+
+        def step(data: Any) -> dict[str, tf.Tensor]:
+            ours = functools.partial(ImportanceSampled.train_step, self)
+            return (ours if _is_drawn(data) else own)(data)
+
+        return step
+
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Trains on one batch; a batch without a `Sample` is trained on as in Keras."""
-        if not (isinstance(data, tuple) and isinstance(data[-1], Sample)):
+        if not _is_drawn(data):
             return super().train_step(data)
         held = self.sampling_held
         data = strategies.received(data)
@@ -205,18 +215,9 @@ class ImportanceSampled(UnderStrategy):
         """Updates the metrics; in a sampled step all of them importance-weighted."""
         if self.sampling_held.importance_weights is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        weights, combined = self.sampling_held.importance_weights
-
-        def weight_of(metric: keras.Metric, output: int | None) -> Any:
-            if "sample_weight" not in inspect.signature(metric.update_state).parameters:
-                checks.warn_once(
-                    self,
-                    metric.name,
-                    f"Metric {metric.name!r} takes no `sample_weight`: during training "
-                    "it shows the drawn examples, not the data.",
-                )
-                return None
-            return weights if output is None else combined(output)
-
-        keras_compat.update_compiled_metrics(self, y, y_pred, weight_of)
+        shown_metrics.update(self, self.sampling_held.importance_weights, y, y_pred)
         return self.get_metrics_result()
+
+
+def _is_drawn(data: Any) -> bool:
+    return isinstance(data, tuple) and isinstance(data[-1], Sample)

@@ -13,6 +13,7 @@ from keras_osgd import losses, scoring, training_data, training_step
 from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.pipeline import Sample
+from keras_osgd.replicas import Share
 from keras_osgd.sampling import RAIS
 from keras_osgd.skipping import Skips
 from keras_osgd.verification import verify
@@ -86,6 +87,7 @@ def step(model, x, y, norm, sample_weight=None):
         scorer=scorer,
         adapt=False,
         clock=clock,
+        share=Share(),
     )
     probability = np.random.default_rng(0).uniform(0.5, 2.0, len(x)) / N
     p = tf.constant(probability, tf.float32)

@@ -256,7 +256,9 @@ def test_metrics_without_weights_are_those_of_keras(make):
     model, y = make()
     expected = model.evaluate(small.X, y, batch_size=60, verbose=0, return_dict=True)
     model.reset_metrics()
-    keras_compat.update_compiled_metrics(model, y, model(small.X), lambda *_: None)
+    keras_compat.update_compiled_metrics(
+        model, y, model(small.X), None, lambda *_: None
+    )
     found = model.get_metrics_result()
     for name in expected:
         if "loss" not in name:
@@ -278,10 +280,11 @@ def test_weighted_metrics_are_those_of_keras_and_the_others_follow_their_weight(
     )
     model.reset_metrics()
 
-    def weight_of(metric, output):
-        return np.eye(60)[0] if output is None else of_output[output]
+    def weight_of(metric, output, own):
+        return np.eye(60)[0] if own is None else own
 
-    keras_compat.update_compiled_metrics(model, y, model(small.X), weight_of)
+    given = weights if isinstance(y, dict) else of_output[0]
+    keras_compat.update_compiled_metrics(model, y, model(small.X), given, weight_of)
     found = model.get_metrics_result()
     weighted = [name for name in expected if "weighted" in name or name == "a_mse"]
     assert len(weighted) == (2 if isinstance(y, dict) else 1)
@@ -294,7 +297,8 @@ def test_weighted_metrics_are_those_of_keras_and_the_others_follow_their_weight(
 def test_a_model_without_metrics_has_none_to_update():
     model = functional()
     model.compile("sgd", "mse")
-    keras_compat.update_compiled_metrics(model, small.Y, model(small.X), lambda *_: 1.0)
+    given = model, small.Y, model(small.X), None
+    keras_compat.update_compiled_metrics(*given, lambda *_: 1.0)
     assert set(model.get_metrics_result()) == {"loss"}
 
 

@@ -10,6 +10,7 @@ from keras_osgd import losses, training_data, training_step
 from keras_osgd.gain_ratio import GainRatio
 from keras_osgd.norms import last_layer
 from keras_osgd.pipeline import Sample
+from keras_osgd.replicas import Share
 from keras_osgd.skipping import Skips
 from tests import oracles_norms
 
@@ -466,6 +467,7 @@ def _sampled_step(build, reduction, x, y, n=20, sample_weight=None, **options):
         scorer=None,
         adapt=False,
         clock=clock,
+        share=Share(),
     )
     probability = np.random.default_rng(0).uniform(0.5, 2.0, len(x)) / n
     p = tf.constant(probability, tf.float32)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import types
 
 import keras
 import numpy as np
@@ -563,18 +564,37 @@ def test_batches_of_several_lengths_name_padding():
 
 
 def test_all_reasons_are_collected_and_what_check_finds():
+    data = ROWS.map(lambda x, y: (x, 14)).batch(M)
+    with pytest.raises(ValueError, match="(?s)2 things.*must be of arrays.*label 14"):
+        model().fit(data, validation_split=0.1, verbose=0)
+    found = keras_osgd.check(model(), data, print_fn=None)
+    assert [finding.kind for finding in found] == ["error"]
+    assert keras_osgd.check(model(), ENDLESS, print_fn=None) == []
+
+
+def test_a_train_step_of_the_users_own_draws_from_pools_too():
     class Own(keras_osgd.Sequential):
         def train_step(self, data):
             return super().train_step(data)
 
-    trained = Own([keras.Input((4,)), keras.layers.Dense(3)])
-    trained.compile("sgd", small.crossentropy(), sampling="presample")
-    data = ROWS.map(lambda x, y: (x, 14)).batch(M)
-    with pytest.raises(ValueError, match="(?s)2 things.*`train_step`.*label 14"):
-        trained.fit(data, verbose=0)
-    found = keras_osgd.check(trained, data, print_fn=None)
-    assert [finding.kind for finding in found] == ["error", "error"]
-    assert keras_osgd.check(model(), ENDLESS, print_fn=None) == []
+    keras.utils.set_random_seed(0)
+    own = Own([keras.Input((4,)), keras.layers.Dense(3)])
+    own.compile(keras.optimizers.SGD(0.3), small.crossentropy(), sampling=EAGER)
+    for made in (own, ours := model()):
+        made.fit(ENDLESS, steps_per_epoch=30, verbose=0, callbacks=[Primed()])
+        assert made.sampling_run.clock.pooled
+    np.testing.assert_allclose(small.flat(own), small.flat(ours), atol=1e-6)
+
+
+def test_several_replicas_are_refused():
+    trained = model()
+    two = types.SimpleNamespace(num_replicas_in_sync=2)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(ValueError, match="takes one replica. Received: 2"),
+    ):
+        patch.setattr(type(trained), "distribute_strategy", two)
+        trained.fit(ENDLESS, steps_per_epoch=2, verbose=0)
 
 
 def test_y_beside_a_dataset_and_a_split_of_one_are_refused():

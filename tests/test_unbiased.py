@@ -21,6 +21,7 @@ from keras_osgd.observations import ObservationLog
 from keras_osgd.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.planner import Planner
 from keras_osgd.probabilities import by_scores
+from keras_osgd.replicas import Share
 from keras_osgd.rows import Rows
 from keras_osgd.run import Run
 from keras_osgd.sampling import RAIS
@@ -207,7 +208,7 @@ def test_a_first_block_of_reshuffled_draws_has_it_too(name, float64):
 def test_the_steps_of_training_have_it_from_plan_to_weights(name, weighted):
     """Every outcome is a step of one block, planned, gathered and trained on."""
     task, p = Task(4, weighted, keras_osgd.Sequential), DISTRIBUTIONS[name](4)
-    p, run = np.array(p), Run(RAIS(), _state(4), 4, M, 1, adapt=False)
+    p, run = np.array(p), Run(RAIS(), _state(4), 4, M, 1, False, Share())
     run.losses = task.losses
     task.model.optimizer.build(task.model.trainable_weights)
     outcomes = np.array(list(itertools.product(range(4), repeat=M)))
