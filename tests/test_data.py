@@ -346,6 +346,24 @@ def test_what_is_larger_than_the_limit_names_the_cache():
         indexed(EXAMPLES, memory_limit=100, verbose=False)
 
 
+class Endless(Sequence):
+    """Has no number of batches."""
+
+    num_batches = None
+
+
+def test_a_py_dataset_without_end_is_refused():
+    with pytest.raises(ValueError, match="must be finite.*None. Define `__len__`"):
+        small.model().fit(Endless(), verbose=0)
+
+
+def test_floats_are_read_as_floatx():
+    wide = EXAMPLES.map(lambda x, y: (tf.cast(x, tf.float64), y))
+    x = indexed(wide, verbose=False).arrays[0]
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, X)
+
+
 class Augmenting(Sequence):
     """Draws at random whenever it is read."""
 
