@@ -9,8 +9,9 @@ repeated; `report` makes `reading.md` from that file. Sources whose library is m
 (`pip install grain datasets array_record`) are left out.
 
 Parts, in the order in which `all` runs them:
-    measure   the steps of every source
-    report    the table
+    cost      processor time of a batch, without training: hardly depends on other load
+    measure   the steps of every source; on a machine that is otherwise idle
+    report    the tables
 """
 
 import contextlib
@@ -18,22 +19,24 @@ import importlib
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import benchmark_options
 import keras
 import numpy as np
 from benchmark_records import Records
+from models import BATCH_SIZE
 from step_timer import milliseconds_a_step
 
 import keras_osgd
 from keras_osgd.sampling import RAIS
 
-PARTS = ("measure", "report")
+PARTS = ("cost", "measure", "report")
 EXAMPLES = 100_000  # 307 MB, more than is ever copied into memory
 SHAPE = (32, 32, 3)
 _SIZE = 3072  # bytes
-_STEPS, _ROUNDS = 100, 11
+_STEPS, _ROUNDS, _BATCHES = 100, 11, 50
 _IN_MEMORY = "arrays in memory"
 
 Train = tuple
@@ -132,29 +135,60 @@ def main() -> None:
     options = benchmark_options.parsed(parser, "reading")
     records = Records(options.results / "reading_runs.jsonl")
     examples, rounds = (2000, 1) if options.smoke else (EXAMPLES, _ROUNDS)
-    if options.part != "report":
-        measure(records, examples, rounds)
-    if options.part != "measure":
-        report(records, examples, options.results)
+    parts = {
+        "cost": lambda: cost(records, examples),
+        "measure": lambda: measure(records, examples, rounds),
+        "report": lambda: report(records, examples, options.results),
+    }
+    for part in PARTS if options.part == "all" else (options.part,):
+        parts[part]()
+
+
+def cost(records: Records, examples: int) -> None:
+    """Measures the processor time in which each source gives a batch."""
+    key = {"part": "cost", "examples": examples, "batch": BATCH_SIZE}
+    if key in records:
+        return
+    found, rng = {}, np.random.default_rng(1)
+    with contextlib.ExitStack() as stack:
+        for name, train in _sources(examples, stack):
+            column = train[0] if len(train) > 1 else train[0].arrays[0]
+            seconds = []
+            for _ in range(_BATCHES):
+                rows = rng.integers(0, examples, BATCH_SIZE)
+                begun = time.process_time()
+                column[rows]
+                seconds.append(time.process_time() - begun)
+            found[name] = 1000 * float(np.median(seconds))
+            print(f"{name}: {found[name]:.2f} ms", flush=True)
+    records.append(key, {"processor_milliseconds": found})
+
+
+def _sources(examples: int, stack: contextlib.ExitStack) -> Iterator[tuple[str, Train]]:
+    """Yields the name of each source and what `fit` is given; files are in `stack`."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, [examples, *SHAPE], np.uint8)
+    y = rng.integers(0, 10, examples)
+    for name, (make, library) in SOURCES.items():
+        if not _installed(library):
+            print(f"{name}: left out, {library} is missing", flush=True)
+            continue
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        yield name, make(x, y, pathlib.Path(folder))
 
 
 def measure(records: Records, examples: int, rounds: int) -> None:
     """Times all sources in turn."""
-    keys = [{"examples": examples, "round": number} for number in range(rounds)]
+    keys = [
+        {"part": "measure", "examples": examples, "round": number}
+        for number in range(rounds)
+    ]
     missing = [key for key in keys if key not in records]
     if not missing:
         return
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, [examples, *SHAPE], np.uint8)
-    y = rng.integers(0, 10, examples)
     with contextlib.ExitStack() as stack:
         trained = {}
-        for name, (make, library) in SOURCES.items():
-            if not _installed(library):
-                print(f"{name}: left out, {library} is missing", flush=True)
-                continue
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            train = make(x, y, pathlib.Path(folder))
+        for name, train in _sources(examples, stack):
             trained[name] = _model(), train
             milliseconds_a_step(*trained[name], epochs=1, steps_per_epoch=_STEPS)
             print(f"{name}: ready", flush=True)
@@ -205,24 +239,35 @@ def _model() -> keras.Model:
 
 
 def report(records: Records, examples: int, folder: pathlib.Path) -> None:
-    """Writes the table."""
-    rounds = [r["step_milliseconds"] for r in records.select(examples=examples)]
-    lines = [
-        f"# Reading beside a training step, {examples} records of 3 KB",
-        "",
-        "Medians and quartiles over rounds of a hundred steps, the sources in turn.",
-        "",
-        "| source | step, ms | step over that of arrays in memory |",
-        "|---|---|---|",
-    ]
-    for name in SOURCES:
+    """Writes the tables of what was measured."""
+    lines = [f"# Reading {examples} records of 3 KB at random", ""]
+    for record in records.select(part="cost", examples=examples):
+        lines += [
+            f"Processor time of a batch of {BATCH_SIZE}, all threads, files cached.",
+            "",
+            "| source | ms |",
+            "|---|---|",
+        ]
+        found = record["processor_milliseconds"].items()
+        lines += [f"| {name} | {time:.2f} |" for name, time in found] + [""]
+    selected = records.select(part="measure", examples=examples)
+    rounds = [record["step_milliseconds"] for record in selected]
+    if rounds:
+        lines += [
+            "A training step, read beside it: medians and quartiles over rounds of a "
+            "hundred steps, the sources in turn.",
+            "",
+            "| source | step, ms | step over that of arrays in memory |",
+            "|---|---|---|",
+        ]
+    for name in SOURCES if rounds else ():
         times = [found[name] for found in rounds if name in found]
         ratios = [f[name] / f[_IN_MEMORY] for f in rounds if name in f]
         if times:
             low, middle, high = np.percentile(ratios, [25, 50, 75])
             ratio = f"{middle:.3f}x ({low:.3f}-{high:.3f})"
             lines.append(f"| {name} | {np.median(times):.2f} | {ratio} |")
-    (folder / "reading.md").write_text("\n".join(lines) + "\n")
+    (folder / "reading.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
 if __name__ == "__main__":

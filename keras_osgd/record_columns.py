@@ -16,6 +16,7 @@ __all__ = ["Column", "Records"]
 
 _THREADS = 8
 _AT_ONCE = 1024  # records, where all are read
+_MOST = 2**48  # more stand for a source without end
 
 
 class Records:
@@ -33,12 +34,7 @@ class Records:
     def __init__(self, source: Any, parse: Callable[[Any], Any] | None) -> None:
         """Reads the first record."""
         self._source, self._parse = source, parse
-        self._n = len(source)
-        if self._n == 0:
-            raise ValueError(
-                "The training data has 0 examples. Check the filter or path that "
-                "produced it."
-            )
+        self._n = _length_of(source)
         self._last = threading.local()  # tf.data may map batches in parallel
         self._threads = concurrent.futures.ThreadPoolExecutor(
             _THREADS, "keras_osgd_records"
@@ -137,6 +133,28 @@ class Records:
                 "example `lambda record: (record['image'], record['label'])`."
             )
         return example
+
+
+def _length_of(source: Any) -> int:
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise ValueError(
+            "Records must be read by number: `source` must have `__len__` and "
+            f"`__getitem__`. Received: {type(source).__name__}. Pass what it was made "
+            "from before it became a stream (of a grain pipeline the `MapDataset`, of "
+            "Hugging Face's the `Dataset`)."
+        )
+    n = len(source)
+    if n == 0:
+        raise ValueError(
+            "The training data has 0 examples. Check the filter or path that "
+            "produced it."
+        )
+    if n > _MOST:
+        raise ValueError(
+            f"`source` must be finite. Received: a length of {n}. Leave `.repeat()` "
+            "out: `fit` goes over the records as often as `epochs` says."
+        )
+    return n
 
 
 class Column:

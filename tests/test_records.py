@@ -10,6 +10,7 @@ import tensorflow as tf
 from small import BATCH_SIZE, X, Y
 
 import keras_osgd
+from keras_osgd import record_columns
 from keras_osgd.callbacks import Checkpoint
 from keras_osgd.data import records
 from keras_osgd.record_columns import Records
@@ -158,11 +159,42 @@ def test_norms_of_records_are_those_of_arrays():
         (X, r"must be \(x, y\).*Received: ndarray.*Pass `parse`"),
         ([{"x": 1}], r"must be \(x, y\).*Received: dict.*Pass `parse`"),
         ([(np.zeros(2), 0), (np.zeros(3), 0)], r"\(2,\), then \(3,\) in record 1"),
+        ([(np.zeros(2), 0), (np.zeros(2), [0])], "same nested structure|structure"),
+        ([({"a": 0}, 0), ({"b": 0}, 0)], "same nested structure|structure"),
     ],
 )
 def test_what_is_no_record_of_one_shape_is_refused(source, text):
     with pytest.raises(ValueError, match=text):
         np.asarray(records(source, verbose=False).arrays[0])
+
+
+class Endless(Dicts):
+    """As grain's `MapDataset.repeat()`."""
+
+    def __len__(self):
+        return sys.maxsize
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (
+            iter([(X[0], 0)]),
+            "`__len__` and `__getitem__`. Received: list_iterator.*grain",
+        ),
+        (Endless(), r"must be finite. Received.*Leave `\.repeat\(\)` out"),
+    ],
+)
+def test_what_cannot_be_read_by_number_is_refused(source, text):
+    with pytest.raises(ValueError, match=text):
+        records(source, parse, verbose=False)
+
+
+def test_all_records_are_read_in_order_whatever_is_read_at_once(monkeypatch):
+    monkeypatch.setattr(record_columns, "_AT_ONCE", 7)
+    for together in (True, False):
+        column = Records(Dicts(together), parse).columns()[0]
+        np.testing.assert_array_equal(np.asarray(column), X)
 
 
 def test_records_are_read_beside_training_and_no_more_than_is_drawn():
