@@ -106,13 +106,16 @@ class ScoreTable:
         arrays = self._arrays
         unseen = arrays["last"][index] < 0
         for decay in self._decays:
-            average = arrays[f"{AVERAGE}{decay}"]
-            old = np.where(unseen, norms, average[index])
-            average[index] = decay * old + (1 - decay) * norms
-        arrays["last"][index] = norms
+            name = f"{AVERAGE}{decay}"
+            old = np.where(unseen, norms, arrays[name][index])
+            self._write(name, index, decay * old + (1 - decay) * norms)
+        self._write("last", index, norms)
         if "seen_at" in arrays:
-            arrays["seen_at"][index] = block
+            self._write("seen_at", index, block)
         self.block, self._mean_features = block, None
+
+    def _write(self, name: str, index: np.ndarray, values: np.ndarray | int) -> None:
+        self._arrays[name][index] = values
 
     def _update_means(self, index, weights, norms) -> None:
         new = np.zeros_like(self.sums)
