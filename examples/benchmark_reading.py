@@ -253,9 +253,11 @@ def report(records: Records, examples: int, folder: pathlib.Path) -> None:
     selected = records.select(part="measure", examples=examples)
     rounds = [record["step_milliseconds"] for record in selected]
     if rounds:
+        load = np.median([record["environment"]["load"] or 0 for record in selected])
         lines += [
             "A training step, read beside it: medians and quartiles over rounds of a "
-            "hundred steps, the sources in turn.",
+            f"hundred steps, the sources in turn. The machine's load was {load:.1f} on "
+            f"{selected[0]['environment']['cpus']} cores.",
             "",
             "| source | step, ms | step over that of arrays in memory |",
             "|---|---|---|",

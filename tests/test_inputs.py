@@ -172,6 +172,21 @@ def test_rows_of_several_ragged_axes_and_of_vectors_are_those_of_the_index():
     np.testing.assert_array_equal(tf.sparse.to_dense(found), cube[[5, 2]])
 
 
+def test_entries_of_scipy_s_rows_are_put_in_order():
+    given = scipy.sparse.csr_array(
+        ([1.0, 2.0, 3.0], [3, 0, 1], [0, 2, 3]), shape=(2, 4)
+    )
+    found = Rows(uneven(given))(tf.constant([0, 1]))
+    assert found.indices.numpy().tolist() == [[0, 0], [0, 3], [1, 1]]
+    np.testing.assert_array_equal(tf.sparse.to_dense(found), given.toarray())
+
+
+def test_rows_with_a_value_that_is_not_finite_are_told():
+    found = uneven(tf.ragged.constant([[1.0], [2.0, np.nan], [], [np.inf]]))
+    expected = [True, False, True, False]
+    np.testing.assert_array_equal(found.finite(np.arange(4)), expected)
+
+
 def test_large_columns_are_not_copied():
     matrix = scipy.sparse.csr_array(X)
     matrix.sort_indices()
