@@ -73,7 +73,7 @@ k = n // 20
 most = model.sampling.most_sampled(k)
 share = is_wrong[most.index].mean()
 print(
-    f"Of the {k} drawn most, {share:.0%} are mislabelled; of all, {is_wrong.mean():.0%}."
+    f"Of the {k} drawn most {share:.0%} are mislabelled; of all {is_wrong.mean():.0%}."
 )
 
 """
@@ -87,9 +87,8 @@ suggested = chances.argmax(axis=1)
 margin = chances.max(axis=1) - chances[np.arange(len(chances)), suspects.label]
 order = np.argsort(-margin)[:k]  # 0 where prediction and label agree
 found = suspects.index[order]
-print(
-    f"Of the {k} most contradicted of them, {is_wrong[found].mean():.0%} are mislabelled:"
-)
+share = is_wrong[found].mean()
+print(f"Of the {k} most contradicted of them {share:.0%} are mislabelled:")
 print(f"{is_wrong[found].sum()} of the {is_wrong.sum()} that there are.")
 right = suggested[order][is_wrong[found]] == y_true[found][is_wrong[found]]
 print(f"In {right.mean():.0%} of these the prediction is the true label.")

@@ -86,9 +86,8 @@ steps = {
     "RAIS": int(models["RAIS"].sampling.history["steps"][-1]),
 }
 for key, model in models.items():
-    print(
-        f"{key:8} {steps[key]:6} steps, balanced error {100 * balanced_error(model):.1f} %"
-    )
+    error = 100 * balanced_error(model)
+    print(f"{key:8} {steps[key]:6} steps, balanced error {error:.1f} %")
 
 """
 One seed says little here: with so few rows of the rarest classes in the test part, one

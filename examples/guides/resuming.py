@@ -107,7 +107,7 @@ resumed = script("resuming/crashed", remaining)
 uninterrupted = script("resuming/whole", whole)
 repeated = crash + remaining.steps - whole.steps
 print(
-    f"{whole.steps} steps in all, {remaining.steps} after the crash: {repeated} repeated."
+    f"{whole.steps} steps, {remaining.steps} after the crash, {repeated} of them again."
 )
 
 """
@@ -128,8 +128,8 @@ print(f"Equal bit for bit: weights {same_weights}, draws {same_draws}.")
 
 - Ctrl-C and SIGTERM end training after the step that is under way, with a checkpoint.
 - The same script with more `epochs` goes on where the shorter one ended.
-- Other data are refused, since the scores are of these examples. To keep the weights alone:
-  `Checkpoint(directory, scores="reset")`.
+- Other data are refused, since the scores are of these examples. To keep the weights
+  alone: `Checkpoint(directory, scores="reset")`.
 - A damaged checkpoint is warned of and passed over; that is what `keep=2` is for.
 - To load the newest checkpoint without training: `checkpoint.restore(model)`.
 """

@@ -100,10 +100,9 @@ trials = tuner.oracle.get_best_trials(8)
 print("validation accuracy   sampling  floor   rate")
 for trial in trials:
     values = trial.hyperparameters.values
-    floor = values.get("floor", "-") if values["sampling"] == "rais" else "-"
-    print(
-        f"{trial.score:19.3f}   {values['sampling']:8}  {floor!s:5}  {values['rate']:.3f}"
-    )
+    method, rate = values["sampling"], values["rate"]
+    floor = values["floor"] if method == "rais" else "-"
+    print(f"{trial.score:19.3f}   {method:8}  {floor!s:5}  {rate:.3f}")
 
 best = build(tuner.get_best_hyperparameters()[0])
 best.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
