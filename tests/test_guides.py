@@ -49,6 +49,7 @@ def pictures(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_OSGD_SMOKE", "1")
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.syspath_prepend(GUIDES.parent)
     monkeypatch.syspath_prepend(GUIDES)
     return tmp_path
 

@@ -31,7 +31,7 @@ except ImportError as error:
 
 import keras_osgd
 
-n, epochs = guide_data.size(10_000, smoke=300), guide_data.size(4, smoke=2)
+n, epochs = guide_data.size(10_000, smoke=300), guide_data.size(6, smoke=2)
 (x, y), _, _ = guide_data.images(n)
 x_train, y_train, x_val, y_val = x[n // 5 :], y[n // 5 :], x[: n // 5], y[: n // 5]
 
@@ -57,7 +57,7 @@ def build(hp):
         with hp.conditional_scope("sampling", ["rais"]):
             floor = hp.Choice("floor", [0.05, 0.1, 0.2])
         sampling = keras_osgd.sampling.RAIS(floor=floor, seed=0)
-    rate = hp.Float("rate", 0.01, 0.2, sampling="log")
+    rate = hp.Float("rate", 0.003, 0.1, sampling="log")
     model.compile(
         keras.optimizers.SGD(rate, momentum=0.9),
         "sparse_categorical_crossentropy",
@@ -76,7 +76,7 @@ The callback goes along: Keras Tuner hands a copy of it to each trial.
 tuner = keras_tuner.RandomSearch(
     build,
     objective="val_accuracy",
-    max_trials=guide_data.size(8, smoke=2),
+    max_trials=guide_data.size(8, smoke=1),
     seed=0,
     directory="tuning",
     project_name="rais",

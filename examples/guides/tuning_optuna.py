@@ -50,7 +50,7 @@ class Report(keras.callbacks.Callback):
 
 
 """
-Raising in a callback ends `fit`; the planner's thread ends with it.
+Raising in a callback ends `fit`, as in Keras.
 
 ## One trial
 
@@ -97,11 +97,12 @@ study = optuna.create_study(
     sampler=optuna.samplers.TPESampler(seed=0),
     pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
 )
-study.optimize(validation_error, n_trials=guide_data.size(10, smoke=2))
+study.optimize(validation_error, n_trials=guide_data.size(10, smoke=1))
 
 print("trial  validation error   rate  momentum  steps")
 for trial in study.trials:
-    error = "pruned" if trial.value is None else f"{trial.value:.4f}"
+    pruned = trial.state == optuna.trial.TrialState.PRUNED
+    error = "pruned" if pruned else f"{trial.value:.4f}"
     rate, momentum = trial.params["rate"], trial.params["momentum"]
     steps = trial.user_attrs.get("steps", "")
     print(f"{trial.number:5}  {error:>16}  {rate:.3f}  {momentum:8.2f}  {steps:>5}")
