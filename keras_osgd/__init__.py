@@ -5,10 +5,12 @@ from keras_osgd.diagnosis import check
 from keras_osgd.exact_norms import gradient_norms
 from keras_osgd.model import Model, Sequential, accelerate, release
 from keras_osgd.recalibration import recalibrate_batch_normalization
+from keras_osgd.versions import __version__
 
 __all__ = [
     "Model",
     "Sequential",
+    "__version__",
     "accelerate",
     "callbacks",
     "check",
@@ -20,5 +22,3 @@ __all__ = [
     "release",
     "sampling",
 ]
-
-__version__ = "0.1.0"

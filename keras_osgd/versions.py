@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 
 import keras
 import numpy as np
 import scipy
 import tensorflow as tf
 
-__all__ = ["versions"]
+__all__ = ["__version__", "versions"]
+
+__version__ = "0.1.0"  # the only place: pyproject.toml takes it from here
 
 
 def versions() -> dict[str, str]:
@@ -20,12 +21,8 @@ def versions() -> dict[str, str]:
         >>> sorted(versions())
         ['keras', 'keras_osgd', 'numpy', 'python', 'scipy', 'tensorflow']
     """
-    try:
-        own = metadata.version("keras-osgd")
-    except metadata.PackageNotFoundError:
-        own = "not installed, from its source"
     return {
-        "keras_osgd": own,
+        "keras_osgd": __version__,
         "keras": keras.__version__,
         "tensorflow": tf.version.VERSION,  # whatever its package is called
         "numpy": np.__version__,

@@ -9,7 +9,7 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import pipeline
+from keras_osgd import pipeline, rows
 from keras_osgd.blocks import Blocks
 from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.pipeline import PlanBuffers
@@ -417,7 +417,7 @@ def test_never_retreats_below_0():
 def test_large_arrays_are_read_in_place_with_the_same_result(monkeypatch):
     small = _compiled()
     _fit(small, epochs=3)
-    monkeypatch.setattr(pipeline, "_IN_PLACE_BYTES", 0)
+    monkeypatch.setattr(rows, "_IN_PLACE_BYTES", 0)
     large = _compiled()
     _fit(large, epochs=3)
     assert _same_weights(small, large)

@@ -6,7 +6,7 @@ import pytest
 import small
 import tensorflow as tf
 
-from keras_osgd import pipeline
+from keras_osgd import rows
 from keras_osgd.sampling import RAIS
 from keras_osgd.training_data import prepare, split
 
@@ -89,7 +89,7 @@ def test_nested_data_are_split_leaf_by_leaf():
 def test_large_parts_held_out_are_validated_on_as_small_ones(monkeypatch):
     figures = []
     for limit in (2**28, 100):
-        monkeypatch.setattr(pipeline, "_IN_PLACE_BYTES", limit)
+        monkeypatch.setattr(rows, "_IN_PLACE_BYTES", limit)
         model = small.model(sampling=RAIS(seed=0), metrics=["accuracy"])
         weights = np.linspace(0.5, 1.5, 60)
         options = {"validation_split": 0.35, "validation_batch_size": 8, "epochs": 2}

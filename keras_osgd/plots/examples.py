@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["gallery"]
 
 _FEATURES = 6  # that a table shows
+_CHARACTER = 0.064  # inches, of a title
 _WRONG = STYLES[1][0]
 
 
@@ -84,7 +85,9 @@ def _words(
 
 def _images(x: np.ndarray, words: Any, columns: int) -> Figure:
     rows = -(-len(x) // columns)
-    figure = new_figure(max(1.55 * columns, 3.0), 1.95 * rows)
+    longest = max(len(f"{word[0]}: {word[1]} ✗ {word[2]}") for word in words)
+    width = max(1.55, _CHARACTER * longest)
+    figure = new_figure(max(width * columns, 3.0), 1.95 * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
     low, high = float(x.min()), float(x.max())
     for axes, image, (index, label, predicted, share, wrong) in zip(
