@@ -3,16 +3,19 @@
 from keras_osgd import callbacks, data, norms, plots, sampling
 from keras_osgd.diagnosis import check
 from keras_osgd.exact_norms import gradient_norms
+from keras_osgd.label_errors import LabelSuspects, find_label_errors
 from keras_osgd.model import Model, Sequential, accelerate, release
 from keras_osgd.recalibration import recalibrate_batch_normalization
 
 __all__ = [
+    "LabelSuspects",
     "Model",
     "Sequential",
     "accelerate",
     "callbacks",
     "check",
     "data",
+    "find_label_errors",
     "gradient_norms",
     "norms",
     "plots",

@@ -77,6 +77,7 @@ ORDER = [
     "continuation",
     "blocks",
     "most_sampled",
+    "label_errors",
     "sampling_view",
     "planner",
     "oracle",
