@@ -46,7 +46,11 @@ def main() -> None:
                 _add(found, ("any class", epochs, ranking), row)
         ranked = out_of_fold(x, labels, seed, options.fold_epochs)
         measured = _measures(ranked, flipped, options.top)
-        key = ("any class", options.fold_epochs, "cleanlab, self-confidence, out of fold")
+        key = (
+            "any class",
+            options.fold_epochs,
+            "cleanlab, self-confidence, out of fold",
+        )
         _add(found, key, (measured, np.nan))
         flipped, labels = flip(y, options.noise, seed, alike=True)
         first = options.epochs[0]

@@ -6,15 +6,18 @@ from keras_osgd.exact_norms import gradient_norms
 from keras_osgd.label_errors import LabelSuspects, find_label_errors
 from keras_osgd.model import Model, Sequential, accelerate, release
 from keras_osgd.recalibration import recalibrate_batch_normalization
+from keras_osgd.speedup import SpeedupEstimate, estimate_speedup
 
 __all__ = [
     "LabelSuspects",
     "Model",
     "Sequential",
+    "SpeedupEstimate",
     "accelerate",
     "callbacks",
     "check",
     "data",
+    "estimate_speedup",
     "find_label_errors",
     "gradient_norms",
     "norms",

@@ -98,6 +98,8 @@ ORDER = [
     "streaming",
     "trainer",
     "model",
+    "speedup_probe",
+    "speedup",
     "callbacks",
     "plots",
     "report",
