@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd import losses, replicas
+from keras_osgd import keras_compat, losses, replicas
 from keras_osgd.norms import last_layer
 
-__all__ = ["heads_of", "last_layer_squares"]
+__all__ = ["heads_of", "last_layer_squares", "squares_in_inference"]
 
 
 def heads_of(
@@ -50,6 +50,28 @@ def last_layer_squares(
         squared = last_layer.squared_gradient(head, delta, replicas.summed)
         gradient.append(squared / (coefficient * tf.square(size)))
     return _total(norms), _total(gradient)
+
+
+def squares_in_inference(
+    model: keras.Model, described: Sequence[losses.OutputLoss], batch: tuple
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what `last_layer_squares` does, of a batch (x, y, sample_weight).
+
+    Dropout is off, and BatchNormalization does not mix examples: what an example is
+    worth is its own. Nothing of the model changes.
+    """
+    x, y, own = batch
+    size = tf.shape(keras.tree.flatten(y)[0])[0]
+    combined = losses.weights_for(described, tf.ones(size[tf.newaxis]), own)
+    with tf.GradientTape() as tape, last_layer.recording(model) as heads:
+        y_pred = keras_compat.call_model(model, x, training=False)
+        loss = keras_compat.untracked_loss(model, x, y, y_pred, combined)
+        scaled = model.optimizer.scale_loss(loss)
+    found = heads_of(described, heads, y_pred)
+    deltas = tape.gradient(scaled, [head.pre_activation for head in found])
+    return last_layer_squares(
+        model, described, found, deltas, tf.cast(size, tf.float32)
+    )
 
 
 def _total(values: list[tf.Tensor]) -> tf.Tensor:

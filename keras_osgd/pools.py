@@ -10,9 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import keras_compat, losses
-from keras_osgd.last_layer_norms import heads_of, last_layer_squares
-from keras_osgd.norms import last_layer
+from keras_osgd import losses
+from keras_osgd.last_layer_norms import squares_in_inference
 from keras_osgd.pipeline import Sample
 from keras_osgd.pool_gain import pool_probability
 
@@ -125,23 +124,8 @@ def _undrawn(size: int) -> Sample:
 def pool_scores(
     model: keras.Model, described: Sequence[losses.OutputLoss], pool: Batch
 ) -> tf.Tensor:
-    """Returns `[B]`, the norms of the last layer's gradient, in inference mode.
-
-    Dropout is off, and BatchNormalization does not mix examples: what an example is
-    worth is its own. Nothing of the model changes.
-    """
-    x, y, own = pool
-    size = tf.shape(keras.tree.flatten(y)[0])[0]
-    combined = losses.weights_for(described, tf.ones(size[tf.newaxis]), own)
-    with tf.GradientTape() as tape, last_layer.recording(model) as heads:
-        y_pred = keras_compat.call_model(model, x, training=False)
-        loss = keras_compat.untracked_loss(model, x, y, y_pred, combined)
-        scaled = model.optimizer.scale_loss(loss)
-    found = heads_of(described, heads, y_pred)
-    deltas = tape.gradient(scaled, [head.pre_activation for head in found])
-    size = tf.cast(size, tf.float32)
-    squared, _ = last_layer_squares(model, described, found, deltas, size)
-    return tf.sqrt(squared)
+    """Returns `[B]`, the norms of the last layer's gradient, in inference mode."""
+    return tf.sqrt(squares_in_inference(model, described, pool)[0])
 
 
 def systematic(probability: tf.Tensor, size: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:

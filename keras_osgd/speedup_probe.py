@@ -1,0 +1,105 @@
+"""A probe of a training: copies of a model, trained for some steps and timed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import time
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd import losses
+from keras_osgd.last_layer_norms import squares_in_inference
+from keras_osgd.training_data import TrainingData
+
+__all__ = ["LEAST_STEPS", "copied", "norms_of", "randomness_kept", "train_in_turn"]
+
+_ROWS = 4096  # whose norms are taken, or 16 batches
+_ROUNDS = 5  # of steps of either kind, in turn
+_NOT_TIMED = 10  # steps at the start of a round
+LEAST_STEPS = _ROUNDS * (_NOT_TIMED + 2)
+
+
+def copied(model: keras.Model) -> keras.Model:
+    """Returns a copy, with weights and optimizer; raises a ValueError that says how."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            "The model must be one that can be saved and loaded: a copy of it is "
+            f"trained. Received: {type(model).__name__}, and {type(error).__name__}: "
+            f"{error} Register its classes and functions with "
+            "`keras.saving.register_keras_serializable`."
+        ) from error
+
+
+@contextlib.contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Puts Python's and NumPy's generators back, from which seeds are made."""
+    held, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(held)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def train_in_turn(
+    plain: keras.Model, sampled: keras.Model, data: TrainingData, steps: int, seed: int
+) -> tuple[float, float]:
+    """Trains both in turn; returns the median seconds of a step of each."""
+    x, y, _ = data.arrays
+    m, rng = data.batch_size, np.random.default_rng(seed)
+    count = -(-steps * m // data.n)
+    order = np.concatenate([rng.permutation(data.n) for _ in range(count)])
+    timers = _Timer(), _Timer()
+    for part in np.array_split(np.arange(steps), _ROUNDS):
+        # Shuffled here: Keras would take its numbers from TensorFlow's generator.
+        rows = order[part[0] * m : (part[-1] + 1) * m]
+        taken = [keras.tree.map_structure(lambda a, r=rows: a[r], v) for v in (x, y)]
+        options = {"batch_size": m, "verbose": 0}
+        plain.fit(*taken, **options, shuffle=False, callbacks=[timers[0]])
+        more = {"steps_per_epoch": len(part), "callbacks": [timers[1]]}
+        sampled.fit(x, y, **options, **more)
+    return timers[0].seconds(), timers[1].seconds()
+
+
+class _Timer(keras.callbacks.Callback):
+    """Times the steps from one's beginning to the next one's, without the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: list[list[float]] = []
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._begun.append([])
+
+    # Keras calls the beginning in line; for the end it would wait for the logs.
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        self._begun[-1].append(time.perf_counter())
+
+    def seconds(self) -> float:
+        at_once = self.model.steps_per_execution
+        skipped = -(-_NOT_TIMED // at_once)
+        between = [np.diff(times)[skipped:] for times in self._begun]
+        return float(np.median(np.concatenate(between))) / at_once
+
+
+def norms_of(
+    model: keras.Model, data: TrainingData, seed: int
+) -> tuple[np.ndarray, float]:
+    """Returns squared norms `[k]`, and the mean of ||g||^2 over uniform batches of m."""
+    m = data.batch_size
+    described = losses.describe(model, data)
+    count = max(1, min(data.n, max(_ROWS, 16 * m)) // m)
+    rows = np.random.default_rng([seed, 1]).permutation(data.n)
+    measure = tf.function(
+        lambda batch: squares_in_inference(model, described, batch), autograph=False
+    )
+    found = [measure(data.batch(rows[i * m : (i + 1) * m])) for i in range(count)]
+    squared = np.concatenate([v.numpy() for v, _ in found])
+    return np.float64(squared), float(np.mean([g.numpy() for _, g in found]))
