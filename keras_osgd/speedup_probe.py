@@ -92,7 +92,7 @@ class _Timer(keras.callbacks.Callback):
 def norms_of(
     model: keras.Model, data: TrainingData, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Returns squared norms `[k]`, and the mean of ||g||^2 over uniform batches of m."""
+    """Returns squared norms `[k]`, and the mean of ||g||^2 over uniform batches."""
     m = data.batch_size
     described = losses.describe(model, data)
     count = max(1, min(data.n, max(_ROWS, 16 * m)) // m)
