@@ -19,7 +19,7 @@ CLAIMS = {
     "own_layer_norms": ["Refused: Exact gradient norms must equal"],
     "rare_classes": ["balanced error"],
     "reading_plots": ["Wrote report.html"],
-    "resuming": ["the power fails", "Equal bit for bit: weights True, draws True"],
+    "resuming": [", 2 of them again", "Equal bit for bit: weights True, draws True"],
     "tuning_keras_tuner": ["Trained again on all rows with"],
     "tuning_optuna": ["Best: {'rate'"],
 }

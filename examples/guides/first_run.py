@@ -2,7 +2,7 @@
 Title: Your first run
 Description: Train a network on Fashion-MNIST in fewer steps, by one changed word.
 Accelerator: None
-Needs: nothing beyond keras_osgd; 40 seconds on two CPU cores.
+Needs: nothing beyond keras_osgd; a minute on two CPU cores.
 """
 
 """
