@@ -1,6 +1,6 @@
 """Compares `keras_osgd.estimate_speedup` with what training did in the experiments.
 
-    python examples/speedup.py             # some minutes; sets that are missing are left out
+    python examples/speedup.py             # some minutes; missing sets are left out
     python examples/speedup.py --smoke     # two of them, a short probe, nothing written
 
 Run `examples/experiments/run.py main` before, or take the runs that came with it.
@@ -18,10 +18,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-
-import keras_osgd
 from experiments import sets, training
 from experiments.setting import Setting
+
+import keras_osgd
 
 _FOLDER = pathlib.Path(__file__).parent
 _RUNS = _FOLDER / "experiments" / "results" / "runs.jsonl"
@@ -59,7 +59,8 @@ def main() -> None:
             continue
         lines.append(_line(case, data, runs, steps))
         print(lines[-1], flush=True)
-    text = _HEAD.format(steps=steps) + "\n".join(lines) + "\n"
+    header = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    text = _HEAD.format(steps=steps) + "\n".join([*header, *lines]) + "\n"
     if not options.smoke:
         RESULTS.write_text(text)
 
@@ -67,15 +68,26 @@ def main() -> None:
 _HEAD = """# What an estimate before training is worth
 
 `keras_osgd.estimate_speedup`, with a probe of {steps} steps, on untrained models of the
-experiments, against what training then did (runs of the experiments: steps over T epochs'
-steps, means of three to five seeds; a step's time when alone on the machine). "At equal
-test error" is the report's comparison with tuned uniform training. The range's two
-constants were taken from these same sets, so that it holds them is no proof. Times of
-steps were estimated beside other jobs. `python examples/speedup.py`.
+experiments, against what training then did (their runs: steps over those of T epochs,
+means of three to five seeds; a step's time alone on the machine). "At equal test error"
+is the report's comparison with tuned uniform training. The two constants of the range
+were taken from these same sets, so that it holds them is no proof. Figures outside of it
+are bold. Times were estimated beside many other jobs. `python examples/speedup.py`.
 
-| data, network, m, T | r attainable | verdict | steps, estimated | steps, measured | a step's time, estimated | measured | seconds, estimated | measured | seconds at equal test error | took, s |
-|---|---|---|---|---|---|---|---|---|---|---|
 """
+_COLUMNS = (
+    "data, network, m, T",
+    "r attainable",
+    "verdict",
+    "steps, estimated",
+    "measured",
+    "a step's time, estimated",
+    "measured",
+    "seconds, estimated",
+    "measured",
+    "at equal test error",
+    "took, s",
+)
 
 
 def _line(case: tuple, data: sets.Data, runs: dict, steps: int) -> str:

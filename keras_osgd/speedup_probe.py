@@ -32,7 +32,8 @@ def copied(model: keras.Model) -> keras.Model:
     except Exception as error:
         raise ValueError(
             "The model must be one that can be saved and loaded: a copy of it is "
-            f"trained. Received: {type(model).__name__}, and {line_of(error)} Register its classes and functions with "
+            f"trained. Received: {type(model).__name__}, and {line_of(error)} "
+            "Register its classes and functions with "
             "`keras.saving.register_keras_serializable`."
         ) from error
 

@@ -1,4 +1,5 @@
 import csv
+import pathlib
 
 import keras
 import numpy as np
@@ -160,3 +161,13 @@ def test_what_is_no_classification_is_refused():
     small.fit(squares, y=np.eye(3)[small.Y])
     with pytest.raises(ValueError, match="crossentropies.*mean_squared_error"):
         find(squares, small.X, np.eye(3)[small.Y])
+
+
+def test_what_the_readme_says_of_wrong_labels_runs(digits, tmp_path, monkeypatch):
+    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    section = readme.read_text("utf-8").split("## Before a long run")[1]
+    code = section.split("```python\n")[2].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    model, x, _, labels, *_ = digits
+    exec(code, {"keras_osgd": keras_osgd, "model": model, "x": x, "y": labels})
+    assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 1001
