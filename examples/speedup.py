@@ -71,8 +71,8 @@ _HEAD = """# What an estimate before training is worth
 experiments, against what training then did (their runs: steps over those of T epochs,
 means of three to five seeds; a step's time alone on the machine). "At equal test error"
 is the report's comparison with tuned uniform training. The two constants of the range
-were taken from these same sets, so that it holds them is no proof. Figures outside of it
-are bold. Times were estimated beside many other jobs. `python examples/speedup.py`.
+were taken from these same sets, so that it holds them is no proof. Bold: outside of it.
+Times were estimated beside many other jobs. `python examples/speedup.py`.
 
 """
 _COLUMNS = (
