@@ -157,16 +157,16 @@ def _table(found: dict, n: int, options: argparse.Namespace) -> str:
         "# Flipped labels",
         "",
         f"Fashion-MNIST, {n:,} images, MLP, {options.noise:.0%} of the labels flipped, "
-        f"{options.seeds} seeds: mean (lowest to highest). Precision in the "
+        "mean over seeds (lowest to highest). Precision in the "
         f"{options.top:,} most suspicious, and among as many as there are flips. "
         '"Learned" is the share of the flipped labels that the trained model predicts. '
         f"cleanlab: {code}; its rankings are of the same model's predictions, but out "
         f"of fold, which are of {_FOLDS} models that had not seen the images. "
         "`python examples/label_errors.py`.",
         "",
-        f"| flipped to | T | ranking | in the top {options.top:,} | among as many as "
-        "flipped | learned |",
-        "|---|---|---|---|---|---|",
+        f"| flipped to | T | ranking | seeds | in the top {options.top:,} "
+        "| among as many as flipped | learned |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (kind, epochs, ranking), rows in found.items():
         top, all_, learned = (
@@ -176,8 +176,8 @@ def _table(found: dict, n: int, options: argparse.Namespace) -> str:
         )
         share = "-" if np.isnan(learned) else f"{learned:.2f}"
         lines.append(
-            f"| {kind} | {epochs} | {ranking} | {_spread(top)} | {_spread(all_)} "
-            f"| {share} |"
+            f"| {kind} | {epochs} | {ranking} | {len(rows)} | {_spread(top)} "
+            f"| {_spread(all_)} | {share} |"
         )
     return "\n".join(lines) + "\n"
 

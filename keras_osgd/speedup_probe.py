@@ -14,13 +14,14 @@ import tensorflow as tf
 
 from keras_osgd import losses
 from keras_osgd.last_layer_norms import squares_in_inference
+from keras_osgd.refusals import line_of
 from keras_osgd.training_data import TrainingData
 
 __all__ = ["LEAST_STEPS", "copied", "norms_of", "randomness_kept", "train_in_turn"]
 
 _ROWS = 4096  # whose norms are taken, or 16 batches
 _ROUNDS = 5  # of steps of either kind, in turn
-_NOT_TIMED = 10  # steps at the start of a round
+_NOT_TIMED = 5  # steps at the start of a round
 LEAST_STEPS = _ROUNDS * (_NOT_TIMED + 2)
 
 
@@ -31,8 +32,8 @@ def copied(model: keras.Model) -> keras.Model:
     except Exception as error:
         raise ValueError(
             "The model must be one that can be saved and loaded: a copy of it is "
-            f"trained. Received: {type(model).__name__}, and {type(error).__name__}: "
-            f"{error} Register its classes and functions with "
+            f"trained. Received: {type(model).__name__}, and {line_of(error)} "
+            "Register its classes and functions with "
             "`keras.saving.register_keras_serializable`."
         ) from error
 
@@ -62,9 +63,9 @@ def train_in_turn(
         rows = order[part[0] * m : (part[-1] + 1) * m]
         taken = [keras.tree.map_structure(lambda a, r=rows: a[r], v) for v in (x, y)]
         options = {"batch_size": m, "verbose": 0}
-        plain.fit(*taken, **options, shuffle=False, callbacks=[timers[0]])
         more = {"steps_per_epoch": len(part), "callbacks": [timers[1]]}
-        sampled.fit(x, y, **options, **more)
+        sampled.fit(x, y, **options, **more)  # first: it refuses what must be
+        plain.fit(*taken, **options, shuffle=False, callbacks=[timers[0]])
     return timers[0].seconds(), timers[1].seconds()
 
 
@@ -92,7 +93,7 @@ class _Timer(keras.callbacks.Callback):
 def norms_of(
     model: keras.Model, data: TrainingData, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Returns squared norms `[k]`, and the mean of ||g||^2 over uniform batches."""
+    """Returns squared norms `[k]`, and the mean ||g||^2 of uniform batches of m."""
     m = data.batch_size
     described = losses.describe(model, data)
     count = max(1, min(data.n, max(_ROWS, 16 * m)) // m)
