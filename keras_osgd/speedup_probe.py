@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import warnings
 import time
 from collections.abc import Iterator
 
@@ -28,7 +29,9 @@ LEAST_STEPS = _ROUNDS * (_NOT_TIMED + 2)
 def copied(model: keras.Model) -> keras.Model:
     """Returns a copy, with weights and optimizer; raises a ValueError that says how."""
     try:
-        return copy.deepcopy(model)
+        with warnings.catch_warnings():  # of an optimizer that has made no step
+            warnings.filterwarnings("ignore", "Skipping variable loading")
+            return copy.deepcopy(model)
     except Exception as error:
         raise ValueError(
             "The model must be one that can be saved and loaded: a copy of it is "

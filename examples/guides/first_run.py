@@ -77,6 +77,13 @@ findings = keras_osgd.check(model, x_train, y_train, batch_size=batch_size)
 print(f"{len(findings)} findings, {sum(f.kind == 'error' for f in findings)} errors")
 
 """
+`estimate_speedup` trains a copy for a moment and says what importance sampling may save
+here; the model stays as it is.
+"""
+
+print(keras_osgd.estimate_speedup(model, x_train, y_train, batch_size=batch_size))
+
+"""
 ## Train
 
 `fit` is called as always. `epochs` means epochs' worth of progress: while examples are

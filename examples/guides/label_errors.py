@@ -77,43 +77,41 @@ print(
 )
 
 """
-The others are hard or rare: shirts that look like coats. To tell them apart, look at
-what the network says. It contradicts a wrong label, and is sure of it.
+The others are hard or rare: shirts that look like coats. `find_label_errors` tells them
+apart: it puts together how often an example was drawn and how surely the network
+contradicts its label.
 """
 
-suspects = model.sampling.most_sampled(3 * k)
-chances = model.predict(x_train[suspects.index], verbose=0)
-suggested = chances.argmax(axis=1)
-margin = chances.max(axis=1) - chances[np.arange(len(chances)), suspects.label]
-order = np.argsort(-margin)[:k]  # 0 where prediction and label agree
-found = suspects.index[order]
-share = is_wrong[found].mean()
-print(f"Of the {k} most contradicted of them {share:.0%} are mislabelled:")
-print(f"{is_wrong[found].sum()} of the {is_wrong.sum()} that there are.")
-right = suggested[order][is_wrong[found]] == y_true[found][is_wrong[found]]
-print(f"In {right.mean():.0%} of these the prediction is the true label.")
+suspects = keras_osgd.find_label_errors(model, x_train, y_train, k=k)
+wrong = is_wrong[suspects.index]
+print(f"Of the {len(wrong)} most suspicious {wrong.mean():.0%} are mislabelled:")
+print(f"{wrong.sum()} of the {is_wrong.sum()} that there are.")
+right = suspects.suggested[wrong] == y_true[suspects.index][wrong]
+print(f"In {right.mean():.0%} of these the suggestion is the true label.")
 
 """
 ## Look at them
 
 The number is the row; a frame and a cross mark what the network contradicts: the label
-before the cross, the prediction after it.
+before the cross, the suggestion after it.
 """
 
-top = order[:18]
-shown = type(suspects)(*(column[top] for column in suspects))
-figure = plots.gallery(x_train[shown.index], shown, suggested[top], class_names)
+top = suspects.index[:18]
+drawn = model.sampling.most_sampled(n)
+places = np.argsort(drawn.index)[top]
+shown = type(drawn)(*(column[places] for column in drawn))
+figure = plots.gallery(x_train[top], shown, suspects.suggested[:18], class_names)
 figure.savefig("label_errors.png")
 
 """
-![The most contradicted examples](label_errors.png)
+![The most suspicious examples](label_errors.png)
 
 ## Keep the list
 
 For whoever looks through the labels: a table with the rows.
 """
 
-shown.to_csv("label_errors.csv")
+suspects.to_csv("label_errors.csv")
 
 """
 What to do with the suspects is for a person to decide. To leave out all of them also
