@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-import warnings
 import time
+import warnings
 from collections.abc import Iterator
 
 import keras
