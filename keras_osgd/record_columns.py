@@ -121,7 +121,13 @@ class Records:
         nested = any(isinstance(leaf, list | tuple | dict) for leaf in example)
         if self._flat and len(example) == len(self._specs) and not nested:
             return example  # to compare structures takes 6 us a record
-        keras.tree.assert_same_structure(example, self._structure)
+        try:
+            keras.tree.assert_same_structure(self._structure, example)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                "All records must be nested in one way. Received: one unlike the "
+                f"first: {error} Let `parse` give the same dicts and tuples always."
+            ) from error
         return keras.tree.flatten(example)
 
     def _example(self, record: Any) -> tuple:
