@@ -24,6 +24,7 @@ def _train(clock, end, gains, epochs, effective_iterations, size=1):
         while not complete:
             for _ in range(min(size, int(min(int(end), step + size)) - step)):
                 clock.advance(tf.constant(gains[step]), None)
+                clock.decide()
                 step += 1
             complete = clock.count_execution()
         ends.append(step)
@@ -60,6 +61,7 @@ def test_the_end_is_known_before_the_pipeline_can_have_read_so_far():
     clock.begin_epoch(200)
     for step in range(1, 300):
         clock.advance(tf.constant(gains[step - 1]), None)
+        clock.decide()
         if int(end) != FAR:
             break
     assert int(end) - step >= 20
@@ -87,6 +89,7 @@ def test_a_clock_goes_on_with_all_that_it_had():
     clock.begin_epoch(70)
     for _ in range(20):
         clock.advance(tf.constant(1.2), None)
+        clock.decide()
         clock.count_execution()
     saved, (other, *_) = clock.snapshot(mid_epoch=True), _clock()
     other.resume(saved)

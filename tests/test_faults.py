@@ -108,7 +108,10 @@ ROWS = {
         "test_run_eagerly_gives_the_numbers_of_graph_mode",
         "test_ten_steps_an_execution_give_the_numbers_of_one_bit_for_bit",
     ],
-    32: ["test_several_replicas_are_refused_with_their_number"],
+    32: [
+        "test_two_replicas_train_as_one_on_the_same_draws",
+        "test_what_several_replicas_cannot_do_is_refused",
+    ],
     33: [
         "test_a_kill_between_any_two_calls_of_the_system_leaves_the_one_before",
         "test_killed_runs_go_on_where_their_last_checkpoint_was",

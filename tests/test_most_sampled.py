@@ -16,26 +16,24 @@ from keras_osgd.state import SamplingState
 N = len(small.X)
 
 
-def drawn(model) -> np.ndarray:
-    """Keeps the index of every draw in the batches that are trained on."""
-    found = []
-    step = model.train_step
+class Drawn(keras.callbacks.Callback):
+    """Keeps the index of every draw that is trained on."""
 
-    def train_step(data):
-        found.append(data[-1].index.numpy())
-        return step(data)
+    def on_train_begin(self, logs=None):
+        self.index = []
 
-    train_step.importance_sampled = True
-    model.train_step = train_step
-    return found
+    def on_train_batch_end(self, batch, logs=None):
+        run = self.model.sampling_run
+        row = (run.clock.step - 1) % run.buffers.rows
+        self.index.append(run.buffers.index.numpy()[row])
 
 
 @pytest.fixture(scope="module")
 def trained():
     model = small.model(run_eagerly=True, metrics=["accuracy"])
-    found = drawn(model)
-    history = small.fit(model, epochs=small.EPOCHS)
-    return model, np.concatenate(found), history
+    found = Drawn()
+    history = small.fit(model, epochs=small.EPOCHS, callbacks=[found])
+    return model, np.concatenate(found.index), history
 
 
 def test_every_draw_that_was_trained_on_is_counted_once(trained):
@@ -148,9 +146,9 @@ def test_history_has_the_figures_of_every_epoch_and_keras_has_only_its_own(train
 
 def test_the_oracle_counts_draws_and_not_its_scorings():
     model = small.model(sampling=Oracle(refresh=1, seed=0), run_eagerly=True)
-    found = drawn(model)
-    small.fit(model, epochs=2)
-    times = np.bincount(np.concatenate(found), minlength=N)
+    found = Drawn()
+    small.fit(model, epochs=2, callbacks=[found])
+    times = np.bincount(np.concatenate(found.index), minlength=N)
     np.testing.assert_array_equal(model.sampling_state.times_drawn, times)
     probabilities = model.sampling.probabilities()
     np.testing.assert_array_equal(probabilities, model.sampling_run.probabilities())

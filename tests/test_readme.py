@@ -35,7 +35,6 @@ CASES = {
     "## In your code": lambda: {"x": IMAGES, "y": LABELS},
     "## Datasets": lambda: _with_model(dataset=_batches()),
     "### Streams": lambda: _with_model(stream=_batches().repeat()),
-    "## Several devices": lambda: {"x": IMAGES, "y": LABELS},
     "## Going on after a kill": lambda: _with_model(x=IMAGES, y=LABELS),
 }
 

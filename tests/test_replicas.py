@@ -23,6 +23,7 @@ from keras_osgd.callbacks import Checkpoint
 from keras_osgd.norms import last_layer
 from keras_osgd.sampling import RAIS
 
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text("utf-8")
 EPOCHS = 10  # of 8 steps: into the second block, which follows the scores
 FIT = {"batch_size": replayed.BATCH_SIZE, "verbose": 0}
 
@@ -73,6 +74,16 @@ def test_the_first_block_is_drawn_as_without_a_strategy(on_two):
     np.testing.assert_array_equal(
         draws.arrays()["index"][:steps], on_two[1]["index"][:steps]
     )
+
+
+def test_the_readme_s_example_runs_as_it_stands(monkeypatch):
+    # Not another strategy: see `_mirrored`.
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: _mirrored())
+    section = README.split("## Several devices\n")[1].split("```python\n")[1]
+    code = section.split("```")[0].replace("epochs=10", "verbose=0")
+    x = np.zeros((256, 28, 28, 1), "float32")
+    names = {"keras": keras, "keras_osgd": keras_osgd, "tf": tf}
+    exec(code, {**names, "x": x, "y": np.arange(256) % 10})
 
 
 @pytest.mark.parametrize("within", [False, True])
