@@ -26,7 +26,9 @@ class UnderStrategy:
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None):
         strategy = self._distribute_strategy
         if iterator is not None and strategy is not None:
-            batch = next(next(iter(iterator))[2])
+            batch = next(next(iter(iterator))[2], None)
+            if batch is None:  # resumed where an epoch ends, with all built
+                return
             data_batch = keras.tree.map_structure(
                 lambda value: strategy.experimental_local_results(value)[0], batch
             )
