@@ -10,7 +10,7 @@ import numpy as np
 from keras_osgd.example_weights import leaves_of
 from keras_osgd.input_arrays import as_array
 from keras_osgd.record_columns import Column
-from keras_osgd.refusals import refuse
+from keras_osgd.refusals import NO_EXAMPLES, refuse
 from keras_osgd.uneven_columns import Uneven, is_uneven, uneven
 
 __all__ = ["checked"]
@@ -73,8 +73,5 @@ def _check_lengths(arrays: dict[str, Any]) -> int:
         if length != n
     )
     if n == 0:
-        raise ValueError(
-            "The training data has 0 examples. Check the filter or path that "
-            "produced it."
-        )
+        raise ValueError(NO_EXAMPLES)
     return n

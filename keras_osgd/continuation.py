@@ -8,11 +8,18 @@ import keras
 
 from keras_osgd import keras_compat
 from keras_osgd.learning_rate import inner_optimizer
-from keras_osgd.sampling import RAIS, Oracle
+from keras_osgd.sampling import RAIS, Oracle, Sampling
 from keras_osgd.score_table import ScoreTable
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["prepare_state", "restart_clock"]
+__all__ = ["prepare_state", "restart_clock", "seed_of"]
+
+
+def seed_of(sampling: Sampling) -> int:
+    """Returns a method's seed; if it has none, one that Keras' own decides."""
+    if sampling.seed is None:
+        return random.randrange(2**31)  # which keras.utils.set_random_seed seeds
+    return int(sampling.seed)
 
 
 def restart_clock(model: keras.Model) -> None:
@@ -51,11 +58,10 @@ def prepare_state(
     other = other_data or other_norm
     if known is not None and not other and known.features == features:
         return None
-    seed = sampling.seed
-    if seed is None:
-        seed = random.randrange(2**31)  # which keras.utils.set_random_seed seeds
     table = ScoreTable(data.n, data.classes(), features)
-    state.undivided(state.allocate, table, fingerprint, int(seed), sampling.norm)
+    state.undivided(
+        state.allocate, table, fingerprint, seed_of(sampling), sampling.norm
+    )
     if known is None:
         loaded, state.loaded_without = state.loaded_without, False
         return "The weights were loaded without scores: they start afresh." * loaded

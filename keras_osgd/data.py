@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_osgd import columns, dataset_reading
 from keras_osgd.examples import Indexed
 from keras_osgd.record_columns import Column, Records
+from keras_osgd.refusals import NO_EXAMPLES
 
 __all__ = ["Indexed", "from_dataset", "indexed", "records"]
 
@@ -74,10 +75,7 @@ def indexed(
     batched = dataset_reading.is_batched(dataset) if batched is None else batched
     first = next(dataset_reading.batches(dataset, batched), None)
     if first is None:
-        raise ValueError(
-            "The training data has 0 examples. Check the filter or path that "
-            "produced it."
-        )
+        raise ValueError(NO_EXAMPLES)
     directory = None if cache is None else pathlib.Path(cache)
     leaves = None if directory is None else _kept(directory, first)
     if leaves is None:

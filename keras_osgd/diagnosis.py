@@ -194,7 +194,7 @@ def examine(
         refusals.tried(refresh_steps, method, *sizes)
     if not model.built:
         return Examined(data, described, False, None, line)
-    alone = model.distribute_strategy.num_replicas_in_sync == 1
+    alone = strategies.replicas_of(model) == 1
     if described and model.trainable_weights and alone:
         given = model, described, data, method.norm
         refusals.tried(own_train_step.check, *given)

@@ -27,7 +27,7 @@ from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["checkpointing", "importance_sampling", "leave_run", "resumed"]
+__all__ = ["checkpointing", "divided", "importance_sampling", "leave_run", "resumed"]
 
 # Arguments of `fit` that are no longer Keras' to look at.
 _OURS = ("y", "batch_size", "sample_weight", "class_weight", "steps_per_epoch")
@@ -149,16 +149,22 @@ def importance_sampling(
         run.finish()
 
 
-def _looked_at(
-    model: keras.Model, checkpoint: Any, given: dict[str, Any]
-) -> tuple[diagnosis.Examined, Any]:
-    """Returns what was found of the training data, and the validation data."""
-    refusals, method = Refusals(), model.sampling_held.sampling
+def divided(refusals: Refusals, given: dict[str, Any]) -> tuple[tuple, Any]:
+    """Returns (x, y, sample_weight) and the validation data, split off if asked for."""
     arrays = given["x"], given["y"], given["sample_weight"]
     validation, part = given["validation_data"], given["validation_split"]
     if part and validation is None:
         halves = refusals.tried(training_data.split, *arrays, part)
         arrays, validation = halves or (arrays, None)
+    return arrays, validation
+
+
+def _looked_at(
+    model: keras.Model, checkpoint: Any, given: dict[str, Any]
+) -> tuple[diagnosis.Examined, Any]:
+    """Returns what was found of the training data, and the validation data."""
+    refusals, method = Refusals(), model.sampling_held.sampling
+    arrays, validation = divided(refusals, given)
     if not given["shuffle"]:
         message = "`shuffle=False` has no effect: draws are random."
         checks.warn_once(model, "shuffle", message)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import keras
@@ -14,6 +12,7 @@ import tensorflow as tf
 from keras_osgd import keras_compat, losses, training_data
 from keras_osgd.refusals import refuse
 from keras_osgd.state import SamplingState
+from keras_osgd.tables import write_table
 from keras_osgd.training_data import TrainingData
 
 __all__ = ["LabelSuspects", "find_label_errors", "suspicion"]
@@ -51,10 +50,7 @@ class LabelSuspects(NamedTuple):
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes a table with a line of names and one line for each example."""
-        with open(pathlib.Path(path), "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self._fields)
-            writer.writerows(zip(*self, strict=True))
+        write_table(path, self._fields, self)
 
 
 def find_label_errors(

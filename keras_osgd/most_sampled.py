@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_osgd.state import SamplingState
+from keras_osgd.tables import write_table
 
 __all__ = ["MostSampled", "labels_of", "most_sampled"]
 
@@ -34,11 +33,8 @@ class MostSampled(NamedTuple):
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes a table with a line of names and one line for each example."""
-        with open(pathlib.Path(path), "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self._fields)
-            label = [""] * len(self.index) if self.label is None else self.label
-            writer.writerows(zip(*self._replace(label=label), strict=True))
+        label = [""] * len(self.index) if self.label is None else self.label
+        write_table(path, self._fields, self._replace(label=label))
 
 
 def most_sampled(state: SamplingState, targets: Any, k: int) -> MostSampled:

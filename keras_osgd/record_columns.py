@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_osgd.input_arrays import row_numbers, type_kept
+from keras_osgd.refusals import NO_EXAMPLES
 
 __all__ = ["Column", "Records"]
 
@@ -151,10 +152,7 @@ def _length_of(source: Any) -> int:
         )
     n = len(source)
     if n == 0:
-        raise ValueError(
-            "The training data has 0 examples. Check the filter or path that "
-            "produced it."
-        )
+        raise ValueError(NO_EXAMPLES)
     if n > _MOST:
         raise ValueError(
             f"`source` must be finite. Received: a length of {n}. Leave `.repeat()` "

@@ -6,7 +6,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["Refusals", "Refused", "line_of", "refuse"]
+__all__ = ["NO_EXAMPLES", "Refusals", "Refused", "line_of", "refuse"]
+
+NO_EXAMPLES = (
+    "The training data has 0 examples. Check the filter or path that produced it."
+)
 
 _SAYING_NOTHING = ("Exception encountered", "in user code", "Traceback", "File ")
 

@@ -29,6 +29,7 @@ __all__ = [
     "received",
     "refuse_checkpoint",
     "refuse_streams",
+    "replicas_of",
     "scope_of",
 ]
 
@@ -37,6 +38,11 @@ _TAKEN = (
     tf.distribute.MultiWorkerMirroredStrategy,
 )
 _BUILT_BY = 2  # examples
+
+
+def replicas_of(model: keras.Model) -> int:
+    """Returns the number of replicas that train a model together."""
+    return model.distribute_strategy.num_replicas_in_sync
 
 
 def check_strategy(
@@ -119,7 +125,7 @@ def refuse_checkpoint(model: keras.Model, checkpoint: Any) -> None:
 
 def refuse_streams(model: keras.Model) -> None:
     """Raises where several replicas would draw from pools of one stream."""
-    replicas = model.distribute_strategy.num_replicas_in_sync
+    replicas = replicas_of(model)
     if replicas > 1:
         raise ValueError(
             f"`Presample` takes one replica. Received: {replicas}. Train without a "
@@ -130,14 +136,13 @@ def refuse_streams(model: keras.Model) -> None:
 
 def scope_of(model: keras.Model) -> contextlib.AbstractContextManager:
     """Returns the scope in which the model's variables are made."""
-    strategy = model.distribute_strategy
-    alone = strategy.num_replicas_in_sync == 1
-    return contextlib.nullcontext() if alone else strategy.scope()
+    alone = replicas_of(model) == 1
+    return contextlib.nullcontext() if alone else model.distribute_strategy.scope()
 
 
 def build(model: keras.Model, data: TrainingData) -> None:
     """Builds what the first step would: under a strategy, replicas cannot."""
-    if model.distribute_strategy.num_replicas_in_sync > 1:
+    if replicas_of(model) > 1:
         batch = data.batch(slice(_BUILT_BY))[:2]
         keras_compat_strategies.build_under_strategy(model, batch)
 
@@ -178,10 +183,10 @@ class _Part:
 
 def distributed(model: keras.Model, dataset: tf.data.Dataset) -> Any:
     """Returns a dataset as the model's strategy takes it, a batch for each replica."""
-    strategy = model.distribute_strategy
-    if strategy.num_replicas_in_sync == 1:
+    if replicas_of(model) == 1:
         return dataset
     dataset = dataset.map(_without_none)
+    strategy = model.distribute_strategy
     return strategy.distribute_datasets_from_function(lambda context: dataset)
 
 

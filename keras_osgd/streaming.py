@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 
-from keras_osgd import continuation, diagnosis, training_data
+from keras_osgd import continuation, diagnosis
 from keras_osgd.effective_epochs import callback_list
-from keras_osgd.fitting import resumed
+from keras_osgd.fitting import divided, resumed
 from keras_osgd.losses import OutputLoss
 from keras_osgd.refusals import Refusals
 from keras_osgd.stream_run import StreamRun
@@ -19,7 +18,6 @@ from keras_osgd.stream_run import StreamRun
 __all__ = ["pool_sampling"]
 
 _NEVER = 2**40  # steps: an epoch is ended by its effective iterations
-_DATA = ("x", "y", "sample_weight")
 _GIVEN = ("class_weight", "batch_size", "steps_per_epoch", "shuffle")
 
 
@@ -40,12 +38,8 @@ def pool_sampling(
     Raises:
         ValueError: for data, losses or models that cannot be sampled.
     """
-    refusals, arrays = Refusals(), tuple(given[name] for name in _DATA)
-    validation = given["validation_data"]
-    if given["validation_split"] and validation is None:
-        parts = *arrays, given["validation_split"]
-        halves = refusals.tried(training_data.split, *parts)
-        arrays, validation = halves or (arrays, None)
+    refusals = Refusals()
+    arrays, validation = divided(refusals, given)
     others = (given[name] for name in _GIVEN)
     stream, described, adapt = diagnosis.examine_stream(
         refusals, model, model.sampling_held.sampling, (*arrays, *others)
@@ -85,10 +79,8 @@ def _enter_run(
     model.sampling_state.start_clock()
     continuation.restart_clock(model)
     if held.run is None or not held.run.serves(described, adapt):
-        seed = method.seed
-        if seed is None:
-            seed = random.randrange(2**31)  # which keras.utils.set_random_seed seeds
-        parts = (method, model.sampling_state, described, adapt, int(seed))
+        seed = continuation.seed_of(method)
+        parts = (method, model.sampling_state, described, adapt, seed)
         held.run, held.wrapped = StreamRun(model, *parts), False
     if not held.wrapped:
         model.train_function = None

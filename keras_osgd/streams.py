@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_osgd import dataset_reading
 from keras_osgd.examples import Indexed
+from keras_osgd.refusals import NO_EXAMPLES
 from keras_osgd.training_data import TrainingData, prepare
 
 __all__ = ["Stream", "opened"]
@@ -118,10 +119,7 @@ def _checked_batched(dataset: tf.data.Dataset) -> bool:
 def _first_of(batches: Any) -> tuple:
     first = next(iter(batches), None)
     if first is None:
-        raise ValueError(
-            "The training data has 0 examples. Check the filter or path that "
-            "produced it."
-        )
+        raise ValueError(NO_EXAMPLES)
     return dataset_reading.as_arrays(first)
 
 

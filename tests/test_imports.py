@@ -22,6 +22,7 @@ ORDER = [
     "placement",
     "replicas",
     "run_files",
+    "tables",
     "chunks",
     "score_checks",
     "features",
