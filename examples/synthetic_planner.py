@@ -36,7 +36,7 @@ class Synthetic(NamedTuple):
     Attributes:
         plan_block: leaves norms of the last block's draws and plans the next.
         draws: of a block.
-        state_bytes: of score table and owed mass.
+        state_bytes: of score table, owed mass and counts of draws.
     """
 
     plan_block: Callable[[], None]
@@ -84,7 +84,8 @@ def synthetic(
             log.write(tf.constant(positions), observed, tf.constant(2.0))
         made.plan(step, step)
 
-    state_bytes = int(table.bytes_per_example * examples) + state.owed.nbytes
+    state_bytes = int(table.bytes_per_example * examples)
+    state_bytes += state.owed.nbytes + state.times_drawn.nbytes
     return Synthetic(plan_block, steps * batch_size, state_bytes)
 
 
