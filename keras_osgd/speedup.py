@@ -18,6 +18,7 @@ from keras_osgd.speedup_probe import (
     LEAST_STEPS,
     copied,
     norms_of,
+    planning_seconds,
     randomness_kept,
     train_in_turn,
 )
@@ -34,10 +35,12 @@ class SpeedupEstimate(NamedTuple):
 
     Attributes:
         verdict: "likely", "uncertain" or "unlikely" to save time, or "will not help".
-        seconds: (low, high), of importance-sampled training over uniform training's.
+        seconds: (low, high), of importance-sampled training over uniform training's:
+            with planning done while a core is idle, and with all of it added.
         steps: (low, high), likewise, of steps for the same progress.
         overhead: the time of a step over that of a uniform one.
         step_milliseconds: of a uniform step.
+        planning_milliseconds: of planning, beside each step in a thread of its own.
         variance_ratio: A_U/A_O, second moments of single draws: uniform ones over the
             best ones.
         attainable_gain: r of equation (4) for the best draws at this batch size.
@@ -51,6 +54,7 @@ class SpeedupEstimate(NamedTuple):
     steps: tuple[float, float]
     overhead: float
     step_milliseconds: float
+    planning_milliseconds: float
     variance_ratio: float
     attainable_gain: float
     batch_size: int
@@ -70,7 +74,8 @@ class SpeedupEstimate(NamedTuple):
             f"{said[self.verdict]}\n"
             f"  steps for the same progress  {low:.2f} to {high:.2f} times uniform's\n"
             f"  time of a step               {self.overhead:.2f} times "
-            f"{self.step_milliseconds:.2f} ms\n"
+            f"{self.step_milliseconds:.2f} ms, and beside it "
+            f"{self.planning_milliseconds:.2f} ms of planning\n"
             f"  seconds                      {fast:.2f} to {slow:.2f} times uniform's\n"
             f"By the last layer's gradients of {self.rows} examples, after "
             f"{self.probe_steps} steps of a copy of the model: the best draws have "
@@ -134,6 +139,7 @@ def estimate_speedup(
             accelerate(copied(model), s) for s in ("uniform", RAIS(seed=seed))
         )
         times = train_in_turn(plain, sampled, data, steps, seed)
+        times = (*times, planning_seconds(sampled, data))
         squared, gradient = norms_of(plain, data, seed)
     return _estimate(times, np.sqrt(squared), gradient, batch_size, steps)
 
@@ -170,24 +176,25 @@ def attainable_gain(
 
 
 def _estimate(
-    times: tuple[float, float],
+    times: tuple[float, float, float],
     norms: np.ndarray,
     squared_gradient: float,
     batch_size: int,
     steps: int,
 ) -> SpeedupEstimate:
-    """Returns the estimate; times are the seconds of a step, uniform and sampled."""
+    """Returns the estimate; times: seconds of a step, a sampled one, its planning."""
     variance_ratio, gain = attainable_gain(norms, squared_gradient, batch_size)
     overhead = max(times[1] / times[0], 1.0)  # what is below is the clock's noise
     slow, fast = (min(1 + share * (gain - 1), MAX_GAIN) for share in _SHARES)
     by_steps = 1 / fast, 1 / slow
-    by_seconds = overhead / fast, overhead / slow
+    by_seconds = overhead / fast, (overhead + times[2] / times[0]) / slow
     return SpeedupEstimate(
         _verdict(*by_seconds),
         by_seconds,
         by_steps,
         overhead,
         1000 * times[0],
+        1000 * times[2],
         variance_ratio,
         gain,
         batch_size,

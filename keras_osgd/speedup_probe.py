@@ -13,12 +13,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import losses
+from keras_osgd import draws, losses
+from keras_osgd.block_lengths import block_steps
+from keras_osgd.blocks import LEAST_FLOOR
 from keras_osgd.last_layer_norms import squares_in_inference
+from keras_osgd.probabilities import by_scores
 from keras_osgd.refusals import line_of
+from keras_osgd.sampling import RAIS
 from keras_osgd.training_data import TrainingData
 
-__all__ = ["LEAST_STEPS", "copied", "norms_of", "randomness_kept", "train_in_turn"]
+__all__ = [
+    "LEAST_STEPS",
+    "copied",
+    "norms_of",
+    "planning_seconds",
+    "randomness_kept",
+    "train_in_turn",
+]
 
 _ROWS = 4096  # whose norms are taken, or 16 batches
 _ROUNDS = 5  # of steps of either kind, in turn
@@ -91,6 +102,22 @@ class _Timer(keras.callbacks.Callback):
         skipped = -(-_NOT_TIMED // at_once)
         between = [np.diff(times)[skipped:] for times in self._begun]
         return float(np.median(np.concatenate(between))) / at_once
+
+
+def planning_seconds(sampled: keras.Model, data: TrainingData) -> float:
+    """Returns the seconds that p and the draws of a block take, over its steps.
+
+    They pass in another thread: where a core is idle, they cost nothing.
+    """
+    state = sampled.sampling_state
+    steps = block_steps(RAIS(), data.n, data.batch_size, sampled.steps_per_execution)
+    begun = [time.perf_counter()]
+    for seed in range(_ROUNDS):
+        p, *_ = by_scores(state, LEAST_FLOOR) or [np.full(data.n, 1 / data.n)]
+        rng = np.random.default_rng(seed)
+        draws.reshuffled(state.owed, p, steps * data.batch_size, rng)
+        begun.append(time.perf_counter())
+    return float(np.median(np.diff(begun))) / steps
 
 
 def norms_of(

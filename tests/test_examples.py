@@ -1,11 +1,15 @@
 """The examples run, from their own folder's scripts, on a few real examples."""
 
+import importlib
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT / "examples"))
 
 
 def test_the_quickstart_trains_plots_exports_and_checks_the_export(tmp_path):
@@ -26,3 +30,22 @@ def test_the_quickstart_trains_plots_exports_and_checks_the_export(tmp_path):
     assert all(0 < error < 60 for error in errors.values())  # chance is 90
     assert (tmp_path / "test_error.png").stat().st_size > 10_000
     assert (tmp_path / "saved_model" / "saved_model.pb").exists()
+
+
+_LAST_ROWS = {
+    "speedup": "| fashion, mlp, 256, 10 |",
+    "label_errors": "| a class alike | 4 | cleanlab, normalized margin | 1 |",
+    "streams": "pools, at any cost",
+}
+
+
+@pytest.mark.parametrize("name", _LAST_ROWS)
+def test_a_comparison_runs_to_its_last_row(name, monkeypatch, capsys):
+    results = ROOT / "examples" / "results"
+    before = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    monkeypatch.setattr(sys, "argv", [name, "--smoke"])
+    importlib.import_module(name).main()
+    written = capsys.readouterr().out.splitlines()
+    last = [line for line in written if line.startswith(_LAST_ROWS[name])]
+    assert last and "nan" not in last[-1]
+    assert before == {path: path.stat().st_mtime_ns for path in results.iterdir()}

@@ -1,5 +1,7 @@
+import itertools
 import random
 import re
+import types
 
 import keras
 import numpy as np
@@ -8,7 +10,7 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import speedup
+from keras_osgd import speedup, speedup_probe, training_data
 
 STEPS = 35
 
@@ -89,17 +91,33 @@ def test_an_estimate_touches_nothing_and_one_seed_gives_one_estimate():
 
 
 def test_the_account_says_what_was_found_and_where_it_will_not_help():
-    none = speedup._estimate((0.001, 0.0014), np.ones(50), 1.0, 8, 300)
+    none = speedup._estimate((0.001, 0.0014, 0.0), np.ones(50), 1.0, 8, 300)
     assert none.verdict == "will not help"
     assert none.steps == (1.0, 1.0) and none.seconds == pytest.approx((1.4, 1.4))
     assert "will not help here" in str(none) and "after 300 steps" in str(none)
     norms = np.r_[np.zeros(30), np.ones(10)]
-    found = speedup._estimate((0.002, 0.0021), norms, 0.25 / 4, 4, 300)
+    found = speedup._estimate((0.002, 0.0021, 0.0004), norms, 0.25 / 4, 4, 300)
     assert found.attainable_gain == pytest.approx(4.0)  # A_U = 1/4, A_O = 1/16
     low, high = found.steps
     assert low < 1 / 4 < high < 1 and found.verdict == "likely"
-    assert re.search(r"1.05 times 2.00 ms", str(found))
+    assert found.seconds == pytest.approx((1.05 * low, 1.25 * high))
+    assert re.search(r"1.05 times 2.00 ms.*0.40 ms of planning", str(found))
     assert len(str(found).splitlines()) <= 6
+
+
+@pytest.mark.parametrize("labels", [small.Y, None])
+def test_planning_is_spread_over_the_steps_of_a_block(labels, monkeypatch):
+    model, seconds = small.model(), itertools.count(step=3)
+    if labels is None:  # all norms are 0, and nothing is fitted
+        model.compile("sgd", keras.losses.MeanSquaredError())
+        model.set_weights([np.zeros_like(w) for w in model.get_weights()])
+        labels = np.zeros([len(small.X), 3], "float32")
+    model.fit(small.X, labels, batch_size=6, epochs=2, verbose=0)
+    data = training_data.prepare(small.X, labels, None, None, 6, None)
+    clock = types.SimpleNamespace(perf_counter=lambda: next(seconds))
+    monkeypatch.setattr(speedup_probe, "time", clock)
+    # A block is n/8 draws, and no fewer than 52 steps.
+    assert speedup_probe.planning_seconds(model, data) == 3 / 52
 
 
 def test_what_cannot_be_estimated_is_refused():
