@@ -31,8 +31,8 @@ def gradient_norms(
 
     Args:
         model: a compiled Keras model, of whatever class.
-        x: inputs, arrays or tensors, nested or not; n examples. Or what
-            `data.indexed` returned, with y.
+        x: inputs, arrays or tensors, nested or not; n examples. Or, without y, what
+            `data.indexed` returned.
         y: targets.
         sample_weight: as in `fit`.
         batch_size: examples taken at once, at least 1; changes time and memory only.

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd import keras_compat, losses, training_data
+from keras_osgd.data import from_dataset
 from keras_osgd.refusals import refuse
 from keras_osgd.state import SamplingState
 from keras_osgd.tables import write_table
@@ -75,8 +76,8 @@ def find_label_errors(
             rows, or loaded with the scores of such a training; one output, whose loss
             is a crossentropy.
         x: as given to `fit`, with `validation_split` the rows that were left to train
-            on; arrays or tensors, nested or not; n examples. Or what `data.indexed`
-            returned, with y.
+            on: arrays or tensors, nested or not, n examples; or, without y, a dataset,
+            or what `data.indexed` or `data.records` returned.
         y: `[n]` or `[n, 1]` class numbers, zeros and ones, or one-hot `[n, classes]`.
         k: examples returned, at least 1; all of them if there are fewer.
         sample_weight: as given to `fit`; with `class_weight`, the product.
@@ -99,6 +100,8 @@ def find_label_errors(
     """
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Received: k={k}.")
+    read = getattr(getattr(model, "sampling_held", None), "indexed", None)
+    x, _ = from_dataset(x, read, verbose=False)
     data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
     state = _learned(model, data)
     labels = _labels(data)

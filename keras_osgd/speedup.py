@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_osgd import training_data
-from keras_osgd.examples import Indexed
+from keras_osgd.data import from_dataset
 from keras_osgd.gain_ratio import MAX_GAIN
 from keras_osgd.model import accelerate
 from keras_osgd.sampling import RAIS
@@ -90,10 +88,11 @@ class SpeedupEstimate(NamedTuple):
 def estimate_speedup(
     model: keras.Model,
     x: Any,
-    y: Any,
-    batch_size: int = 32,
+    y: Any = None,
+    batch_size: int | None = None,
     steps: int = 500,
     seed: int = 0,
+    sample_weight: Any = None,
 ) -> SpeedupEstimate:
     """Returns what importance sampling may save of a training, and whether it may.
 
@@ -105,15 +104,17 @@ def estimate_speedup(
 
     Args:
         model: a compiled Keras model, of whatever class, that can be copied.
-        x: inputs, arrays or tensors, nested or not; n examples.
+        x: inputs, arrays or tensors, nested or not, n examples; or, without y, a
+            dataset, or what `data.indexed` or `data.records` returned.
         y: targets.
-        batch_size: m, of the training to come.
+        batch_size: m, of the training to come; 32, or that of a dataset.
         steps: of the probe, at least 35. A fifth of an epoch says little; more than an
             epoch says more.
         seed: of the copy's examples and draws. Times are no part of what it fixes.
+        sample_weight: as for `fit`.
 
     Raises:
-        ValueError: for what `fit` refuses, datasets, and models that cannot be copied.
+        ValueError: for what `fit` refuses, and models that cannot be copied.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -128,20 +129,18 @@ def estimate_speedup(
             f"`steps` must be at least {LEAST_STEPS}, to be timed. "
             f"Received: steps={steps}. Leave it out for 500."
         )
-    if isinstance(x, Indexed | tf.data.Dataset | keras.utils.PyDataset | Iterator):
-        raise ValueError(
-            "The data must be arrays. Received: x of type "
-            f"{type(x).__name__}. Pass some thousand of its examples as x and y."
-        )
-    data = training_data.prepare(x, y, None, None, batch_size, None)
+    read = getattr(getattr(model, "sampling_held", None), "indexed", None)
+    x, _ = from_dataset(x, read, verbose=False)
+    given = x, y, sample_weight
+    data = training_data.prepare(*given, None, batch_size, None)
     with randomness_kept():
         plain, sampled = (
             accelerate(copied(model), s) for s in ("uniform", RAIS(seed=seed))
         )
-        times = train_in_turn(plain, sampled, data, steps, seed)
+        times = train_in_turn(plain, sampled, given, data, steps, seed)
         times = (*times, planning_seconds(sampled, data))
         squared, gradient = norms_of(plain, data, seed)
-    return _estimate(times, np.sqrt(squared), gradient, batch_size, steps)
+    return _estimate(times, np.sqrt(squared), gradient, data.batch_size, steps)
 
 
 def attainable_gain(

@@ -8,6 +8,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ import tensorflow as tf
 from keras_osgd import draws, losses
 from keras_osgd.block_lengths import block_steps
 from keras_osgd.blocks import LEAST_FLOOR
+from keras_osgd.examples import Indexed
 from keras_osgd.last_layer_norms import squares_in_inference
 from keras_osgd.probabilities import by_scores
 from keras_osgd.refusals import line_of
@@ -64,10 +66,23 @@ def randomness_kept() -> Iterator[None]:
 
 
 def train_in_turn(
-    plain: keras.Model, sampled: keras.Model, data: TrainingData, steps: int, seed: int
+    plain: keras.Model,
+    sampled: keras.Model,
+    given: tuple[Any, Any, Any],
+    data: TrainingData,
+    steps: int,
+    seed: int,
 ) -> tuple[float, float]:
-    """Trains both in turn; returns the median seconds of a step of each."""
-    x, y, _ = data.arrays
+    """Trains both in turn; returns the median seconds of a step of each.
+
+    Args:
+        plain: trains uniformly.
+        sampled: trains by importance.
+        given: (x, y, sample_weight) for `fit`.
+        data: the same, prepared.
+        steps: of each.
+        seed: of the uniform order.
+    """
     m, rng = data.batch_size, np.random.default_rng(seed)
     count = -(-steps * m // data.n)
     order = np.concatenate([rng.permutation(data.n) for _ in range(count)])
@@ -75,12 +90,23 @@ def train_in_turn(
     for part in np.array_split(np.arange(steps), _ROUNDS):
         # Shuffled here: Keras would take its numbers from TensorFlow's generator.
         rows = order[part[0] * m : (part[-1] + 1) * m]
-        taken = [keras.tree.map_structure(lambda a, r=rows: a[r], v) for v in (x, y)]
-        options = {"batch_size": m, "verbose": 0}
-        more = {"steps_per_epoch": len(part), "callbacks": [timers[1]]}
-        sampled.fit(x, y, **options, **more)  # first: it refuses what must be
-        plain.fit(*taken, **options, shuffle=False, callbacks=[timers[0]])
+        once = {"verbose": 0, "callbacks": [timers[1]], "steps_per_epoch": len(part)}
+        _fit(sampled, given, batch_size=m, **once)  # first: it refuses what must be
+        once |= {"shuffle": False, "callbacks": [timers[0]]}
+        if isinstance(given[0], Indexed):  # read and mapped as in the other's steps
+            batches = given[0].dataset(m, seed=int(rng.integers(2**31)))
+            plain.fit(batches.repeat(), **once)
+        else:
+            taken = keras.tree.map_structure(
+                lambda a, r=rows: None if a is None else a[r], data.arrays
+            )
+            _fit(plain, taken, batch_size=m, **once)
     return timers[0].seconds(), timers[1].seconds()
+
+
+def _fit(model: keras.Model, given: tuple[Any, Any, Any], **options: Any) -> None:
+    x, y, sample_weight = given
+    model.fit(x, y, sample_weight=sample_weight, **options)
 
 
 class _Timer(keras.callbacks.Callback):

@@ -76,7 +76,7 @@ def state_of(model):
 
 CASES = {
     # Sampling, steps per execution, epochs, and of how many states one is restored.
-    "rais": (lambda: RAIS(seed=3), 1, 6, 1),
+    "rais": (lambda: RAIS(seed=3), 1, 6, 3),
     "executions": (lambda: RAIS(seed=3), 5, 6, 1),
     "independent": (lambda: RAIS(seed=3, draws="independent"), 1, 5, 7),
     "ordinary epochs": (lambda: RAIS(seed=3, adapt_learning_rate=False), 1, 5, 7),

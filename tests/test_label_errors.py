@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import small
+import tensorflow as tf
 from sklearn.datasets import load_digits
 
 import keras_osgd
@@ -129,6 +130,30 @@ def test_one_hot_columns_and_binary_labels_are_classes(y, units, loss):
     times = model.sampling_state.times_drawn
     score, _ = label_errors.suspicion(times, classes, shares)
     np.testing.assert_allclose(found.score, score[found.index], rtol=1e-4)
+
+
+def _dataset():
+    return tf.data.Dataset.from_tensor_slices((small.X, small.Y)).batch(4)
+
+
+def _records():
+    rows = list(zip(small.X, small.Y, strict=True))
+    return keras_osgd.data.records(rows, lambda row: row, labels=small.Y)
+
+
+@pytest.mark.parametrize(
+    "made", [_dataset, lambda: keras_osgd.data.indexed(_dataset()), _records]
+)
+def test_what_a_model_was_trained_on_is_given_as_it_was_to_fit(made):
+    data, model = made(), small.model()
+    model.fit(data, batch_size=None if made is _dataset else 4, epochs=6, verbose=0)
+    found = keras_osgd.find_label_errors(model, data, k=9)
+    arrays = keras_osgd.find_label_errors(model, small.X, small.Y, k=9)
+    for one, other in zip(found, arrays, strict=True):
+        np.testing.assert_array_equal(one, other)
+    another = _dataset().map(lambda x, y: (x + 1, y))
+    with pytest.raises(ValueError, match="must be what the model was trained on, 60"):
+        keras_osgd.find_label_errors(model, another)
 
 
 def test_models_without_draws_and_other_data_are_refused():

@@ -38,12 +38,51 @@ def test_equal_norms_and_none_gain_nothing_and_the_gain_is_bounded():
     assert (ratio, gain) == (pytest.approx(100.0), 8.0)
 
 
-def test_an_estimate_is_the_closed_form_for_known_norms():
-    keras.utils.set_random_seed(1)  # and does not move, so that its norms are known
+def _unmoved():
+    keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile(keras.optimizers.SGD(0.0), small.crossentropy())
-    found = keras_osgd.estimate_speedup(model, small.X, small.Y, 6, STEPS)
+    return model
+
+
+_WEIGHTS = np.random.default_rng(2).uniform(0.5, 2.0, len(small.X)).astype("float32")
+
+
+def _records():
+    rows = list(zip(small.X, small.Y, _WEIGHTS, strict=True))
+    return keras_osgd.data.records(rows, lambda row: row, labels=small.Y)
+
+
+def _dataset():
+    examples = tf.data.Dataset.from_tensor_slices((small.X, small.Y, _WEIGHTS))
+    return examples.batch(6)
+
+
+def _indexed():
+    return keras_osgd.data.indexed(_dataset(), map=lambda x, y, w: (x, y, w))
+
+
+_FORMS = {  # of data, and whether they have weights
+    "arrays": (lambda: {"x": small.X, "y": small.Y}, False),
+    "weights": (
+        lambda: {"x": small.X, "y": small.Y, "sample_weight": _WEIGHTS},
+        True,
+    ),
+    "indexed": (lambda: {"x": _indexed(), "batch_size": None}, True),
+    "dataset": (lambda: {"x": _dataset(), "batch_size": None}, True),
+    "records": (lambda: {"x": _records()}, True),
+}
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_an_estimate_is_the_closed_form_for_known_norms(form):
+    data, weighted = _FORMS[form]
+    model = _unmoved()  # in training either, so that its norms are known
+    given = {"batch_size": 6, "steps": STEPS} | data()
+    found = keras_osgd.estimate_speedup(model, **given)
     outputs = keras.ops.softmax(model(small.X)).numpy() - np.eye(3)[small.Y]
+    if weighted:
+        outputs *= _WEIGHTS[:, np.newaxis]
     inputs = np.c_[small.X, np.ones(len(small.X))]  # of kernel and bias
     gradients = np.einsum("ni,nj->nij", inputs, outputs).reshape(len(inputs), -1)
     norms = np.linalg.norm(gradients, axis=1)
@@ -124,9 +163,10 @@ def test_what_cannot_be_estimated_is_refused():
     estimate, model = keras_osgd.estimate_speedup, small.model(run_eagerly=True)
     with pytest.raises(ValueError, match="`steps` must be at least 35.*steps=5"):
         estimate(model, small.X, small.Y, steps=5)
-    dataset = tf.data.Dataset.from_tensor_slices((small.X, small.Y)).batch(4)
-    with pytest.raises(ValueError, match="must be arrays.*Pass some thousand"):
-        estimate(model, dataset, None)
+    with pytest.raises(ValueError, match="dataset is infinite.*Presample"):
+        estimate(model, _dataset().repeat())
+    with pytest.raises(ValueError, match="must be arrays. Received: generator"):
+        estimate(model, (batch for batch in _dataset()))
     with pytest.raises(ValueError, match="has label 7 at index 3"):
         labels = np.where(np.arange(60) == 3, 7, small.Y)
         estimate(model, small.X, labels, 4, STEPS)
