@@ -203,17 +203,17 @@ class Blocks:
         state, gain = self._state, float(gains.mean())
         if state.armed and importance and gain < threshold:
             state.armed = False
-            about, cause = "gain", "importance sampling no longer pays"
+            about, cause = "gain", "drawing by the scores does not pay"
             if gain < 1:
                 about, cause = "harm", "the scores are worse than uniform sampling"
             self.tell_once(
-                f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Training goes "
-                f"on with uniform, {self._sampling.draws} draws until the gain rises "
-                "again.",
+                f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Draws are "
+                f"uniform and {self._sampling.draws} until it would.",
                 about,
             )
         elif not state.armed and gain > threshold + _REARM_MARGIN:
             state.armed = True
+            self.tell_once(f"Gain ratio {gain:.3f}: draws follow the scores.", "back")
 
     def tell_once(self, line: str, about: str) -> None:
         """Adds a notice unless there was one about the same in this `fit`."""

@@ -8,11 +8,12 @@ import json
 import os
 import pathlib
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+
+from keras_osgd.warn_once import warn
 
 __all__ = ["VERSION", "Saved", "newest", "probe", "write"]
 
@@ -156,10 +157,9 @@ def newest(directory: pathlib.Path) -> Saved | None:
             continue
         _check_version(saved)
         if faults:
-            warnings.warn(
+            warn(
                 "A checkpoint must be as it was written; found damaged: "
-                f"{'; '.join(faults)}. Training goes on from {path}.",
-                stacklevel=2,
+                f"{'; '.join(faults)}. Training goes on from {path}."
             )
         return saved
     if faults:

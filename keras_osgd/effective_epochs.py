@@ -10,9 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.placement import step_variable
-from keras_osgd.progress_bar import ProgressBar
 
-__all__ = ["Clock", "EpochEnds", "callback_list"]
+__all__ = ["Clock", "EpochEnds"]
 
 _FAR = tf.int64.max
 _AHEAD = 40  # steps: an epoch's end is decided before the pipeline has read so far
@@ -97,6 +96,12 @@ class Clock:
     def effective_iterations(self) -> float:
         """Returns the effective iterations since `fit` began."""
         return self._granted - float(self._remaining)
+
+    def steps_left(self) -> int:
+        """Returns the steps to the epoch's end, at the gain of the last one."""
+        if self._known_end is not None:
+            return self._known_end - self.step
+        return max(0, -int(-float(self._remaining) // float(self.gain)))
 
     def snapshot(self, mid_epoch: bool) -> dict[str, Any]:
         """Returns all that `resume` needs.
@@ -199,52 +204,3 @@ class EpochEnds(keras.callbacks.Callback):
         bar = self._progress_bar
         if bar is not None and bar.progbar is not None:
             bar.target = bar.progbar.target = self._clock.step - self._first_step
-
-
-def callback_list(
-    model: keras.Model,
-    given: Any,
-    clock: Clock,
-    verbose: Any,
-    epochs: int,
-    steps: int,
-    figures: Callable[[], dict[str, float]] = dict,
-    record: Callable[[], None] = lambda: None,
-) -> keras.callbacks.CallbackList:
-    """Returns the callbacks of one `fit`, with `EpochEnds` before all others.
-
-    Args:
-        model: in training.
-        given: what the user passed as `callbacks`.
-        clock: of the model.
-        verbose: as in `fit`.
-        epochs: as in `fit`.
-        steps: effective iterations of an epoch.
-        figures: see `ProgressBar`.
-        record: see `EpochEnds`.
-    """
-    callbacks = given
-    if not isinstance(callbacks, keras.callbacks.CallbackList):
-        flat = keras.tree.flatten(given) if given else []
-        # Those that add to the logs come before those that read them.
-        flat.sort(key=lambda c: not getattr(c, "before_other_callbacks", False))
-        if verbose != 0 and not any(map(_is_bar, flat)):
-            flat.append(ProgressBar(figures))
-        callbacks = keras.callbacks.CallbackList(
-            flat,
-            add_history=True,
-            verbose=verbose,
-            epochs=epochs,
-            steps=steps,
-            model=model,
-        )
-    bars = list(filter(_is_bar, callbacks.callbacks))
-    ends = EpochEnds(clock, steps, bars[0] if bars else None, record)
-    ends.set_params(callbacks.params)
-    ends.set_model(model)
-    callbacks.callbacks.insert(0, ends)
-    return callbacks
-
-
-def _is_bar(callback: keras.callbacks.Callback) -> bool:
-    return isinstance(callback, keras.callbacks.ProgbarLogger)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import tensorflow as tf
 from keras_osgd import keras_compat
 from keras_osgd.input_arrays import parts_of
 from keras_osgd.refusals import refuse
+from keras_osgd.warn_once import warn
 
 __all__ = [
     "checked_weights",
@@ -91,10 +91,9 @@ def with_class_weight(
     classes, positions = np.unique(np.round(labels), return_inverse=True)
     missing = [int(label) for label in classes if int(label) not in class_weight]
     if missing:
-        warnings.warn(
+        warn(
             f"`class_weight` has no entry for {missing[:10]}: such examples get weight "
-            "1, as in Keras.",
-            stacklevel=7,
+            "1, as in Keras."
         )
     table = {int(label): class_weight.get(int(label), 1.0) for label in classes}
     bad = {k: v for k, v in table.items() if not 0 <= v < np.inf}

@@ -20,9 +20,9 @@ from keras_osgd import (
     training_data,
 )
 from keras_osgd.data import from_dataset
-from keras_osgd.effective_epochs import callback_list
 from keras_osgd.examples import Indexed
 from keras_osgd.figures import progress, record
+from keras_osgd.progress_bar import callback_list
 from keras_osgd.refusals import Refusals
 from keras_osgd.run import Run
 from keras_osgd.training_data import TrainingData
@@ -229,7 +229,7 @@ def _enter_run(
         model.train_function = None
     held.history, held.targets = {}, data.arrays[1]
     run = held.run
-    run.optimizer, run.verbose, run.where_saved = model.optimizer, verbose != 0, str
+    run.optimizer, run.verbose, run.where_saved = model.optimizer, verbose, str
     run.warn = functools.partial(checks.warn_once, model)
     run.warn_of_floor = functools.partial(checks.warn_of_floor, model, method)
     for line in filter(None, lines):
@@ -237,9 +237,10 @@ def _enter_run(
     return run
 
 
-def leave_run(model: keras.Model) -> None:
+def leave_run(model: keras.Model, given: dict[str, Any]) -> None:
     """Lets the model train as in Keras, after a `fit` with importance sampling."""
     held = model.sampling_held
+    held.sizes = training_data.sizes(given)
     if held.wrapped:
         model.train_function = None
     held.wrapped, held.run, held.history = False, None, {}

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_osgd import keras_compat, losses, training_data
 from keras_osgd.data import from_dataset
+from keras_osgd.most_sampled import refuse_count
 from keras_osgd.refusals import refuse
 from keras_osgd.state import SamplingState
 from keras_osgd.tables import write_table
@@ -98,8 +99,7 @@ def find_label_errors(
         >>> find_label_errors(model, x, y, k=2).index.shape
         (2,)
     """
-    if k < 1:
-        raise ValueError(f"`k` must be at least 1. Received: k={k}.")
+    refuse_count(k)
     read = getattr(getattr(model, "sampling_held", None), "indexed", None)
     x, _ = from_dataset(x, read, verbose=False)
     data = training_data.prepare(x, y, sample_weight, None, batch_size, None)

@@ -11,7 +11,7 @@ import numpy as np
 from keras_osgd.state import SamplingState
 from keras_osgd.tables import write_table
 
-__all__ = ["MostSampled", "labels_of", "most_sampled"]
+__all__ = ["MostSampled", "labels_of", "most_sampled", "refuse_count"]
 
 
 class MostSampled(NamedTuple):
@@ -61,6 +61,15 @@ def most_sampled(state: SamplingState, targets: Any, k: int) -> MostSampled:
     seen = times[index].astype(np.int64)
     share = seen / max(int(times.sum(dtype=np.int64)), 1)
     return MostSampled(index, labels_of(targets, index), share, seen, norms[index])
+
+
+def refuse_count(k: int) -> None:
+    """Raises a ValueError unless k is a number of examples."""
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(
+            "`k`, the number of examples, must be an integer of at least 1. Received: "
+            f"k={k!r}. Leave it out for the default."
+        )
 
 
 def labels_of(targets: Any, index: np.ndarray) -> np.ndarray | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from keras_osgd.scoring import Scorer, scoring_all
 from keras_osgd.skipping import Skips
 from keras_osgd.state import SamplingState
 from keras_osgd.training_data import TrainingData
+from keras_osgd.warn_once import warn
 from keras_osgd.watch import watch_over
 
 __all__ = ["Run"]
@@ -77,7 +77,7 @@ class Run:
         self.losses: list[OutputLoss] = []
         self.optimizer: keras.optimizers.Optimizer | None = None
         self.planner: Planner | OraclePlanner | None = None
-        self.verbose = True
+        self.verbose: int | str = "auto"  # as in `fit`
         self.told: list[str] = []  # alarms and notices of this `fit`
         self.active = False
         self.warn_of_floor: Callable[[float], None] = lambda largest: None
@@ -198,10 +198,10 @@ class Run:
     def _tell(self) -> None:
         while self.watch.warnings:
             self.told.append(self.watch.warnings.pop(0))
-            warnings.warn(self.told[-1], stacklevel=2)
+            warn(self.told[-1])
         while self.planner.notices:
             self.told.append(self.planner.notices.pop(0))
-            self.say(self.told[-1])
+            self.say(self.told[-1], amid_bar=True)
         plan = self.planner.last_plan
         if plan is not None and plan.importance and self.planner.unbounded:
             self.warn_of_floor(plan.largest_weight)
@@ -244,7 +244,7 @@ class Run:
         self.settle()
         return None if self.planner is None else self.planner.candidate
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, amid_bar: bool = False) -> None:
         """Prints a line of information, as Keras' callbacks do, unless silent."""
         if self.verbose:
-            print(line)
+            print("\n" * (amid_bar and self.verbose in (1, "auto")) + line)

@@ -78,13 +78,13 @@ class RunFiles:
 
     def __init__(self, directory: str | os.PathLike) -> None:
         """Makes the directory."""
-        self.directory = pathlib.Path(directory)
         try:
+            self.directory = pathlib.Path(directory)
             self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, TypeError) as error:
             raise ValueError(
                 "`log_dir` must be a directory to write into. Received: "
-                f"{directory} ({error}). Take another, or change its permissions."
+                f"{directory} ({error}). Name one that exists or can be made."
             ) from error
 
     def read(self) -> tuple[list[dict[str, float]], dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_osgd.blocks import LEAST_FLOOR, without
-from keras_osgd.most_sampled import MostSampled, most_sampled
+from keras_osgd.most_sampled import MostSampled, most_sampled, refuse_count
 from keras_osgd.probabilities import by_scores
 from keras_osgd.sampling import Sampling
 
@@ -95,18 +95,17 @@ class SamplingView:
         of what is returned saves the table.
 
         Args:
-            k: at least 1.
+            k: at least 1; all of them if there are fewer examples.
 
         Raises:
             ValueError: if k is less than 1, or nothing is known of any example.
         """
-        if k < 1:
-            raise ValueError(f"`k` must be at least 1. Received: k={k}.")
+        refuse_count(k)
         if self.held.state.table is None:
             raise ValueError(
                 "There must have been a `fit` with importance sampling. Received: a "
-                f"model without, {self.configuration!r}. Train it, or load weights "
-                "that were saved after training."
+                f"model that had none, compiled with {self.configuration!r}. Train it "
+                'with `sampling="rais"`, or load weights saved after such training.'
             )
         if self.held.run is not None:
             self.held.run.settle()

@@ -80,6 +80,10 @@ class StreamClock:
         """Returns the effective iterations since `fit` began."""
         return self._granted - float(self._remaining)
 
+    def steps_left(self) -> int:
+        """Returns the steps to the epoch's end, at the gain of the last one."""
+        return max(0, -int(-float(self._remaining) // float(self.gain)))
+
     def share_pooled(self) -> float:
         """Returns the share of the epoch's steps that drew from a pool."""
         return self.pooled / max(1, self.step - self.first_step)

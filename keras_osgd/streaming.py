@@ -9,9 +9,9 @@ from typing import Any
 import keras
 
 from keras_osgd import continuation, diagnosis
-from keras_osgd.effective_epochs import callback_list
 from keras_osgd.fitting import divided, resumed
 from keras_osgd.losses import OutputLoss
+from keras_osgd.progress_bar import callback_list
 from keras_osgd.refusals import Refusals
 from keras_osgd.stream_run import StreamRun
 

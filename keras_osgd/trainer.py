@@ -45,6 +45,7 @@ class Held:
         self.indexed: tuple | None = None  # the dataset of the last `fit`, once read
         self.importance_weights: tuple | None = None  # inside a sampled step
         self.wrapped = False  # whether `train_function` is ours
+        self.sizes: tuple = (None, None)  # n and m of a uniform `fit`, if known
         self.stop_requested = False
         self.epoch_complete = False
 
@@ -153,7 +154,7 @@ class ImportanceSampled(UnderStrategy):
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         with checkpointing(callbacks) as (checkpoint, given["callbacks"]):
             if isinstance(self.sampling_held.sampling, Uniform) or not self.compiled:
-                fitting.leave_run(self)
+                fitting.leave_run(self, given)
                 return super().fit(**fitting.resumed(self, checkpoint, given))
             begin = fitting.importance_sampling
             if isinstance(self.sampling_held.sampling, Presample):

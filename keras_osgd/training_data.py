@@ -19,7 +19,7 @@ from keras_osgd.refusals import Refusals, refuse
 from keras_osgd.rows import Rows
 from keras_osgd.uneven_columns import Uneven
 
-__all__ = ["PROBES", "TrainingData", "held_out", "inputs", "prepare", "split"]
+__all__ = ["PROBES", "TrainingData", "held_out", "inputs", "prepare", "sizes", "split"]
 
 PROBES = 64
 _MOST_CLASSES = 10_000
@@ -179,6 +179,17 @@ def inputs(x: Any) -> TrainingData:
         return TrainingData(x.arrays, len(x), 1, x.transform)
     arrays, n = checked(x, None, None)
     return TrainingData(arrays, n, 1)
+
+
+def sizes(given: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Returns n and m of what `given` to Keras' own `fit`; `None` for a dataset's."""
+    x, size = given["x"], given["batch_size"]
+    if isinstance(x, Indexed):
+        return len(x), size or x.batch_size or 32
+    leaf = (keras.tree.flatten(x) or [None])[0]
+    if not hasattr(leaf, "shape"):
+        return None, size
+    return math.floor(len(leaf) * (1.0 - given["validation_split"])), size or 32
 
 
 def _refuse_beside_dataset(**others: Any) -> None:

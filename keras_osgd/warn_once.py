@@ -1,12 +1,28 @@
-"""Warnings that a model gives once, however often it is trained."""
+"""Warnings, at the line of the user's code; some that a model gives only once."""
 
 from __future__ import annotations
 
+import inspect
+import types
 import warnings
 
 import keras
 
-__all__ = ["warn_once", "warned_of"]
+__all__ = ["warn", "warn_once", "warned_of"]
+
+_INSIDE = ("keras_osgd", "keras", "tensorflow", "contextlib", "functools")
+
+
+def warn(message: str) -> None:
+    """Warns at the line that called Keras or us, however deep we are in them."""
+    frame, level = inspect.currentframe().f_back, 2
+    while frame.f_back is not None and _package(frame) in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def _package(frame: types.FrameType) -> str:
+    return frame.f_globals.get("__name__", "").partition(".")[0]
 
 
 def warn_once(model: keras.Model, key: str, message: str) -> None:
@@ -14,7 +30,7 @@ def warn_once(model: keras.Model, key: str, message: str) -> None:
     warned = vars(model).setdefault("_keras_osgd_warned", {})
     if key not in warned:
         warned[key] = message
-        warnings.warn(message, stacklevel=3)
+        warn(message)
 
 
 def warned_of(model: keras.Model) -> list[str]:

@@ -49,7 +49,8 @@ class Watch:
         self._pending: list[str] = []
         self._fault = ""
         self._skipped = 0
-        self._diverged = False  # whether all the last skipped step's norms tell so
+        self._data_finite = False  # of the last skipped step
+        self._diverged = False  # whether all its norms tell so
         self.warnings: list[str] = []
         self.error = ""
         aside = state.bad_examples.set_aside.tolist()
@@ -119,7 +120,8 @@ class Watch:
         row_is_finite = self._row_is_finite(index)
         found, sure = culprits(index, norms, row_is_finite)
         self._state.bad_examples.strike(found, sure)
-        self._diverged = row_is_finite.all() and not np.isfinite(norms).any()
+        self._data_finite = bool(row_is_finite.all())
+        self._diverged = self._data_finite and not np.isfinite(norms).any()
         self._skipped += 1
         if self._skipped > _TOLD:
             return
@@ -163,6 +165,12 @@ class Watch:
                 "All norms of the last skipped step are not finite, while its data is: "
                 "the model has most likely diverged. Lower the learning rate, or look "
                 "for logarithms and divisions of 0 in the loss."
+            )
+        if self._data_finite:
+            return (
+                "Data and weights of the last skipped step are finite. Lower the "
+                "learning rate, at which the model may diverge, or look for logarithms "
+                "and divisions of 0 in the loss."
             )
         return (
             "Look for NaN and infinities in x, y and sample_weight of these examples, "

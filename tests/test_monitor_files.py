@@ -65,7 +65,8 @@ def logged(tmp_path_factory):
     callbacks = [looks, SamplingMonitor(directory, tensorboard=False)]
     validation = {"validation_data": (small.X, small.Y), "validation_freq": 2}
     history = small.fit(model, epochs=6, callbacks=callbacks, **validation)
-    return model, history, looks.seen, load(directory), directory
+    seen = [*looks.seen, look(model)]  # at the epochs' ends, and when `fit` has ended
+    return model, history, seen, load(directory), directory
 
 
 def test_the_history_has_what_keras_and_the_sampler_say_of_every_epoch(logged):
@@ -85,7 +86,7 @@ def test_the_history_has_what_keras_and_the_sampler_say_of_every_epoch(logged):
 
 def test_percentiles_are_those_of_n_p_as_planned(logged):
     _, _, seen, record, _ = logged
-    for epoch, (p, *_) in enumerate(seen):
+    for epoch, (p, *_) in enumerate(seen[:-1]):
         values = np.sort(N * p)
         for percentile in PERCENTILES:
             place = percentile / 100 * (N - 1)
@@ -97,8 +98,9 @@ def test_percentiles_are_those_of_n_p_as_planned(logged):
 
 
 def test_the_examples_are_the_most_drawn_with_their_probabilities(logged):
-    _, _, seen, record, _ = logged
-    p, most, *_ = seen[-1]
+    model, _, seen, record, _ = logged
+    p, most, counts, *_ = seen[-1]
+    assert counts.sum() == model.sampling_run.clock.step * small.BATCH_SIZE
     assert list(record.examples) == [*most._fields, "probability"]
     for name, column in most._asdict().items():
         read = np.array(record.examples[name], column.dtype)
@@ -183,6 +185,8 @@ def test_event_files_have_the_same_figures_and_the_distribution(tmp_path):
             into = scalars if kind == "scalars" else histograms
             into[value.tag, event.step] = tf.make_ndarray(value.tensor)
     history = load(tmp_path).history
+    assert history.pop("epoch").tolist() == [1, 2, 3]  # what TensorBoard calls steps
+    assert len(scalars) == 3 * len(history)
     for name, values in history.items():
         for epoch, value in enumerate(values):
             written = scalars[f"sampling/{name}", epoch + 1]
@@ -241,7 +245,8 @@ def test_later_epochs_go_on_and_epoch_0_starts_afresh(tmp_path):
     assert len(steps) == 3 and steps[2] == steps[1] + other.optimizer.iterations
     assert load(tmp_path).examples
     other.compile("sgd", small.crossentropy(), sampling="uniform")
-    small.fit(other, epochs=1, callbacks=[monitor])
+    with pytest.warns(UserWarning, match="held a run of 3 epochs, which this one"):
+        small.fit(other, epochs=1, callbacks=[monitor])
     afresh = load(tmp_path)
     assert afresh.history["steps"].tolist() == [15]  # not 30
     assert not afresh.examples and not afresh.arrays
@@ -261,6 +266,8 @@ def test_uniform_training_and_plain_keras_are_logged_too(tmp_path, plain):
     assert record.history["gain_ratio"].tolist() == [1, 1]
     assert record.history["steps"].tolist() == [15, 30]
     assert record.settings["sampling"] == "uniform" and not record.examples
+    sizes = [record.settings[name] for name in ("n", "batch_size")]
+    assert sizes == ([None, None] if plain else [60, small.BATCH_SIZE])
 
 
 def test_seconds_are_those_of_training_without_validation(tmp_path):
@@ -319,5 +326,5 @@ def test_what_is_no_directory_of_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must have a history.csv.*SamplingMonitor"):
         load(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="`log_dir` must be a directory.*Take another"):
+    with pytest.raises(ValueError, match="`log_dir` must be a directory.*Name one"):
         SamplingMonitor(tmp_path / "file", tensorboard=False)

@@ -1,9 +1,14 @@
 import re
 
 import keras
+import numpy as np
+import pytest
 import small
 
 from keras_osgd.callbacks import SamplingMonitor
+from keras_osgd.figures import LOGGED_ONLY
+from keras_osgd.progress_bar import ProgressBar
+from keras_osgd.sampling import RAIS
 
 SHOWN = re.compile(r"(\w+): ([-+.\de]+)")
 FIGURES = {"gain_ratio", "effective_epochs"}
@@ -45,13 +50,76 @@ def test_the_bar_shows_gain_and_effective_epochs_while_an_epoch_runs(capsys):
     assert set(history.history) == seen.names
 
 
-def test_one_line_an_epoch_shows_them_too_and_what_the_monitor_logs(capsys):
+@pytest.mark.parametrize("norm", ["last_layer", "exact"])
+def test_one_line_an_epoch_shows_them_too_and_nothing_else_of_the_monitors(
+    norm, capsys
+):
     small.fit(small.model(), verbose=2)
     (line,) = lines(capsys)
     assert list(line) == ["loss", "gain_ratio", "effective_epochs"]
-    small.fit(small.model(), verbose=2, callbacks=[SamplingMonitor()])
+    model = small.model(sampling=RAIS(seed=0, norm=norm))
+    history = small.fit(model, verbose=2, callbacks=[SamplingMonitor()])
     (line,) = lines(capsys)
-    assert {"share_unseen", "learning_rate_applied", *FIGURES} < set(line)
+    assert list(line) == ["loss", "gain_ratio", "effective_epochs"]
+    assert "share_unseen" in history.history
+    assert set(history.history) - set(line) <= LOGGED_ONLY
+
+
+def test_the_number_of_steps_shown_is_what_the_epoch_will_come_to():
+    left = iter([20, 7])
+    bar = ProgressBar(dict, lambda: next(left))
+    bar.set_params({"verbose": 1, "epochs": 1, "steps": 60})
+    bar.on_epoch_begin(0)
+    bar.on_train_batch_end(3, {})
+    assert bar.progbar.target == 24
+    bar.on_train_batch_end(4, {})  # a moment later: nothing is read anew
+    assert bar.progbar.target == 24
+    bar._read_at -= 1
+    bar.on_train_batch_end(5, {})
+    assert bar.progbar.target == 13
+
+
+def test_a_notice_amid_an_epoch_has_a_line_of_its_own(capsys):
+    x = np.zeros_like(small.X)
+    labels = np.zeros_like(small.Y)  # all norms are alike: it does not pay
+    for verbose in (1, 2):
+        model = small.model(sampling=RAIS(seed=0, retreat_below=8.0))
+        small.fit(model, x=x, y=labels, epochs=6, verbose=verbose)
+        printed = capsys.readouterr().out
+        assert "\nGain ratio" in printed and "\n\nGain" not in printed
+
+
+class Left(keras.callbacks.Callback):
+    """Keeps where each step expects its epoch to end, and where it did."""
+
+    def __init__(self):
+        super().__init__()
+        self.expected, self.ends = [[]], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        clock = self.model.sampling_run.clock
+        by_gain = -(-float(clock._remaining) // float(clock.gain))
+        self.expected[-1].append((clock.step + clock.steps_left(), by_gain))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.ends.append(self.model.sampling_run.clock.step)
+        self.expected.append([])
+
+
+def test_an_epochs_end_is_known_near_it_and_expected_by_the_gain_before():
+    x, y = np.tile(small.X, (8, 1)), np.tile(small.Y, 8)
+    model, left = small.model(), Left()
+    small.fit(model, x=x, y=y, epochs=4, callbacks=[left])
+    assert model.sampling_held.history["gain_ratio"][-1] > 1.1
+    begun = 0
+    for expected, end in zip(left.expected, left.ends, strict=False):
+        assert end - begun > 60
+        for step, (found, by_gain) in enumerate(expected[:-1], begun + 1):
+            if end - step <= 20:  # decided, and so found out
+                assert found == end
+            elif end - step > 60:
+                assert found == step + by_gain
+        begun = end
 
 
 def test_a_bar_of_the_users_own_is_the_only_one_and_silence_is_kept(capsys):

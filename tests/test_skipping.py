@@ -1,6 +1,7 @@
 """Rows 9 to 11 and 14: what is not finite is skipped, named and set aside."""
 
 import functools
+import re
 import warnings
 
 import keras
@@ -278,10 +279,10 @@ def test_culprits_are_found_by_their_data_then_by_their_norms(norms, rows, found
     assert given[0].tolist() == found and given[1] is sure
 
 
-def _watch(n=200, m=2):
+def _watch(n=200, m=2, row_is_finite=None):
     state = SamplingState()
     state.allocate(ScoreTable(n, None), "", 0, "last_layer")
-    return Watch(state, 0.05, m), state.bad_examples
+    return Watch(state, 0.05, m, row_is_finite), state.bad_examples
 
 
 def _look(watch, index, norms, gains, first=0):
@@ -303,13 +304,18 @@ def test_suspects_are_acquitted_by_a_step_that_went_well_and_culprits_are_not():
     assert watch.error == ""
 
 
-def test_the_limit_is_one_in_a_hundred_examples():
-    watch, bad = _watch()
+_ADVICE = {True: "Data and weights of.*Lower the learning", False: "Look for NaN"}
+
+
+@pytest.mark.parametrize("finite", _ADVICE)
+def test_the_limit_is_one_in_a_hundred_examples(finite):
+    watch, bad = _watch(row_is_finite=lambda rows: finite | (rows == 9))
     _look(watch, [[1, 9], [2, 9]], [[NAN, 1.0], [NAN, 1.0]], [NAN, NAN])
     assert (bad.affected, watch.error) == ([1, 2], "")
     _look(watch, [[3, 9]], [[NAN, 1.0]], [NAN], first=2)
     assert watch.error.startswith("At most 1 % of the examples may have a loss or")
-    assert "Received: 3 of 200, example(s) [1, 2, 3]. Look for NaN" in watch.error
+    named = r"Received: 3 of 200, example\(s\) \[1, 2, 3\]. "
+    assert re.search(named + _ADVICE[finite], watch.error)
 
 
 def test_many_skipped_steps_are_summed_up():

@@ -58,7 +58,8 @@ class Events:
         """
         with self._writer.as_default(step=epoch):
             for name, value in row.items():
-                tf.summary.scalar(f"sampling/{name}", value)
+                if name != "epoch":  # it is the axis
+                    tf.summary.scalar(f"sampling/{name}", value)
             if probabilities is not None:
                 n_p = len(probabilities) * probabilities
                 tf.summary.histogram("sampling/n_p", n_p)

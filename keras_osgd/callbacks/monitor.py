@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from keras_osgd.callbacks.events import Events, require_tensorboard
 from keras_osgd.callbacks.run_log import RunLog, run_of
+from keras_osgd.warn_once import warn
 
 __all__ = ["SamplingMonitor"]
 
@@ -20,30 +20,33 @@ __all__ = ["SamplingMonitor"]
 class SamplingMonitor(keras.callbacks.Callback):
     """Adds figures of the sampling to the logs of each epoch, and writes a run's files.
 
-    History, CSVLogger, the progress bar and every tracker then show them:
+    History, CSVLogger and every tracker then show them, and the progress bar the gain
+    ratio and the effective epochs. What planning works out (the first five) is of the
+    steps that the last plan took in, so older than the epoch's end by up to a block:
 
     | key | meaning |
     |---|---|
-    | gain_ratio | r, 1 while draws are uniform |
+    | gain_ratio | mean of r, by which steps count; 1 while draws are uniform |
+    | candidate_gain_ratio | the same for draws by the scores, drawn so or not |
+    | gradient_ess | (sum w v)^2 / (k sum (w v)^2) of the last k draws, in (0, 1] |
+    | largest_weight | largest importance weight that could be drawn |
+    | share_unseen | share of the examples of which no norm was taken in yet |
     | gain_ratio_exact | r right now by exact norms, where those are taken |
     | gain_ratio_last_layer | the same by the last layer's, to check these |
     | effective_epochs | progress so far, in epochs of uniform training |
-    | gradient_ess | (sum w v)^2 / (k sum (w v)^2) of the last k draws, in (0, 1] |
-    | largest_weight | largest importance weight that could be drawn |
-    | share_unseen | share of the examples whose norm was never observed |
     | sampling_share | seconds of planning (beside the steps) and waiting, over all |
     | share_pooled | only with `Presample`: share of the steps that drew from a pool |
-    | candidate_gain_ratio | likewise: r that drawing has or, while off, would have |
     | scoring_seconds | only with the oracle: spent on scoring since `fit` began |
-    | learning_rate_applied | the user's rate times what the gain ratio makes of it |
+    | learning_rate_applied | of the last step: the rate set times r, or its root |
 
     With `log_dir` there are files as well, for `keras_osgd.plots`, for `python -m
     keras_osgd report` and for TensorBoard: history.csv (a row for each epoch, with
-    steps, seconds without validation, and percentiles of n p), run.json (settings and
-    alarms), examples.csv (the most drawn), sampling.npz and event files. They are
-    brought up to date after every epoch, and whole after a kill. A `fit` that
-    `Checkpoint` resumes, or one with `initial_epoch`, goes on with them; one from epoch
-    0 on starts them afresh. Uniform training and plain Keras models can be logged too.
+    steps, seconds without validation but with TensorFlow's tracing, and percentiles of
+    n p), run.json (settings and alarms), examples.csv (the most drawn), sampling.npz
+    and event files. They are brought up to date after every epoch, and whole after a
+    kill. A `fit` that `Checkpoint` resumes, or one with `initial_epoch`, goes on with
+    them; one from epoch 0 on starts them afresh, and warns. Uniform training and plain
+    Keras models can be logged too.
 
     Args:
         log_dir: directory of the run, made if it is missing; `None` writes nothing.
@@ -135,11 +138,10 @@ class SamplingMonitor(keras.callbacks.Callback):
             function(*args)
         except OSError as error:
             if not self._failed:
-                warnings.warn(
+                warn(
                     "The run's files must be written into "
                     f"{self._log.files.directory}. Received: {error}. Training goes "
-                    "on: make room, or mend the disk.",
-                    stacklevel=2,
+                    "on: make room, or mend the disk."
                 )
             self._failed = True
 

@@ -16,7 +16,7 @@ from keras_osgd.learning_rate import inner_optimizer
 from keras_osgd.run import Run
 from keras_osgd.run_files import PERCENTILES, RunFiles, percentile_name
 from keras_osgd.versions import versions
-from keras_osgd.warn_once import warned_of
+from keras_osgd.warn_once import warn, warned_of
 
 __all__ = ["RunLog", "run_of"]
 
@@ -56,6 +56,12 @@ class RunLog:
         self._rows = [row for row in rows if row["epoch"] <= epoch]
         self.fresh = not self._rows
         if self.fresh:
+            if rows:
+                warn(
+                    f"{self.files.directory} held a run of {len(rows)} epochs, which "
+                    "this one replaces. Name another `log_dir` to keep it, or give "
+                    "`initial_epoch` to go on with it."
+                )
             self.files.clear()
         last = self._rows[-1] if self._rows else {"steps": 0, "seconds": 0.0}
         taken = _steps(model)
@@ -102,7 +108,7 @@ class RunLog:
         if p is not None:
             found = np.percentile(len(p) * p, PERCENTILES)
             row |= dict(zip(map(percentile_name, PERCENTILES), found, strict=True))
-            self._write_examples(model, p)  # p waited for the plan in the making
+            self._write_examples(model, p)
         self._rows.append(row)
         self.files.write_history(self._rows)
         self._write_settings(model)
@@ -110,9 +116,13 @@ class RunLog:
         return row
 
     def end(self, model: keras.Model, status: str) -> None:
-        """Writes the last alarms, and how training ended if that is new."""
+        """Writes the last draws and alarms, and how training ended if that is new."""
         self._settings["status"] = status or self._settings["status"]
         self._write_settings(model)
+        run = run_of(model)
+        p = None if run is None else run.probabilities()
+        if p is not None:
+            self._write_examples(model, p)
 
     def _write_settings(self, model: keras.Model) -> None:
         run = run_of(model)
@@ -159,8 +169,7 @@ def settings(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
         "loss": getattr(model.loss, "name", model.loss),
         "sampling": repr(model.sampling) if run else "uniform",
         "epochs": params.get("epochs"),
-        "n": None,
-        "batch_size": None,
+        **dict(zip(("n", "batch_size"), _sizes(model), strict=True)),
         "seed": None,
     }
     if run is not None:
@@ -171,6 +180,11 @@ def settings(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
         }
     devices = [device.device_type for device in tf.config.list_logical_devices()]
     return {**found, "devices": devices, "versions": versions()}
+
+
+def _sizes(model: keras.Model) -> tuple[int | None, int | None]:
+    """Returns n and m of a uniform `fit` of ours, as far as they are known."""
+    return getattr(getattr(model, "sampling_held", None), "sizes", (None, None))
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import pathlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from keras_osgd import checkpoint_files
+from keras_osgd.warn_once import warn
 
 __all__ = ["Writer"]
 
@@ -76,12 +76,9 @@ class Writer:
             line = f"No checkpoint was written into {self._directory}: {error}. "
             line += self.where_saved() or "There is no earlier one."
             if isinstance(error, FloatingPointError):
-                warnings.warn(line, stacklevel=2)
+                warn(line)
             elif self._failures < _MOST_FAILURES:
-                warnings.warn(
-                    f"{line} Training goes on: make room, or mend the disk.",
-                    stacklevel=2,
-                )
+                warn(f"{line} Training goes on: make room, or mend the disk.")
             else:
                 raise RuntimeError(
                     f"{line} That was the failure number {self._failures} in a row. "
