@@ -24,8 +24,6 @@ LOGGED_ONLY = frozenset(
 )
 """What `SamplingMonitor` logs and no bar shows."""
 
-__all__ = ["figures", "progress", "record"]
-
 
 def progress(run: Any) -> dict[str, float]:
     """Returns gain ratio and effective epochs of a `Run` cheaply."""
