@@ -13,8 +13,8 @@ from keras_osgd.gain_ratio import MAX_GAIN
 from keras_osgd.model import accelerate
 from keras_osgd.sampling import RAIS
 from keras_osgd.speedup_probe import (
-    LEAST_STEPS,
     copied,
+    least_steps,
     norms_of,
     planning_seconds,
     randomness_kept,
@@ -75,13 +75,12 @@ class SpeedupEstimate(NamedTuple):
             f"{self.step_milliseconds:.2f} ms, and beside it "
             f"{self.planning_milliseconds:.2f} ms of planning\n"
             f"  seconds                      {fast:.2f} to {slow:.2f} times uniform's\n"
-            f"By the last layer's gradients of {self.rows} examples, after "
-            f"{self.probe_steps} steps of a copy of the model: the best draws have "
-            f"{self.variance_ratio:.2f} times less variance than uniform ones, single "
-            f"draws with their mean; at batch size {self.batch_size} that is a gain "
-            f"ratio of {self.attainable_gain:.2f}. It mostly rises in training, and "
-            "what is attained of it differs from data to data: hence the range. The "
-            "first pass over the data gains nothing: of few passes expect less."
+            f"The best draws would have a gain ratio of {self.attainable_gain:.2f} at "
+            f"batch size {self.batch_size} (and {self.variance_ratio:.2f} times less "
+            f"variance one by one), by the last layer's gradients of {self.rows} "
+            f"examples after {self.probe_steps} steps of a copy. Training attains a "
+            "part of that, none in its first pass over the data and most at its end: "
+            "hence the range. Times are as noisy as this machine is busy."
         )
 
 
@@ -108,8 +107,8 @@ def estimate_speedup(
             dataset, or what `data.indexed` or `data.records` returned.
         y: targets.
         batch_size: m, of the training to come; 32, or that of a dataset.
-        steps: of the probe, at least 35. A fifth of an epoch says little; more than an
-            epoch says more.
+        steps: of the probe, at least 35, and more with `steps_per_execution`. A fifth
+            of an epoch says little; more than an epoch says more.
         seed: of the copy's examples and draws. Times are no part of what it fixes.
         sample_weight: as for `fit`.
 
@@ -124,10 +123,11 @@ def estimate_speedup(
         >>> found.attainable_gain >= 1
         True
     """
-    if steps < LEAST_STEPS:
+    least = least_steps(getattr(model, "steps_per_execution", None) or 1)
+    if steps < least:
         raise ValueError(
-            f"`steps` must be at least {LEAST_STEPS}, to be timed. "
-            f"Received: steps={steps}. Leave it out for 500."
+            f"`steps` must be at least {least}, to be timed at the model's "
+            f"`steps_per_execution`. Received: steps={steps}. Pass more."
         )
     read = getattr(getattr(model, "sampling_held", None), "indexed", None)
     x, _ = from_dataset(x, read, verbose=False)

@@ -25,8 +25,8 @@ from keras_osgd.sampling import RAIS
 from keras_osgd.training_data import TrainingData
 
 __all__ = [
-    "LEAST_STEPS",
     "copied",
+    "least_steps",
     "norms_of",
     "planning_seconds",
     "randomness_kept",
@@ -36,7 +36,17 @@ __all__ = [
 _ROWS = 4096  # whose norms are taken, or 16 batches
 _ROUNDS = 5  # of steps of either kind, in turn
 _NOT_TIMED = 5  # steps at the start of a round
-LEAST_STEPS = _ROUNDS * (_NOT_TIMED + 2)
+
+
+def least_steps(steps_per_execution: int) -> int:
+    """Returns how many steps there must be, lest a round have none that is timed.
+
+    Example:
+        >>> least_steps(1), least_steps(10)
+        (35, 150)
+    """
+    skipped = -(-_NOT_TIMED // steps_per_execution)
+    return _ROUNDS * (skipped + 2) * steps_per_execution
 
 
 def copied(model: keras.Model) -> keras.Model:
@@ -73,7 +83,10 @@ def train_in_turn(
     steps: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Trains both in turn; returns the median seconds of a step of each.
+    """Trains both in turn; returns the seconds of a step of each.
+
+    Medians over the rounds, of a round's medians and, for the second, of its ratio to
+    the first in the same round: what else the machine does changes slowly.
 
     Args:
         plain: trains uniformly.
@@ -101,7 +114,9 @@ def train_in_turn(
                 lambda a, r=rows: None if a is None else a[r], data.arrays
             )
             _fit(plain, taken, batch_size=m, **once)
-    return timers[0].seconds(), timers[1].seconds()
+    uniform, ours = (timer.seconds() for timer in timers)
+    typical = float(np.median(uniform))
+    return typical, typical * float(np.median(ours / uniform))
 
 
 def _fit(model: keras.Model, given: tuple[Any, Any, Any], **options: Any) -> None:
@@ -123,11 +138,12 @@ class _Timer(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self._begun[-1].append(time.perf_counter())
 
-    def seconds(self) -> float:
+    def seconds(self) -> np.ndarray:
+        """Returns `[rounds]`, the median of a step."""
         at_once = self.model.steps_per_execution
         skipped = -(-_NOT_TIMED // at_once)
         between = [np.diff(times)[skipped:] for times in self._begun]
-        return float(np.median(np.concatenate(between))) / at_once
+        return np.array([np.median(times) for times in between]) / at_once
 
 
 def planning_seconds(sampled: keras.Model, data: TrainingData) -> float:
@@ -143,7 +159,7 @@ def planning_seconds(sampled: keras.Model, data: TrainingData) -> float:
         rng = np.random.default_rng(seed)
         draws.reshuffled(state.owed, p, steps * data.batch_size, rng)
         begun.append(time.perf_counter())
-    return float(np.median(np.diff(begun))) / steps
+    return float(np.diff(begun).min()) / steps
 
 
 def norms_of(

@@ -144,6 +144,13 @@ def test_the_account_says_what_was_found_and_where_it_will_not_help():
     assert len(str(found).splitlines()) <= 6
 
 
+def test_several_steps_at_once_are_timed_as_single_ones():
+    model = small.model(steps_per_execution=4)
+    least = speedup_probe.least_steps(4)
+    found = keras_osgd.estimate_speedup(model, small.X, small.Y, 4, least)
+    assert found.overhead >= 1 and found.step_milliseconds > 0
+
+
 @pytest.mark.parametrize("labels", [small.Y, None])
 def test_planning_is_spread_over_the_steps_of_a_block(labels, monkeypatch):
     model, seconds = small.model(), itertools.count(step=3)
@@ -163,6 +170,8 @@ def test_what_cannot_be_estimated_is_refused():
     estimate, model = keras_osgd.estimate_speedup, small.model(run_eagerly=True)
     with pytest.raises(ValueError, match="`steps` must be at least 35.*steps=5"):
         estimate(model, small.X, small.Y, steps=5)
+    with pytest.raises(ValueError, match="`steps` must be at least 750.*steps=500"):
+        estimate(small.model(steps_per_execution=50), small.X, small.Y)
     with pytest.raises(ValueError, match="dataset is infinite.*Presample"):
         estimate(model, _dataset().repeat())
     with pytest.raises(ValueError, match="must be arrays. Received: generator"):
