@@ -1,6 +1,6 @@
 """Finds flipped labels, by the draws of training and by cleanlab's rankings.
 
-    python examples/label_errors.py            # about ten minutes of one core
+    python examples/label_errors.py            # about ten minutes on two cores
     python examples/label_errors.py --smoke    # half a minute
 
 Both rank the same models' predictions on their training set; `keras_osgd` has the count
@@ -29,6 +29,7 @@ except ImportError:
 RESULTS = pathlib.Path(__file__).parent / "results" / "label_errors.md"
 _RATE = 0.04
 _FOLDS, _FOLD_EPOCHS = 3, 5
+_FIRST_SEED = 3  # 0 to 2 have chosen the constants of `find_label_errors`
 # The class that each is most alike to: T-shirt and shirt, pullover and coat, ...
 _ALIKE = np.array([6, 3, 4, 0, 2, 7, 0, 9, 4, 7])
 
@@ -39,7 +40,7 @@ def main() -> None:
     _, ((x, y), _, _) = datasets.load()
     x, y = x[: options.examples], y[: options.examples].astype(np.int64)
     found: dict[tuple, list[tuple]] = {}
-    for seed in range(options.seeds):
+    for seed in range(_FIRST_SEED, _FIRST_SEED + options.seeds):
         for epochs in options.epochs:
             flipped, labels = flip(y, options.noise, seed)
             for ranking, row in compare(x, labels, flipped, epochs, seed, options.top):
@@ -53,13 +54,13 @@ def main() -> None:
         )
         _add(found, key, (measured, np.nan))
         flipped, labels = flip(y, options.noise, seed, alike=True)
-        first = options.epochs[0]
-        for ranking, row in compare(x, labels, flipped, first, seed, options.top):
-            _add(found, ("a class alike", first, ranking), row)
-    text = _table(found, len(x), options)
+        middle = options.epochs[len(options.epochs) // 2]
+        for ranking, row in compare(x, labels, flipped, middle, seed, options.top):
+            _add(found, ("a class alike", middle, ranking), row)
+        text = _table(found, len(x), options)
+        if not options.smoke:  # as it stands, lest a run that is ended have none
+            RESULTS.write_text(text)
     print(text)
-    if not options.smoke:
-        RESULTS.write_text(text)
 
 
 def flip(
@@ -191,7 +192,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[10, 30])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[4, 10, 30])
     parser.add_argument("--examples", type=int, default=50_000)
     parser.add_argument("--noise", type=float, default=0.05)
     parser.add_argument("--top", type=int, default=1000)

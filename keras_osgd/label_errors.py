@@ -7,30 +7,24 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_osgd import keras_compat, losses, training_data
+from keras_osgd import training_data
+from keras_osgd.class_probabilities import class_probabilities
 from keras_osgd.data import from_dataset
 from keras_osgd.most_sampled import refuse_count
-from keras_osgd.refusals import refuse
 from keras_osgd.state import SamplingState
-from keras_osgd.tables import write_table
+from keras_osgd.tables import first_lines, write_table
 from keras_osgd.training_data import TrainingData
 
 __all__ = ["LabelSuspects", "find_label_errors", "suspicion"]
 
-_CROSSENTROPIES = (
-    "sparse_categorical_crossentropy",
-    "categorical_crossentropy",
-    "categorical_focal_crossentropy",
-    "binary_crossentropy",
-    "binary_focal_crossentropy",
-)
-# Chosen for five trainings, short and long, with flips to any and to like classes, on
-# seeds that are not reported. More rarity helps the first kind and harms the second.
+# Chosen for trainings of 4 to 30 epochs, with and without Dropout, with flips to any
+# and to like classes, on seeds that are not reported.
 _PRIOR = 5.0  # draws: a few visits tell less than the prediction does
-_RARITY = 0.05
-_DOUBT = 0.5
+_RARITY = 0.05  # more helps with flips to any class, and harms with those to like ones
+_LEAST_TRUST, _TRUST = 0.5, 8.0  # in predictions
+_DRAWN_MOST = 0.02  # the share of the examples that tells how far to trust
+_LEARNED = 0.03  # of them by heart: the trust falls by a factor of e
 
 
 class LabelSuspects(NamedTuple):
@@ -38,7 +32,7 @@ class LabelSuspects(NamedTuple):
 
     Attributes:
         index: `[k]` int64, rows of the data.
-        score: `[k]` float64, above 0, falling; about 1 for an ordinary example.
+        score: `[k]` float64, falling; about 0 for an ordinary example.
         label: `[k]` int64, the class given by y.
         suggested: `[k]` int64, the class most probable beside it by the model.
         times_seen: `[k]` int64, how often each was trained on.
@@ -54,6 +48,10 @@ class LabelSuspects(NamedTuple):
         """Writes a table with a line of names and one line for each example."""
         write_table(path, self._fields, self)
 
+    def __str__(self) -> str:
+        """Returns the first lines of the table."""
+        return first_lines(self._fields, self)
+
 
 def find_label_errors(
     model: keras.Model,
@@ -68,9 +66,9 @@ def find_label_errors(
     Where a label is wrong, the gradient is large whenever the example is seen, and it
     is drawn again and again. A network that is trained long enough learns wrong labels
     by heart, and its predictions then tell nothing; the count of draws remains. Hence
-    `suspicion` goes by the draws first and by the predictions second. Without draws by
-    importance there is nothing to go by that a ranking of predictions does not have, so
-    that such models are refused and not ranked by another rule.
+    `suspicion` goes by the draws, and by the predictions as far as these have not
+    learned what is drawn most. Without draws by importance there is nothing to go by
+    that a ranking of predictions does not have: such models are refused.
 
     Args:
         model: one of ours, trained by `fit` with importance sampling on these very
@@ -105,7 +103,7 @@ def find_label_errors(
     data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
     state = _learned(model, data)
     labels = _labels(data)
-    probabilities = _predicted(model, data, labels)
+    probabilities = class_probabilities(model, data)
     taken: list[np.ndarray] = []
     state.undivided(lambda: taken.append(state.times_drawn.astype(np.int64)))
     score, suggested = suspicion(taken[0], labels, probabilities)
@@ -122,13 +120,14 @@ def suspicion(
     With t the draws, z the label, s the most probable other class and q the model's
     probability of z, the score is
 
-        (t + 5) / (mean of t + 5 over label z) * (share of s among the examples of
-        label z)^(-1/20) * (1 + (1 - q)/2).
+        log((t + 5) / (mean of t + 5 over label z))
+        - log(share of s among the examples of label z) / 20 + c (1 - q).
 
-    The first factor is the history: hard examples and wrong ones are drawn more. The
+    The first term is the history: hard examples and wrong ones are drawn more. The
     second tells them apart: hard examples lie between classes that are often confused,
-    where wrong labels lie anywhere. The third is the prediction, which weighs little
-    since it may have been learned by heart.
+    where wrong labels lie anywhere. The third is the prediction, which is worth much
+    until labels are learned by heart: c = 1/2 + 8 e^(-L/0.03), L being the share of the
+    2 % of the examples with the largest first term whose label the model predicts.
 
     Args:
         times_drawn: `[n]`, >= 0.
@@ -136,7 +135,7 @@ def suspicion(
         probabilities: `[n, classes]`, >= 0, rows sum to 1; at least two classes.
 
     Returns:
-        `[n]` float64, > 0, and `[n]` int64.
+        `[n]` float64 and `[n]` int64.
 
     Example:
         >>> probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]])
@@ -153,8 +152,11 @@ def suspicion(
     usual = np.bincount(labels, seen, minlength=classes) / sizes
     pairs = np.bincount(labels * classes + suggested, minlength=classes**2)
     share = pairs.reshape(classes, classes)[labels, suggested] / sizes[labels]
-    score = seen / usual[labels] * share**-_RARITY * (1 + _DOUBT * (1 - own))
-    return score, suggested
+    drawn = np.log(seen / usual[labels])
+    most = np.argsort(-drawn, kind="stable")[: max(1, int(_DRAWN_MOST * len(rows)))]
+    learned = (own[most] >= others[most].max(axis=1)).mean()
+    trust = _LEAST_TRUST + _TRUST * np.exp(-learned / _LEARNED)
+    return drawn - _RARITY * np.log(share) + trust * (1 - own), suggested
 
 
 def _learned(model: keras.Model, data: TrainingData) -> SamplingState:
@@ -162,20 +164,24 @@ def _learned(model: keras.Model, data: TrainingData) -> SamplingState:
     held = getattr(model, "sampling_held", None)
     state = getattr(held, "state", None)
     if state is None or state.table is None or not state.times_drawn.any():
+        method = getattr(model, "sampling", None)
+        how = "Keras' own class" if method is None else f"compiled with {method!r}"
         raise ValueError(
             "There must have been a `fit` with importance sampling, which counts the "
-            f"draws. Received: a model of class {type(model).__name__} without. Train "
-            "it, if need be after `keras_osgd.accelerate(model)`, or load weights that "
-            "were saved after training."
+            f"draws. Received: a {type(model).__name__} without, {how}. Train it with "
+            '`sampling="rais"`, if need be after `keras_osgd.accelerate(model)`, or '
+            "load weights that were saved after such training."
         )
     if held.run is not None:
         held.run.settle()
     if state.fingerprint != data.fingerprint():
+        n, other = state.table.size, ", with other values, types or weights"
+        kinds = [str(leaf.dtype) for leaf in keras.tree.flatten(data.arrays[:2])]
         raise ValueError(
-            f"The data must be what the model was trained on, {state.table.size} "
-            f"examples in their order. Received: {data.n} examples, or other rows, "
-            "types or weights. Pass x, y and `sample_weight` as they were given to "
-            "`fit`, without the rows that `validation_split` took."
+            f"The data must be what the model was trained on, {n} examples in their "
+            f"order. Received: {data.n} of type {', '.join(kinds)}"
+            f"{other if data.n == n else ''}. Pass x, y and `sample_weight` as they "
+            "were given to `fit`, without the rows that `validation_split` took."
         )
     return state
 
@@ -192,56 +198,3 @@ def _labels(data: TrainingData) -> np.ndarray:
         )
     one_hot = y.ndim == 2 and y.shape[1] > 1
     return classes.astype(np.int64) + (0 if one_hot else int(y.min()))
-
-
-def _predicted(
-    model: keras.Model, data: TrainingData, labels: np.ndarray
-) -> np.ndarray:
-    """Returns `[n, classes]`, the probabilities by the model in inference mode."""
-    losses.describe(model, data)  # raises for labels outside of the classes
-    found = keras_compat.compiled_losses(model)
-    loss = found[0][1]
-    name = getattr(getattr(loss, "fn", None), "__name__", type(loss).__name__)
-    first = data.batch(slice(1))[0]
-    outputs = keras.tree.flatten(keras_compat.call_model(model, first, False))
-    shape = tuple(outputs[0].shape)
-    refuse(
-        [
-            _problem_of_outputs(len(found), len(outputs), shape),
-            None if name in _CROSSENTROPIES else _problem_of_loss(name),
-        ]
-    )
-    from_logits = keras_compat.loss_options(loss).get("from_logits", False)
-    parts = []
-    for first in range(0, data.n, data.batch_size):
-        inputs = data.batch(slice(first, first + data.batch_size))[0]
-        made = keras.tree.flatten(model.predict_on_batch(inputs))[0]
-        parts.append(_as_probabilities(np.asarray(made, np.float64), from_logits))
-    return np.concatenate(parts)
-
-
-def _problem_of_outputs(losses_: int, outputs: int, shape: tuple) -> str | None:
-    if losses_ == outputs == 1 and len(shape) == 2:
-        return None
-    return (
-        "The model must have one output with a row of classes for each example. "
-        f"Received: {outputs} outputs, {losses_} losses, shape {shape}. Look at one "
-        "output at a time, by a model of its own."
-    )
-
-
-def _problem_of_loss(name: str) -> str:
-    return (
-        "The loss must be one of Keras' crossentropies, by which outputs are "
-        f"probabilities or logits. Received: {name}. Compile with "
-        "`SparseCategoricalCrossentropy`, `CategoricalCrossentropy` or "
-        "`BinaryCrossentropy`."
-    )
-
-
-def _as_probabilities(outputs: np.ndarray, from_logits: bool) -> np.ndarray:
-    """Returns `[m, classes]`; of one output of two classes, both."""
-    if outputs.shape[1] == 1:
-        positive = tf.sigmoid(outputs).numpy() if from_logits else outputs
-        return np.concatenate([1 - positive, positive], axis=1)
-    return tf.nn.softmax(outputs).numpy() if from_logits else outputs

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_osgd.state import SamplingState
-from keras_osgd.tables import write_table
+from keras_osgd.tables import first_lines, write_table
 
 __all__ = ["MostSampled", "labels_of", "most_sampled", "refuse_count"]
 
@@ -35,6 +35,10 @@ class MostSampled(NamedTuple):
         """Writes a table with a line of names and one line for each example."""
         label = [""] * len(self.index) if self.label is None else self.label
         write_table(path, self._fields, self._replace(label=label))
+
+    def __str__(self) -> str:
+        """Returns the first lines of the table."""
+        return first_lines(self._fields, self)
 
 
 def most_sampled(state: SamplingState, targets: Any, k: int) -> MostSampled:

@@ -159,7 +159,7 @@ def prepare(
     if y is None:
         raise ValueError(
             "`y` must be given: an example's importance comes from its own loss. "
-            'Received: y=None. Pass targets, or compile with sampling="uniform".'
+            'Received: y=None. Pass targets; sampling="uniform" trains without.'
         )
     refusals = Refusals()
     x, y, weights = arrays

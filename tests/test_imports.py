@@ -77,6 +77,7 @@ ORDER = [
     "continuation",
     "blocks",
     "most_sampled",
+    "class_probabilities",
     "label_errors",
     "sampling_view",
     "planner",

@@ -1,4 +1,5 @@
 import csv
+import math
 import pathlib
 
 import keras
@@ -21,13 +22,25 @@ def test_suspicion_is_the_formula_worked_out_by_hand():
     score, suggested = label_errors.suspicion(times, labels, probabilities)
     assert suggested.tolist() == [1, 2, 1, 2]
     usual = (6 + 8 + 13) / 3  # draws and 5 more, of label 0
+    trust = 0.5 + 8.0  # the model does not predict the label of the one drawn most
     expected = [
-        6 / usual * (2 / 3) ** -0.05 * (1 + 0.3 / 2),
-        8 / usual * (1 / 3) ** -0.05 * (1 + 0.4 / 2),
-        13 / usual * (2 / 3) ** -0.05 * (1 + 0.8 / 2),
-        1.0 * 1.0 * (1 + 0.5 / 2),  # alone of its label, and of its pair
+        math.log(6 / usual) - math.log(2 / 3) / 20 + trust * 0.3,
+        math.log(8 / usual) - math.log(1 / 3) / 20 + trust * 0.4,
+        math.log(13 / usual) - math.log(2 / 3) / 20 + trust * 0.8,
+        trust * 0.5,  # alone of its label, and of its pair
     ]
     np.testing.assert_allclose(score, expected, rtol=1e-12)
+
+
+def test_predictions_are_trusted_as_far_as_they_have_not_learned_what_is_drawn_most():
+    labels, times = np.zeros(200, int), np.arange(200)  # the last four are the 2 %
+    probabilities = np.tile([0.3, 0.7], (200, 1))
+    for learned in range(5):
+        probabilities[200 - learned :] = 0.7, 0.3
+        scores, _ = label_errors.suspicion(times, labels, probabilities)
+        trust = 0.5 + 8 * math.exp(-learned / 4 / 0.03)
+        drawn = math.log(5 / (times.mean() + 5))
+        np.testing.assert_allclose(scores[0], drawn + trust * 0.7, rtol=1e-12)
 
 
 def test_what_was_learned_by_heart_is_still_told_by_its_draws():
@@ -83,7 +96,7 @@ def test_all_examples_are_ranked_and_described_by_what_the_model_has(digits):
     times = model.sampling_state.times_drawn
     np.testing.assert_array_equal(found.times_seen, times[found.index])
     score, suggested = label_errors.suspicion(times, labels, shares)
-    np.testing.assert_allclose(found.score, score[found.index], rtol=1e-4)
+    np.testing.assert_allclose(found.score, score[found.index], atol=1e-4)
     np.testing.assert_array_equal(found.suggested, suggested[found.index])
     assert (found.suggested != found.label).all()
 
@@ -129,7 +142,7 @@ def test_one_hot_columns_and_binary_labels_are_classes(y, units, loss):
         shares = keras.ops.softmax(logits).numpy()
     times = model.sampling_state.times_drawn
     score, _ = label_errors.suspicion(times, classes, shares)
-    np.testing.assert_allclose(found.score, score[found.index], rtol=1e-4)
+    np.testing.assert_allclose(found.score, score[found.index], atol=1e-4)
 
 
 def _dataset():
@@ -161,8 +174,14 @@ def test_models_without_draws_and_other_data_are_refused():
     with pytest.raises(ValueError, match="must have been a `fit` with importance"):
         find(model, small.X, small.Y)
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    with pytest.raises(ValueError, match="class Sequential without. Train it"):
+    with pytest.raises(
+        ValueError, match="Sequential without, Keras' own class. Train it"
+    ):
         find(plain, small.X, small.Y)
+    uniform = small.model(sampling="uniform", run_eagerly=True)
+    small.fit(uniform)
+    with pytest.raises(ValueError, match="without, compiled with Uniform.*Train it"):
+        find(uniform, small.X, small.Y)
     small.fit(model)
     for x, y in (
         (small.X[::-1], small.Y),
