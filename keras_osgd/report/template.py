@@ -33,7 +33,8 @@ th:first-child, td:first-child { text-align: left; }
 .words td + td { text-align: left; min-width: 9rem; max-width: 22rem;
   white-space: normal; overflow-wrap: anywhere; }
 .words th { text-align: left; }
-.runs td:nth-child(2) { text-align: left; white-space: normal; min-width: 8rem; }
+.runs :is(td, th):nth-child(2) { text-align: left; min-width: 8rem;
+  white-space: normal; }
 p, li { max-width: 46rem; }
 </style>
 </head>
