@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import report
+from keras_osgd.run_files import runs_in
 from keras_osgd.versions import versions
 
 _EXTRAS = {
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     reporting = commands.add_parser("report", help="write an HTML page about runs")
     reporting.add_argument(
-        "directories", nargs="+", help="of SamplingMonitor(log_dir=...)"
+        "directories",
+        nargs="+",
+        help="of SamplingMonitor(log_dir=...), or directories of these",
     )
     reporting.add_argument(
         "--output", default="report.html", help="of the page; report.html"
@@ -39,12 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(_checked()))
         return 0
     try:
-        report.write(given.directories, given.output)
+        report.write(_runs(given.directories), given.output)
     except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"Wrote {given.output}")
     return 0
+
+
+def _runs(paths: Sequence[str]) -> list[pathlib.Path]:
+    """Returns directories of runs; says on stderr which paths hold none."""
+    found = {path: runs_in(path) for path in paths}
+    if not any(found.values()):
+        raise ValueError(
+            "A run's directory must have a history.csv. Received: "
+            f"{', '.join(paths)} without. Train with `SamplingMonitor(log_dir=...)` "
+            "and pass that directory, or the one it is in."
+        )
+    for path, runs in found.items():
+        if not runs:
+            print(f"Left out {path}: no history.csv of a run.", file=sys.stderr)
+    return [run for runs in found.values() for run in runs]
 
 
 def _checked() -> Iterator[str]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["PERCENTILES", "RunFiles", "RunRecord", "load", "percentile_name"]
+__all__ = ["PERCENTILES", "RunFiles", "RunRecord", "load", "percentile_name", "runs_in"]
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # of n p, in every row of the history
 _HISTORY, _SETTINGS = "history.csv", "run.json"
@@ -143,6 +143,14 @@ def _table(names: Any, rows: Any) -> str:
     writer.writerow(names)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def runs_in(path: str | os.PathLike) -> list[pathlib.Path]:
+    """Returns `path` if it is a run's directory, else those of runs in it, sorted."""
+    path = pathlib.Path(path)
+    if (path / _HISTORY).exists():
+        return [path]
+    return sorted(found.parent for found in path.glob(f"*/{_HISTORY}"))
 
 
 def load(directory: str | os.PathLike) -> RunRecord:

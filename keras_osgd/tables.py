@@ -26,9 +26,9 @@ def first_lines(names: Sequence[str], columns: Sequence[Sequence | None]) -> str
 
     Example:
         >>> print(first_lines(["index", "share"], [[12, 7], [0.25, 1 / 3]]))
-         index     share
-            12      0.25
-             7    0.3333
+          index   share
+             12    0.25
+              7  0.3333
     """
     filled = [(n, c) for n, c in zip(names, columns, strict=True) if c is not None]
     rows = len(filled[0][1])

@@ -10,7 +10,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from keras_osgd import plots
-from keras_osgd.most_sampled import MostSampled
 from keras_osgd.plots.style import STYLES
 from keras_osgd.run_files import PERCENTILES, RunFiles, percentile_name
 
@@ -100,6 +99,10 @@ def test_history_objects_arrays_and_paths_can_be_mixed(directories):
     runs = {"a": history, "b": {"loss": [3.0, 2.0]}, "c": str(directories[0])}
     figure = plots.learning_curves(runs)  # epochs are all that the three have
     (axes,) = figure.axes
+    assert axes.get_xlabel() == "epochs"
+    for against in ("epochs", "epoch"):  # as on the axis, and as in the history
+        (same,) = plots.learning_curves(runs, against=against).axes
+        assert drawn(same, "a")[0].tolist() == [6, 7]
     assert drawn(axes, "a")[0].tolist() == [6, 7]
     assert drawn(axes, "b")[0].tolist() == [1, 2]
     assert drawn(axes, "b")[1].tolist() == [3, 2]
@@ -125,29 +128,25 @@ def test_gain_ratios_are_told_apart_by_how_they_were_found():
     }
     figure = plots.gain_ratio(gains)
     (axes,) = figure.axes
-    words = ["estimated and applied", "by exact norms", "by the last layer's norms"]
-    assert names(figure) == words
+    words = ["estimated", "by exact norms", "by the last layer's norms"]
+    one = "uniform draws, no gain"
+    assert names(figure) == [*words, one]
+    assert set(drawn(axes, one)[1]) == {1.0}
     for label, values in zip(words, gains.values(), strict=False):
         assert [a.tolist() for a in drawn(axes, label)] == [[1.0, 2.5], values]
     two = plots.gain_ratio({"a": gains, "b": {"gain_ratio": [1.0, 2.0]}})
-    assert names(two) == [*(f"a, {x}" for x in words), "b"] and is_saved(two)
+    assert names(two) == [*(f"a, {x}" for x in words), "b", one]
+    assert is_saved(two)
 
 
-def test_a_histogram_of_n_p_has_all_examples_at_their_places():
-    p = np.random.default_rng(0).lognormal(0, 0.7, 1000)
-    p /= p.sum()
-    p = np.append(p, 0.0)  # one set aside
-    figure = plots.probabilities(p)
-    bars = figure.axes[0].patches
-    edges = [bar.get_x() for bar in bars] + [bars[-1].get_x() + bars[-1].get_width()]
-    expected = np.array(
-        [
-            np.sum((len(p) * p >= a) & (len(p) * p < b))
-            for a, b in zip(edges, edges[1:], strict=False)
-        ]
-    )
-    assert expected.sum() == 1000
-    np.testing.assert_allclose([bar.get_height() for bar in bars], expected / 10)
+def test_no_gain_ratio_of_uniform_runs_is_called_estimated(tmp_path):
+    files = RunFiles(tmp_path / "plain")
+    files.write_history(rows(0))
+    files.write_settings({"sampling": "uniform"})
+    one = "uniform draws, no gain"
+    assert names(plots.gain_ratio(files.directory)) == ["plain", one]
+    both = plots.gain_ratio({"U": files.directory, "R": {"gain_ratio": [1, 2]}})
+    assert names(both) == ["U", "R", one]
 
 
 def test_percentiles_over_time_are_bands_named_at_their_ends(directories):
@@ -164,7 +163,12 @@ def test_percentiles_over_time_are_bands_named_at_their_ends(directories):
                 point = row["effective_epochs"], row[percentile_name(q)]
                 assert tuple(np.round(point, 9)) in found
     named = {text.get_text(): text.xy[1] for text in axes.texts}
-    assert {"least", "median", "largest", "75 %"} <= set(named)
+    assert {"least", "median", "largest", "75th percentile"} <= set(named)
+    lines = {tuple(np.round(line.get_ydata(), 9)) for line in axes.lines[:-1]}
+    columns = [[row[percentile_name(q)] for row in rows(0)] for q in PERCENTILES]
+    assert lines == {tuple(np.round(column, 9)) for column in columns}
+    assert axes.get_xlim()[0] == 0
+    assert axes.get_ylabel() == plots.probabilities(np.ones(3)).axes[0].get_xlabel()
     assert named["largest"] == pytest.approx(rows(0)[-1]["n_p_100"])
 
 
@@ -179,75 +183,34 @@ def test_shares_of_draws_are_those_of_the_run_or_of_counts(directories):
     assert names(figure)[-1] == "uniform draws" and is_saved(figure)
 
 
-def test_norms_and_the_uncertainty_set_are_where_they_were_observed():
-    rng = np.random.default_rng(1)
-    predicted = rng.exponential(size=600)
-    arrays = {
-        "predicted": predicted,
-        "observed": predicted + rng.uniform(0, 1, 600),
-        "variance": 0.25 + predicted,
-    }
-    figure = plots.predicted_norms(arrays)
-    (axes,) = figure.axes
-    x, y = drawn(axes, "observations")
-    np.testing.assert_array_equal(x, predicted)
-    np.testing.assert_array_equal(y, arrays["observed"])
-    order = np.sort(predicted)
-    centres = order.reshape(12, 50).mean(axis=1)
-    spread = np.sqrt(0.25 + centres)  # the variance is linear in the prediction
-    low, high = (np.asarray(line.get_ydata()) for line in axes.lines[1:3])
-    np.testing.assert_allclose(high, centres + spread)
-    np.testing.assert_allclose(low, np.maximum(centres - spread, 0))
-    assert is_saved(figure)
-    zeros = dict.fromkeys(arrays, np.zeros(3))
-    assert is_saved(plots.predicted_norms(zeros))
+def test_panels_keep_their_size_however_many_runs_are_named():
+    def panel(runs: int) -> tuple[np.ndarray, ...]:
+        given = {f"run with a long name {i}": {"loss": [2.0, 1.0]} for i in range(runs)}
+        figure = plots.learning_curves(given)
+        figure.draw_without_rendering()
+        return figure.axes[0].get_window_extent().size, figure.get_size_inches()
 
-
-def most(k: int) -> MostSampled:
-    index, label = np.arange(k) + 10, np.arange(k) % 3
-    return MostSampled(index, label, np.full(k, 0.0125), np.ones(k, int), np.ones(k))
-
-
-@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3)])
-def test_a_gallery_shows_every_image_with_label_prediction_and_share(shape):
-    x = np.random.default_rng(0).uniform(-1, 3, (4, *shape))
-    figure = plots.gallery(x, most(4), [0, 2, 2, 1], ["a", "b", "c"], columns=3)
-    assert len(figure.axes) == 4
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles[0] == "10: a\n1.25 % of draws"
-    assert titles[1] == "11: b ✗ c\n1.25 % of draws"
-    scaled = (x - x.min()) / (x.max() - x.min())
-    for axes, image in zip(figure.axes, scaled, strict=True):
-        np.testing.assert_allclose(axes.images[0].get_array(), image.squeeze())
-    widths = [axes.spines["top"].get_linewidth() for axes in figure.axes]
-    assert widths[1] == widths[3] > widths[0] == widths[2]
-    assert is_saved(figure)
-
-
-def test_a_gallery_of_rows_is_a_table():
-    x = np.arange(21.0).reshape(3, 7)
-    found = plots.gallery(
-        x, most(3)._replace(label=np.array([0.5, 1.25, 2])), [0.5, 1.0, 2.0]
-    )
-    (table,) = found.axes[0].tables
-    cells = table.get_celld()
-    text = [
-        [cells[row, column].get_text().get_text() for column in range(10)]
-        for row in range(4)
-    ]
-    assert text[0][:4] == ["index", "label", "prediction", "of draws"]
-    assert text[1] == ["10", "0.5", "0.5", "1.25 %", *map(str, range(6))]
-    assert text[2][:3] == ["11", "1.25", "✗ 1"]
-    unlabelled = plots.gallery(x, most(3)._replace(label=None))
-    assert is_saved(unlabelled)
+    (few, small), (many, large) = panel(2), panel(12)
+    np.testing.assert_allclose(many, few, rtol=0.05)
+    assert large[1] < 2 * small[1]
+    named = plots.learning_curves({"x" * 120: {"loss": [2.0, 1.0]}})
+    named.draw_without_rendering()
+    box = named.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= named.bbox.width
 
 
 def test_what_cannot_be_drawn_is_refused_with_what_there_is(directories, tmp_path):
-    with pytest.raises(ValueError, match="metric='accuracy'.*'run-0' lacks.*'loss'"):
-        plots.learning_curves(directories[0], "accuracy")
+    with pytest.raises(ValueError, match="metric='los'.*'run-0' lacks.*mean 'loss'"):
+        plots.learning_curves(directories[0], "los")
+    with pytest.raises(ValueError, match="'loss', which 'b' lacks"):
+        plots.learning_curves({"a": directories[0], "b": {"foo": [1, 2]}}, "loss")
+    with pytest.raises(ValueError, match=r"which 'b' \('run-0'\) lacks"):
+        plots.learning_curves({"b": directories}, "foo")
+    with pytest.raises(ValueError, match=r"SamplingMonitor\(\)"):
+        plots.gain_ratio({"loss": [1.0]})
     with pytest.raises(ValueError, match="against='watts'"):
         plots.learning_curves(directories[0], against=["steps", "watts"])
-    with pytest.raises(ValueError, match="must be one of.*'epoch'.*none"):
+    with pytest.raises(ValueError, match="must be one of.*'epochs'.*none"):
         plots.learning_curves(directories[0], against=[])
     with pytest.raises(ValueError, match="at least one run"):
         plots.learning_curves([])
@@ -263,8 +226,11 @@ def test_what_cannot_be_drawn_is_refused_with_what_there_is(directories, tmp_pat
         plots.predicted_norms(directories[0])
     with pytest.raises(ValueError, match="probabilities of all examples"):
         plots.probabilities(np.zeros(3))
-    with pytest.raises(ValueError, match=r"Pass x\[most.index\]"):
-        plots.gallery(np.zeros((2, 4, 4)), most(3))
+    with pytest.raises(ValueError, match="'runs/a'.*`probabilities_over_time`"):
+        plots.probabilities(["runs/a"])
+    for function in (plots.probabilities_over_time, plots.predicted_norms):
+        with pytest.raises(ValueError, match=r"one run.*3 runs \(run-0, run-1, run-2"):
+            function(directories)
 
 
 def test_matplotlib_is_asked_for_only_where_it_is_used(monkeypatch, directories):

@@ -16,8 +16,7 @@ from test_plots import rows
 
 from keras_osgd import report
 from keras_osgd.__main__ import main
-from keras_osgd.report import tables
-from keras_osgd.run_files import RunFiles, RunRecord, load
+from keras_osgd.run_files import RunFiles, load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -61,6 +60,7 @@ def write_run(directory, seed: int, sampling: str, scale: float = 1.0, **more):
     files = RunFiles(directory)
     files.write_history(rows(seed, scale))
     settings = {"sampling": sampling, "epochs": 4, "optimizer": "SGD", "seed": seed}
+    settings["status"] = "complete"
     files.write_settings({**settings, "n": 1000, "batch_size": 8, **more})
     if sampling != "uniform":
         files.write_arrays(
@@ -108,11 +108,11 @@ def test_the_page_is_well_formed_and_needs_no_other_file(written):
     text = re.sub(r"data:[^\"]*", "", written.read_text("utf-8"))
     assert not re.search(r"https?:|url\(|@import|<script|<link", text)
     assert page.images == [
-        "val_loss against its cost",
+        "validation loss against its cost",
         "Gain ratio",
         "Share of draws",
-        "n p of rais (all)",
-        "Norms of rais-0",
+        "n p of rais-0, the first of 2",
+        "Norms of rais-0, the first of 2",
     ]
 
 
@@ -121,54 +121,21 @@ def test_the_page_has_the_numbers_of_the_runs(written):
     assert "Training runs: rais (all), uniform" in page.text
     of_runs, reached, hardest, settings = page.tables
     best = min(row["val_loss"] for row in rows(0) if "val_loss" in row)
-    expected = ["rais-0", "RAIS", "1,000", "8", "4.01", "400", "6", "1.4"]
-    assert of_runs[1] == [*expected, f"{best:.4g}"]
+    known = ["rais-0", "complete", "RAIS", "1,000", "8", "4 / 4", "4.010", "400"]
+    assert of_runs[1] == [*known, "6", "1.400", f"{best:.3f}"]
+    assert of_runs[0][-1] == "best validation loss"
+    assert of_runs[3][7] == "802"
+    assert "rais (all) is rais-0, rais-1" in page.text
+    assert "each epoch, means over seeds:" in page.text
+    assert page.text.count("rais-0, the first of 2") == 3
     assert [line[0] for line in of_runs[1:]] == ["rais-0", "rais-1", "uniform"]
-    assert reached[0][1:] == ["epochs", "steps", "seconds"]
+    assert reached[0][1:] == ["epochs", "steps", "time (s)"]
     assert hardest[1:] == [
-        ["7", "1", "25", "1,234", "2.5", "20"],
-        ["3", "0", "12.5", "617", "–", "10"],
+        ["7", "1", "25.00", "1,234", "2.500", "20"],
+        ["3", "0", "12.50", "617", "–", "10"],
     ]
     assert ["batch size", "8", "8", "8"] in settings
     assert "rais-0: The <mean> weight & more" in page.text  # escaped, and read back
-
-
-def test_what_it_took_is_looked_up_at_the_first_epoch_that_is_good_enough():
-    def record(name, seconds, **metrics):
-        history = {"epoch": [1, 2, 3], "steps": [10, 20, 30], "seconds": seconds}
-        columns = {k: np.array(v, float) for k, v in {**history, **metrics}.items()}
-        return RunRecord(name, columns, {}, {}, {})
-
-    one = record("a", [1, 2, 3], val_loss=[3, 2, 1], val_auc=[0.1, 0.9, 0.2])
-    two = record("b", [5, 6, 7], val_loss=[2, np.nan, 3], val_auc=[0.3, 0.2, 0.5])
-    page = Page(tables.reached({"a": [one], "both": [one, two]}))
-    loss, auc = page.tables
-    # The least good run's best: 2 of "b" by the loss, 0.5 of "b" by the AUC.
-    assert loss == [
-        ["to a val_loss of 2", "epochs", "steps", "seconds"],
-        ["a", "2", "20", "2"],
-        ["both", "1.5", "15", "3.5"],
-    ]
-    assert auc[0][0] == "to a val_auc of 0.5"
-    assert auc[2] == ["both", "2.5", "25", "4.5"]
-
-
-def test_metrics_are_those_of_validation_or_else_of_training():
-    def named(*names):
-        return RunRecord("", {name: np.ones(1) for name in names}, {}, {}, {})
-
-    figures = ("epoch", "steps", "gain_ratio", "n_p_50", "share_unseen")
-    one = named("accuracy", "loss", "val_accuracy", "val_loss", *figures)
-    assert tables.metrics([one]) == ["val_loss", "val_accuracy"]
-    assert tables.metrics([one, named("accuracy", "loss")]) == ["loss", "accuracy"]
-    assert tables.metrics([named(*figures)]) == []
-
-
-def test_runs_of_a_history_alone_and_without_common_metrics_have_a_page():
-    bare = RunRecord("a<b>", {"epoch": np.ones(1), "x": np.ones(1)}, {}, {}, {})
-    other = RunRecord("c", {"epoch": np.ones(2), "y": np.ones(2)}, {}, {}, {})
-    page = Page(report.page([bare, other]))
-    assert page.images == [] and "a<b>" in page.text and "None." in page.text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -177,6 +144,7 @@ def test_a_browser_shows_all_images_and_loads_nothing(written, tmp_path):
         "<pre id=seen></pre><script>onload = () => seen.textContent = JSON.stringify(["
         "[...document.images].map(x => x.naturalWidth), performance.getEntriesByType("
         "'resource').map(x => x.name).filter(x => !x.startsWith('data:')), "
+        "[...document.images].map(x => [x.width, x.getBoundingClientRect().left]), "
         "document.documentElement.scrollWidth])</script></body>"
     )
     path = tmp_path / "page.html"
@@ -191,9 +159,10 @@ def test_a_browser_shows_all_images_and_loads_nothing(written, tmp_path):
         timeout=120,
     )
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]
-    widths, loaded, across = json.loads(found)
+    widths, loaded, places, across = json.loads(found)
     assert len(widths) == 5 and min(widths) > 400
     assert loaded == [] and across <= 1000
+    assert len({tuple(place) for place in places}) == 1  # of one width, below another
 
 
 def test_the_command_writes_a_page_and_says_what_is_wrong(runs, tmp_path, capsys):
@@ -201,10 +170,31 @@ def test_the_command_writes_a_page_and_says_what_is_wrong(runs, tmp_path, capsys
     assert main(["report", *map(str, runs[:1]), "--output", str(target)]) == 0
     assert capsys.readouterr().out == f"Wrote {target}\n"
     assert Page(target.read_text("utf-8")).images
-    assert main(["report", str(tmp_path)]) == 1
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty")]) == 1
     assert "must have a history.csv" in capsys.readouterr().err
+    for output, words in (("no/page.html", "Make the directory"), ("", "a directory")):
+        given = ["report", str(runs[0]), "--output", str(tmp_path / output)]
+        assert main(given) == 1
+        assert words in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([])
+
+
+def test_the_command_takes_directories_of_runs_once_and_leaves_out_others(
+    runs, tmp_path, capsys
+):
+    stray, target = tmp_path / "notes.txt", tmp_path / "page.html"
+    stray.write_text("")
+    given = [stray, runs[1].parent, runs[0], tmp_path]
+    assert main(["report", *map(str, given), "--output", str(target)]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told] == [
+        f"Left out {stray}",
+        f"Left out {tmp_path}",
+    ]
+    of_runs = Page(target.read_text("utf-8")).tables[0]
+    assert [line[0] for line in of_runs[1:]] == ["rais-0", "rais-1", "uniform"]
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

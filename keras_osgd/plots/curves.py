@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_osgd.plots.sources import grouped
-from keras_osgd.plots.style import finish, legend, new_figure, style
+from keras_osgd.plots.sources import grouped, require
+from keras_osgd.plots.style import GREY, finish, in_words, legend, new_figure, style
 from keras_osgd.run_files import RunRecord
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ _AXES = {
     "effective_epochs": "effective epochs",
     "seconds": "seconds of training",
 }
-_WORDS = {"val": "validation", "acc": "accuracy", "lr": "learning rate"}
+_COLUMNS = {label: name for name, label in _AXES.items()}
+_NO_GAIN = "uniform draws, no gain"
 _GAINS = {
-    "gain_ratio": "estimated and applied",
+    "gain_ratio": "estimated",
     "gain_ratio_exact": "by exact norms",
     "gain_ratio_last_layer": "by the last layer's norms",
 }
@@ -44,8 +45,9 @@ def learning_curves(
             run is a directory of `SamplingMonitor(log_dir=...)`, a `History`, or a
             mapping of names to arrays.
         metric: name in the logs, such as "val_accuracy".
-        against: "steps", "epoch", "effective_epochs", "seconds" or several of them;
-            `None` takes all that every run has.
+        against: "steps", "epochs", "effective epochs", "seconds of training", as the
+            axes are labelled, or several of them, or columns of the history such as
+            "seconds"; `None` takes all four that every run has.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -59,16 +61,17 @@ def learning_curves(
     """
     groups = grouped(runs)
     records = [record for group in groups.values() for record in group]
-    _check(records, metric, "metric")
+    require(groups, metric, "metric", "")
     chosen = [against] if isinstance(against, str) else against
     if chosen is None:
         chosen = [x for x in _AXES if all(x in r.history for r in records)]
+    chosen = [_COLUMNS.get(name, name) for name in chosen]
     for name in chosen:
-        _check(records, name, "against")
+        require(groups, name, "against", "")
     if not chosen:
         raise ValueError(
-            f"`against` must be one of {list(_AXES)}, which every run has. Received: "
-            "none. Name what to draw against, such as 'epoch'."
+            f"`against` must be one of {list(_COLUMNS)}, which every run has. "
+            "Received: none. Name what to draw against, such as 'epochs'."
         )
     rows = 2 if len(chosen) > 3 else 1
     columns = -(-len(chosen) // rows)
@@ -77,23 +80,13 @@ def learning_curves(
     for order, (axes, name) in enumerate(zip(panels.flat, chosen, strict=False)):
         for i, (label, group) in enumerate(groups.items()):
             _draw(axes, _rows(group, name), _rows(group, metric), i, label)
-        vertical = _in_words(metric) if order % columns == 0 else ""
-        finish(axes, _AXES.get(name, _in_words(name)), vertical)
+        vertical = in_words(metric) if order % columns == 0 else ""
+        finish(axes, _AXES.get(name, in_words(name)), vertical)
         axes.set_xlim(left=0)
     for axes in list(panels.flat)[len(chosen) :]:
         axes.remove()
     legend(figure, panels.flat[0], list(groups))
     return figure
-
-
-def _check(records: Sequence[RunRecord], name: str, argument: str) -> None:
-    for record in records:
-        if name not in record.history:
-            raise ValueError(
-                f"`{argument}` must be in the history of every run. Received: "
-                f"{argument}={name!r}, which {record.name!r} lacks; it has "
-                f"{sorted(record.history)}. Take one of these."
-            )
 
 
 def _rows(group: Sequence[RunRecord], name: str) -> np.ndarray:
@@ -115,15 +108,12 @@ def _draw(axes: Axes, x: np.ndarray, y: np.ndarray, order: int, label: str) -> N
         axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
 
 
-def _in_words(name: str) -> str:
-    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
-
-
 def gain_ratio(runs: Any) -> Figure:
     """Returns a figure of the gain ratio against effective epochs.
 
-    Estimated as applied to the learning rate, and where the run took exact norms, by
-    these and by the last layer's: how near the approximation is.
+    As estimated when draws were last planned, and where the run took exact norms, right
+    now by these and by the last layer's: how near the approximation is. The estimate
+    lags these two. Uniform runs have none, and are named without.
 
     Args:
         runs: as in `learning_curves`.
@@ -139,21 +129,32 @@ def gain_ratio(runs: Any) -> Figure:
     """
     groups = grouped(runs)
     records = [record for group in groups.values() for record in group]
-    _check(records, "gain_ratio", "metric")
+    remedy = (
+        "Fit with `callbacks=[SamplingMonitor()]`, which puts it into the logs, or "
+        "pass `model.sampling.history`. "
+    )
+    require(groups, "gain_ratio", "metric", remedy)
     has = all("effective_epochs" in record.history for record in records)
     horizontal = "effective_epochs" if has else "epoch"
     figure = new_figure(6.4, 4.0)
     axes, labels = figure.subplots(), []
     for name, group in groups.items():
-        kept = [key for key in _GAINS if all(key in r.history for r in group)]
-        for key in kept:
-            words = name if len(kept) == 1 else f"{name}, {_GAINS[key]}"
-            label = _GAINS[key] if len(groups) == 1 else words
+        for key, label in _gains(name, group, alone=len(groups) == 1).items():
             x, y = _rows(group, horizontal), _rows(group, key)
             _draw(axes, x, y, len(labels), label)
             labels.append(label)
-    axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=1)
-    finish(axes, _AXES[horizontal], "gain ratio")
+    axes.axhline(1.0, color=GREY, linewidth=1.0, zorder=1, label=_NO_GAIN)
+    finish(axes, _AXES[horizontal], "gain ratio r")
     axes.set_xlim(left=0)
-    legend(figure, axes, labels)
+    legend(figure, axes, [*labels, _NO_GAIN])
     return figure
+
+
+def _gains(name: str, group: Sequence[RunRecord], alone: bool) -> dict[str, str]:
+    """Returns the gain ratios that runs have, and what each is called."""
+    if all(record.settings.get("sampling") == "uniform" for record in group):
+        return {"gain_ratio": name}  # which is 1, and not estimated
+    kept = [key for key in _GAINS if all(key in r.history for r in group)]
+    if alone:
+        return {key: _GAINS[key] for key in kept}
+    return {k: name if len(kept) == 1 else f"{name}, {_GAINS[k]}" for k in kept}

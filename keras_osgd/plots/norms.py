@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_osgd.plots.sources import record_of
-from keras_osgd.plots.style import DARK, STYLES, finish, legend, new_figure
+from keras_osgd.plots.sources import one_record
+from keras_osgd.plots.style import DARK, STYLES, finish, legend, new_figure, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,11 @@ __all__ = ["predicted_norms"]
 _BINS = 12
 _LINEAR = 0.25  # of the mean prediction
 _POINTS, _LINE, _BAND = "observations", "as predicted", "uncertainty set"
+_OF = {"last_layer": "last layer's", "exact": "exact"}
+_NOTE = (
+    "Both axes are linear near 0 and logarithmic above. The set bounds a mean over all "
+    "examples: single points may lie outside."
+)
 
 
 def predicted_norms(run: Any) -> Figure:
@@ -25,15 +31,16 @@ def predicted_norms(run: Any) -> Figure:
 
     A point is one of the last observations: the norm <c, s> that its features promised
     before the draw, and the one observed. The band is the uncertainty set's
-    <c, s> +- sqrt(h <d, s>), means over points of like predictions.
+    <c, s> +- sqrt(h <d, s>), means over points of like predictions. It bounds a mean
+    over all examples, so that single points may lie outside.
 
     Args:
-        run: directory of `SamplingMonitor(log_dir=...)`, or a mapping with `[k]` arrays
-            "predicted", "variance" and "observed", all >= 0.
+        run: directory of `SamplingMonitor(log_dir=...)`, one, or a mapping with `[k]`
+            arrays "predicted", "variance" and "observed", all >= 0.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if the run kept no observations.
+        ValueError: if the run kept no observations, or there are several runs.
 
     Example:
         >>> arrays = {"predicted": [1, 2], "observed": [1, 3], "variance": [0.1, 0.2]}
@@ -42,7 +49,8 @@ def predicted_norms(run: Any) -> Figure:
         [1.0, 3.0]
     """
     given = isinstance(run, Mapping) and "predicted" in run
-    arrays = run if given else record_of(run).arrays
+    record = None if given else one_record(run, "predicted_norms")
+    arrays = run if given else record.arrays
     if "predicted" not in arrays:
         raise ValueError(
             "The run must have observations beside their predictions. Received: one "
@@ -54,7 +62,7 @@ def predicted_norms(run: Any) -> Figure:
     # Linear up to a fraction of the typical norm, logarithmic above: norms may be 0.
     typical = float(np.mean(predicted)) or 1.0
     scale = {"value": "asinh", "linear_width": _LINEAR * typical}
-    figure = new_figure(5.4, 5.1)
+    figure = new_figure(5.4, 5.5)
     axes = figure.subplots()
     axes.set_xscale(**scale)
     axes.set_yscale(**scale)
@@ -68,13 +76,29 @@ def predicted_norms(run: Any) -> Figure:
         axes.plot(x, end, color=band, linewidth=1.0, linestyle=(0, (5, 1.5)))
     top = 1.1 * max(predicted.max(), observed.max(), 1e-12)
     axes.plot([0, top], [0, top], color=DARK, linewidth=1.2, label=_LINE)
-    finish(axes, "predicted norm", "observed norm")
+    norm = _norm(str(record.settings.get("sampling")) if record else "")
+    finish(axes, f"predicted {norm}", f"observed {norm}")
     axes.set(xlim=(0, top), ylim=(-0.01 * typical, top), aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(_ticks(top, typical))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_locator(_no_ticks())
+    note(figure, _NOTE)
     legend(figure, axes, [_POINTS, _LINE, _BAND])
     return figure
+
+
+def _norm(sampling: str) -> str:
+    """Returns whose norm a run observed, by what run.json says of its sampling."""
+    found = re.search(r"norm='(\w+)'", sampling)
+    of = _OF.get(found[1], "") if found else ""
+    return f"{of} gradient norm".strip()
+
+
+def _no_ticks() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
 
 
 def _ticks(top: float, typical: float) -> Any:

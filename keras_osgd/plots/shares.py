@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_osgd.plots.sources import grouped, record_of
+from keras_osgd.plots.sources import grouped, one_record
 from keras_osgd.plots.style import DARK, GREY, STYLES, finish, legend, new_figure, style
 from keras_osgd.run_files import PERCENTILES, percentile_name
 
@@ -20,6 +20,8 @@ _BINS = 60
 _BANDS = ((0, 100, 0.12), (1, 99, 0.16), (5, 95, 0.22), (25, 75, 0.34))
 _ROOM = 0.055  # of the axis, for a name
 _UNIFORM = "uniform draws"
+_N_P = "n p, times as often as uniform draws"
+_NAMES = {0: "least", 50: "median", 100: "largest"}
 
 
 def probabilities(p: np.ndarray) -> Figure:
@@ -37,12 +39,15 @@ def probabilities(p: np.ndarray) -> Figure:
         >>> [bar.get_height() for bar in figure.axes[0].patches if bar.get_height()]
         [np.float64(66.6...), np.float64(33.3...)]
     """
-    p = np.asarray(p, np.float64)
-    if p.ndim != 1 or not (p > 0).any():
+    given, p = p, np.asarray(p)
+    if p.dtype.kind not in "fiu" or p.ndim != 1 or not (p > 0).any():
+        what = f"shape {p.shape}" if p.dtype.kind in "fiu" else repr(given)
         raise ValueError(
-            "`p` must be the probabilities of all examples, [n]. Received: shape "
-            f"{p.shape}. Pass `model.sampling.probabilities()`, after an epoch."
+            "`p` must be the probabilities of all examples, [n]. Received: "
+            f"{what}. Pass `model.sampling.probabilities()`, after an epoch; of a "
+            "run's directory `probabilities_over_time` shows the percentiles."
         )
+    p = p.astype(np.float64)
     n_p = len(p) * p
     n_p = n_p[n_p > 0]  # not those set aside
     low, high = min(n_p.min(), 0.9), max(n_p.max(), 1.1)
@@ -58,7 +63,7 @@ def probabilities(p: np.ndarray) -> Figure:
         linewidth=0.3,
     )
     axes.axvline(1.0, color=DARK, linestyle=(0, (4, 2)), linewidth=1.2, label=_UNIFORM)
-    finish(axes, "n p, times as often as uniform draws", "share of the examples (%)")
+    finish(axes, _N_P, "share of the examples (%)")
     _plain_numbers(axes.xaxis)
     legend(figure, axes, [_UNIFORM])
     return figure
@@ -68,11 +73,11 @@ def probabilities_over_time(run: Any) -> Figure:
     """Returns a figure of the percentiles of n p against effective epochs.
 
     Args:
-        run: directory of `SamplingMonitor(log_dir=...)`.
+        run: directory of `SamplingMonitor(log_dir=...)`, one.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if the run kept no percentiles.
+        ValueError: if the run kept no percentiles, or there are several runs.
 
     Example:
         >>> history = {f"n_p_{q}": [1.0, 0.5 + q / 100] for q in PERCENTILES}
@@ -80,7 +85,7 @@ def probabilities_over_time(run: Any) -> Figure:
         >>> figure.axes[0].lines[0].get_ydata().tolist()  # the median
         [1.0, 1.0]
     """
-    history = record_of(run).history
+    history = one_record(run, "probabilities_over_time").history
     if percentile_name(50) not in history:
         raise ValueError(
             "The run must have percentiles of n p. Received: a history of "
@@ -97,10 +102,12 @@ def probabilities_over_time(run: Any) -> Figure:
         ends = [history[percentile_name(q)] for q in (low, high)]
         axes.fill_between(x, *ends, color=color, alpha=alpha, linewidth=0)
     axes.plot(x, history[percentile_name(50)], color=DARK, linewidth=1.8)
+    for q in PERCENTILES:
+        axes.plot(x, history[percentile_name(q)], color=color, linewidth=0.6, zorder=1)
     look = {"color": DARK, "linestyle": (0, (4, 2)), "linewidth": 1.0}
     axes.axhline(1.0, label=_UNIFORM, **look)
-    finish(axes, known.replace("_", " "), "n p, percentiles of the examples")
-    axes.set_xlim(left=x.min(), right=x.max() if len(x) > 1 else None)
+    finish(axes, known.replace("_", " "), _N_P)
+    axes.set_xlim(left=0, right=x.max() if len(x) > 1 else None)
     _plain_numbers(axes.yaxis)
     ends = {q: history[percentile_name(q)][-1] for q in PERCENTILES}
     _name_percentiles(axes, x[-1], ends)
@@ -115,9 +122,8 @@ def _name_percentiles(axes: Axes, x: float, ends: dict[float, float]) -> None:
     for q in (50, 0, 100, 75, 25, 95, 99, 5):
         place = (np.log(ends[q]) - low) / (high - low)
         if all(abs(place - other) >= _ROOM for other in taken):
-            name = {0: "least", 50: "median", 100: "largest"}.get(q, f"{q} %")
             axes.annotate(
-                name,
+                _NAMES.get(q, f"{q}th percentile"),
                 (x, ends[q]),
                 xytext=(5, 0),
                 textcoords="offset points",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,16 +12,17 @@ import numpy as np
 
 from keras_osgd.run_files import RunRecord, load
 
-__all__ = ["grouped", "record_of"]
+__all__ = ["grouped", "one_record", "record_of", "require"]
 
 
-def record_of(run: Any) -> RunRecord:
+def record_of(run: Any, name: str = "run") -> RunRecord:
     """Returns what is known of a run.
 
     Args:
         run: directory that `SamplingMonitor(log_dir=...)` wrote, what
             `run_files.load` returned, `History` of a `fit`, or a mapping of names to
             arrays with an entry for each epoch, as `model.sampling.history`.
+        name: of a run that is no directory.
 
     Raises:
         ValueError: if it is none of these.
@@ -47,7 +49,7 @@ def record_of(run: Any) -> RunRecord:
     # Validation may be rarer than epochs: where it took place, nobody says.
     history = {name: v for name, v in history.items() if len(v) == length}
     history.setdefault("epoch", np.asarray(epochs or np.arange(1.0, length + 1)))
-    return RunRecord("run", history, {}, {}, {})
+    return RunRecord(name, history, {}, {}, {})
 
 
 def grouped(runs: Any) -> dict[str, list[RunRecord]]:
@@ -62,7 +64,7 @@ def grouped(runs: Any) -> dict[str, list[RunRecord]]:
     """
     if isinstance(runs, Mapping) and not _is_history(runs):
         named = [(str(k), v if _is_list(v) else [v]) for k, v in runs.items()]
-        found = {name: [record_of(run) for run in group] for name, group in named}
+        found = {name: [record_of(run, name) for run in group] for name, group in named}
     else:
         records = [record_of(run) for run in (runs if _is_list(runs) else [runs])]
         found = {}
@@ -74,6 +76,55 @@ def grouped(runs: Any) -> dict[str, list[RunRecord]]:
     if not found or not all(found.values()):
         raise ValueError("There must be at least one run. Received: none.")
     return found
+
+
+def one_record(runs: Any, figure: str) -> RunRecord:
+    """Returns the only run there is, for a figure of one.
+
+    Args:
+        runs: as in `grouped`.
+        figure: name of the function that draws it, for the error.
+
+    Raises:
+        ValueError: if there are several, or none.
+    """
+    records = [record for group in grouped(runs).values() for record in group]
+    if len(records) > 1:
+        names = ", ".join(record.name for record in records)
+        raise ValueError(
+            f"`{figure}` must have one run: it shows one. Received: {len(records)} "
+            f"runs ({names}). Call it for each of them."
+        )
+    return records[0]
+
+
+def require(
+    groups: Mapping[str, Sequence[RunRecord]], name: str, argument: str, remedy: str
+) -> None:
+    """Refuses runs without a column of the history.
+
+    Args:
+        groups: as `grouped` returns them.
+        name: of the column.
+        argument: that named it.
+        remedy: what to do where no column has a name like it; "" says nothing.
+
+    Raises:
+        ValueError: if a run has no such column; it names those most alike.
+    """
+    for label, group in groups.items():
+        for record in group:
+            if name in record.history:
+                continue
+            own = record.name
+            who = repr(label) if own in label else f"{label!r} ({own!r})"
+            alike = difflib.get_close_matches(name, record.history, cutoff=0.5)
+            advice = f"Did you mean {' or '.join(map(repr, alike))}? " if alike else ""
+            raise ValueError(
+                f"`{argument}` must be in the history of every run. Received: "
+                f"{argument}={name!r}, which {who} lacks. {remedy or advice}It has "
+                f"{sorted(record.history)}: take one of these."
+            )
 
 
 def _is_list(runs: Any) -> bool:

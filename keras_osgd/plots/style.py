@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DARK", "GREY", "STYLES", "finish", "legend", "new_figure", "style"]
+__all__ = [
+    "DARK",
+    "GREY",
+    "STYLES",
+    "finish",
+    "in_words",
+    "legend",
+    "new_figure",
+    "note",
+    "style",
+]
 
 # Okabe and Ito's palette without its yellow, which print loses.
 STYLES: tuple[tuple[str, str, Any], ...] = (
@@ -23,6 +34,9 @@ STYLES: tuple[tuple[str, str, Any], ...] = (
 )
 DARK, GREY = "#222222", "#8A8A8A"
 _LETTER, _HANDLE = 0.072, 0.75  # inches of a legend's entry
+_ROW = 0.19  # inches
+_SMALL = 0.064  # inches of a note's letter
+_WORDS = {"val": "validation", "acc": "accuracy", "lr": "learning rate"}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -74,15 +88,37 @@ def finish(axes: Axes, horizontal: str, vertical: str, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def in_words(name: str) -> str:
+    """Returns how a column of the history is named to a reader.
+
+    Example:
+        >>> in_words("val_loss")
+        'validation loss'
+    """
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def note(figure: Figure, text: str) -> None:
+    """Says above the panels what is not seen, in lines that fit the figure."""
+    letters = max(20, int(figure.get_figwidth() / _SMALL))
+    figure.suptitle(textwrap.fill(text, letters), fontsize=8, color=DARK)
+
+
 def legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """Names lines below the panels, where nothing is hidden, in rows that fit."""
+    """Names lines below the panels, where nothing is hidden, in rows that fit.
+
+    The figure grows with the rows, and in width for a long name: panels keep their
+    size.
+    """
     handles, labels = axes.get_legend_handles_labels()
     kept = [name for name in names if name in labels]
     if not kept:
         return
     inches = [_LETTER * len(name) + _HANDLE for name in kept]
-    width = figure.get_figwidth()
+    width, height = figure.get_size_inches()
     columns = len(kept) if sum(inches) < width else max(1, int(width / max(inches)))
+    rows = -(-len(kept) // columns)
+    figure.set_size_inches(max(width, max(inches) + 0.1), height + _ROW * (rows - 1))
     figure.legend(
         [handles[labels.index(name)] for name in kept],
         kept,

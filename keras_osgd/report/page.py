@@ -8,48 +8,20 @@ import io
 import os
 import pathlib
 import re
-import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from keras_osgd import plots
+from keras_osgd.plots.style import in_words
 from keras_osgd.report import tables
+from keras_osgd.report.numbers import number
+from keras_osgd.report.template import TEMPLATE
 from keras_osgd.run_files import RunRecord, load, percentile_name
 
 __all__ = ["page", "write"]
 
-_TEMPLATE = string.Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-h3 { font-size: 1rem; margin-bottom: 0.3rem; }
-img { max-width: 100%; height: auto; margin: 0.5rem 0; }
-.wide { display: inline-block; max-width: 100%; overflow-x: auto;
-  margin: 0.6rem 2rem 1rem 0; }
-table { border-collapse: collapse; font-size: 0.87rem; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right;
-  vertical-align: bottom; white-space: nowrap; }
-th { white-space: normal; }
-th:first-child, td:first-child { text-align: left; }
-.words td + td { text-align: left; min-width: 9rem; max-width: 22rem;
-  white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
-.words th { text-align: left; }
-p, li { max-width: 46rem; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$body
-</body>
-</html>
-""")
 _PIXELS, _SHOWN = 150, 92  # of an inch: drawn, and shown
+_WIDTH = 7.8  # inches, of every figure
 
 
 def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
@@ -57,12 +29,13 @@ def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
 
     Args:
         directories: of `SamplingMonitor(log_dir=...)`. Runs of the same settings are
-            taken for seeds of one.
-        path: of the page.
+            taken for seeds of one; a directory given twice is taken once.
+        path: of the page, in a directory that exists.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if there is no directory, or one holds no run.
+        ValueError: if there is no directory, one holds no run, or there can be no
+            such page.
 
     Example:
         >>> import tempfile
@@ -73,7 +46,15 @@ def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
         >>> "a run" in (home / "report.html").read_text()
         True
     """
-    pathlib.Path(path).write_text(page([load(x) for x in directories]), "utf-8")
+    target = pathlib.Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        what = f"{path}, a directory" if target.is_dir() else path
+        raise ValueError(
+            "The page must be a file in a directory that exists. Received: "
+            f"{what}. Make the directory {target.parent}, or name another file."
+        )
+    once = dict.fromkeys(pathlib.Path(x).resolve() for x in directories)
+    target.write_text(page([load(x) for x in once]), "utf-8")
 
 
 def page(records: Sequence[RunRecord]) -> str:
@@ -90,7 +71,7 @@ def page(records: Sequence[RunRecord]) -> str:
     title = "Training runs: " + ", ".join(groups)
     parts = (_runs, _curves, _draws, _norms, _examples, _alarms, _settings)
     body = "\n".join(text for part in parts for text in part(records, groups))
-    return _TEMPLATE.substitute(title=html.escape(title), body=body)
+    return TEMPLATE.substitute(title=html.escape(title), body=body)
 
 
 _Groups = dict[str, list[RunRecord]]
@@ -119,13 +100,48 @@ def _groups(records: Sequence[RunRecord]) -> _Groups:
 
 def _runs(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
     yield "<h2>Runs</h2>"
-    yield tables.runs(records)
+    yield f'<div class="runs">{tables.runs(records)}</div>'
+    for name, group in groups.items():
+        if len(group) > 1:
+            yield _paragraph(f"{name} is {_names(group)}: they differ in their seeds.")
     if len(records) > 1 and tables.metrics(records):
-        yield (
-            "<p>What it took to be as good as the least good run ever became, looked "
-            "at after each epoch:</p>"
+        yield from _compared(records, groups)
+
+
+def _compared(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+    means = ", means over seeds" if len(groups) < len(records) else ""
+    yield _paragraph(
+        "What it took to be as good as the least good run ever became, looked at after "
+        f"each epoch{means}:"
+    )
+    yield tables.reached(groups)
+    begun = [r for r in records if r.settings.get("status", "complete") != "complete"]
+    if begun:
+        yield _paragraph(
+            f"Not all of these runs ended: {_names(begun)} may have become better yet, "
+            "and what is compared here would be another value."
         )
-        yield tables.reached(groups)
+    sizes = {k: number(v[0].settings.get("parameters")) for k, v in groups.items()}
+    if len(set(sizes.values()) - {number(None)}) > 1:
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        yield _paragraph(
+            f"The models differ in their number of parameters ({told}): what differs "
+            "between these runs is not due to the sampling alone."
+        )
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _names(records: Sequence[RunRecord]) -> str:
+    return ", ".join(record.name for record in records)
+
+
+def _first(group: Sequence[RunRecord]) -> str:
+    """Returns the name of a group's run that is shown for all."""
+    of = f", the first of {len(group)}" if len(group) > 1 else ""
+    return f"{group[0].name}{of}"
 
 
 def _curves(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
@@ -133,15 +149,19 @@ def _curves(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
     if names:
         yield "<h2>Learning curves</h2>"
     if names and len(groups) < len(records):
-        yield "<p>Means of runs of the same settings; bands from least to largest.</p>"
+        yield "<p>Means over seeds; bands from least to largest.</p>"
     for name in names:
-        yield _image(f"{name} against its cost", plots.learning_curves, groups, name)
+        words = f"{in_words(name)} against its cost"
+        yield _image(words, plots.learning_curves, groups, name)
     importance = {k: v for k, v in groups.items() if _is_sampled(v[0])}
     if importance:
         yield "<h2>Gain ratio</h2>"
-        yield (
-            "<p>The variance of uniform draws' gradient over that of the draws made; 1 "
-            "is no gain. It multiplies the learning rate.</p>"
+        yield _paragraph(
+            "The mean square of a batch's gradient with uniform draws over that with "
+            "the draws made, as estimated when draws were last planned; 1 is no gain. "
+            "Where there are values by exact norms as well, these are of the epoch's "
+            "end, and the estimate lags them. Where the learning rate is adapted, r "
+            "multiplies the rate of SGD, and its root that of Adam and its like."
         )
         yield _image("Gain ratio", plots.gain_ratio, importance)
 
@@ -158,33 +178,34 @@ def _draws(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
         return
     yield "<h2>What was drawn</h2>"
     yield _image("Share of draws", plots.share_of_draws, drawn)
-    for name, (first, *_) in drawn.items():
-        if percentile_name(50) in first.history:
-            yield f"<h3>Probabilities over time: {html.escape(first.name)}</h3>"
-            yield _image(f"n p of {name}", plots.probabilities_over_time, first)
+    for group in drawn.values():
+        if percentile_name(50) in group[0].history:
+            name = _first(group)
+            yield f"<h3>Probabilities over time: {html.escape(name)}</h3>"
+            yield _image(f"n p of {name}", plots.probabilities_over_time, group[0])
 
 
 def _norms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
-    firsts = [group[0] for group in groups.values()]
-    known = [record for record in firsts if "predicted" in record.arrays]
+    known = [group for group in groups.values() if "predicted" in group[0].arrays]
     if known:
         yield "<h2>Predicted and observed gradient norms</h2>"
-    for record in known:
-        yield f"<h3>{html.escape(record.name)}</h3>"
-        yield _image(f"Norms of {record.name}", plots.predicted_norms, record)
+    for group in known:
+        name = _first(group)
+        yield f"<h3>{html.escape(name)}</h3>"
+        yield _image(f"Norms of {name}", plots.predicted_norms, group[0])
 
 
 def _examples(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
-    known = [r for r in (group[0] for group in groups.values()) if r.examples]
+    known = [group for group in groups.values() if group[0].examples]
     if known:
         yield "<h2>Hardest examples</h2>"
         yield (
             "<p>Those drawn most often: hard, rare, or wrongly labelled. More of them "
             "are in examples.csv.</p>"
         )
-    for record in known:
-        yield f"<h3>{html.escape(record.name)}</h3>"
-        yield tables.examples(record)
+    for group in known:
+        yield f"<h3>{html.escape(_first(group))}</h3>"
+        yield tables.examples(group[0])
 
 
 def _alarms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
@@ -204,8 +225,9 @@ def _settings(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
 
 def _image(alternative: str, draw: Callable[..., Any], *given: Any) -> str:
     figure, file = draw(*given), io.BytesIO()
+    figure.set_figwidth(_WIDTH)
     figure.savefig(file, format="png", dpi=_PIXELS)
-    width = round(_SHOWN * figure.get_figwidth())
+    width = round(_SHOWN * _WIDTH)
     data = base64.b64encode(file.getvalue()).decode()
     words = html.escape(alternative, quote=True)
     place = f"data:image/png;base64,{data}"

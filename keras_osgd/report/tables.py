@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_osgd.plots.style import in_words
+from keras_osgd.report.numbers import column, number
 from keras_osgd.run_files import RunRecord
 
-__all__ = ["examples", "metrics", "reached", "runs", "settings", "table"]
+__all__ = ["examples", "metrics", "reached", "runs", "settings", "status", "table"]
 
 _EXAMPLES = 20  # of each run that are shown
 _MOST_METRICS = 4
@@ -35,29 +37,23 @@ _SETTINGS = (
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns a table; numbers are rounded, texts escaped.
+    """Returns a table; numbers have one format a column, texts are escaped.
 
     Example:
         >>> table(["a"], [[1.23456], ["<b>"]]).count("&lt;b&gt;")
         1
     """
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    lines = ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows]
+    columns = [column(cells) for cells in zip(*rows, strict=True)]
+    lines = [
+        "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        for row in zip(*columns, strict=True)
+    ]
     body = "".join(f"<tr>{line}</tr>\n" for line in lines)
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-def _text(cell: Any) -> str:
-    if cell is None or (isinstance(cell, float) and np.isnan(cell)):
-        return "–"
-    if isinstance(cell, float | np.floating):
-        return f"{cell:.4g}" if abs(cell) < 1e4 else f"{cell:,.0f}"
-    if isinstance(cell, int | np.integer) and not isinstance(cell, bool):
-        return f"{cell:,}"
-    return html.escape(str(cell))
 
 
 def metrics(records: Sequence[RunRecord]) -> list[str]:
@@ -99,19 +95,44 @@ def _better(name: str) -> Any:
 def runs(records: Sequence[RunRecord]) -> str:
     """Returns a line for each run: what it was, what it took, what came of it."""
     names = metrics(records)
-    header = ["run", "sampling", "n", "batch size", "effective epochs", "steps"]
-    header += ["seconds", "last gain ratio", *(f"best {name}" for name in names)]
+    header = ["run", "status", "sampling", "n", "batch size", "epochs done / planned"]
+    header += ["effective epochs", "steps", "time (s)", "last gain ratio"]
+    header += [f"best {in_words(name)}" for name in names]
     rows = []
     for record in records:
         known, history = record.settings, record.history
-        last = [_last(history, x) for x in ("effective_epochs", "steps", "seconds")]
-        last[1] = None if last[1] is None else int(last[1])
         method = str(known.get("sampling", "")).split("(")[0]
-        row = [record.name, method, known.get("n"), known.get("batch_size"), *last]
-        row.append(_last(history, "gain_ratio"))
+        row = [record.name, status(record), method, known.get("n")]
+        row += [known.get("batch_size"), _epochs(record)]
+        last = ("effective_epochs", "steps", "seconds", "gain_ratio")
+        row += [_last(history, x) for x in last]
         row += [float(_better(name).reduce(history[name])) for name in names]
         rows.append(row)
     return table(header, rows)
+
+
+def _epochs(record: RunRecord) -> str:
+    done = _last(record.history, "epoch")
+    return " / ".join(number(x) for x in (done, record.settings.get("epochs")))
+
+
+def status(record: RunRecord) -> str:
+    """Returns how a run ended; "complete" if it has all that was planned.
+
+    Example:
+        >>> known = {"status": "training", "updated": "2026-01-02T03:04:05+00:00"}
+        >>> status(RunRecord("", {}, known, {}, {}))
+        'not ended; last written 2026-01-02 03:04:05 UTC'
+    """
+    known, done = record.settings, _last(record.history, "epoch")
+    if known.get("status") == "training":
+        moment = str(known.get("updated") or known.get("started") or "at no known time")
+        moment = moment.replace("T", " ").replace("+00:00", " UTC")
+        return f"not ended; last written {moment}"
+    early = known.get("epochs") and done is not None and done < known["epochs"]
+    if known.get("status") == "complete" and early:
+        return "ended before the planned epochs"
+    return number(known.get("status"))
 
 
 def _last(history: dict[str, np.ndarray], name: str) -> float | None:
@@ -133,7 +154,8 @@ def reached(groups: Mapping[str, Sequence[RunRecord]]) -> str:
         for label, group in groups.items():
             taken = np.array([_cost(record, name, better, target) for record in group])
             rows.append([label, *map(float, taken.mean(axis=0))])
-        header = [f"to a {name} of {target:.4g}", "epochs", "steps", "seconds"]
+        header = [f"until {in_words(name)} is {target:.4g}"]
+        header += ["epochs", "steps", "time (s)"]
         parts.append(table(header, rows))
     return "\n".join(parts)
 
@@ -150,7 +172,7 @@ def _cost(record: RunRecord, name: str, better: Any, target: float) -> list[floa
 def examples(record: RunRecord) -> str:
     """Returns the most drawn examples of a run."""
     columns, n = record.examples, record.settings.get("n") or np.nan
-    header = ["index", "label", "share of draws, %", "times seen", "last norm", "n p"]
+    header = ["index", "label", "share of draws (%)", "times seen", "last norm", "n p"]
     rows = [
         [index, label, 100 * float(share), int(times), float(norm), n * float(p)]
         for index, label, share, times, norm, p in zip(
@@ -163,14 +185,17 @@ def examples(record: RunRecord) -> str:
 def settings(records: Sequence[RunRecord]) -> str:
     """Returns a column of settings for each run."""
     rows = [
-        [name.replace("_", " "), *(_flat(r.settings.get(name)) for r in records)]
+        [name.replace("_", " "), *(_flat(name, r.settings.get(name)) for r in records)]
         for name in _SETTINGS
         if any(name in r.settings for r in records)
     ]
     return table(["", *(record.name for record in records)], rows)
 
 
-def _flat(value: Any) -> Any:
+def _flat(name: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
+        return ", ".join(f"{k} {number(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    named = name == "seed" and value is not None  # a name, and no count
+    return str(value) if named else number(value)
