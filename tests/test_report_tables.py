@@ -1,5 +1,6 @@
 """The tables of the page about runs."""
 
+import keras
 import numpy as np
 from test_report import Page, write_run
 
@@ -62,7 +63,7 @@ def test_runs_that_did_not_end_or_are_of_other_models_are_marked(tmp_path):
         ["ended by OSError: full", "4 / 4"],
     ]
     assert "Not all of these runs ended: b, d may" in page.text
-    assert "number of parameters (a 1,234, b 5,678" in page.text
+    assert "number of parameters (a 1,234, c" in page.text and "b 5,678)" in page.text
     alone = Page(report.page([records[0], records[2]])).text
     assert "Not all of" not in alone and "number of parameters" not in alone
 
@@ -74,3 +75,24 @@ def test_settings_write_seeds_as_names_and_sizes_as_counts(tmp_path):
     assert ["seed", "1806341205"] in settings
     assert ["parameters", "87,322"] in settings
     assert ["optimizer options", "learning_rate 0.05"] in settings
+
+
+def test_a_schedule_is_written_as_a_name_with_its_numbers(tmp_path):
+    schedule = keras.optimizers.schedules.CosineDecay(0.25, 1200)
+    options = {"learning_rate": keras.saving.serialize_keras_object(schedule)}
+    made = write_run(tmp_path / "a", 0, "uniform", optimizer_options=options)
+    (line,) = [
+        row
+        for row in Page(report.page([load(made)])).tables[-1]
+        if row[0] == "optimizer options"
+    ]
+    assert line[1].startswith("learning_rate CosineDecay (initial_learning_rate 0.25, ")
+    assert "decay_steps 1,200" in line[1] and "module" not in line[1]
+
+
+def test_runs_without_importance_come_last_so_that_colours_stay(tmp_path):
+    records = [
+        load(write_run(tmp_path / "a", 0, "uniform")),
+        load(write_run(tmp_path / "b", 1, "RAIS()")),
+    ]
+    assert "Training runs: b, a" in Page(report.page(records)).text

@@ -95,7 +95,8 @@ def _groups(records: Sequence[RunRecord]) -> _Groups:
         while name in named:
             name += "'"
         named[name] = group
-    return named
+    # Those that all figures show come first, so that each keeps its colour.
+    return dict(sorted(named.items(), key=lambda item: not _is_sampled(item[1][0])))
 
 
 def _runs(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
@@ -209,7 +210,7 @@ def _examples(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
 
 
 def _alarms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
-    yield "<h2>Alarms</h2>"
+    yield "<h2>Alarms and notices</h2>"
     told = [(r.name, text) for r in records for text in r.settings.get("alarms", [])]
     if not told:
         yield "<p>None.</p>"

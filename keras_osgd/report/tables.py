@@ -193,8 +193,10 @@ def settings(records: Sequence[RunRecord]) -> str:
 
 
 def _flat(name: str, value: Any) -> str:
+    if isinstance(value, dict) and {"class_name", "config"} <= set(value):
+        return f"{value['class_name']} ({_flat(name, value['config'])})"  # of Keras
     if isinstance(value, dict):
-        return ", ".join(f"{k} {number(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_flat(k, v)}" for k, v in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value))
     named = name == "seed" and value is not None  # a name, and no count
