@@ -1,6 +1,6 @@
 """
 Title: Resuming after a crash
-Description: Kill a training run in the midst of an epoch, and go on as if nothing was.
+Description: Kill a run in the middle of an epoch, and go on as if nothing had happened.
 Accelerator: None
 Needs: nothing beyond keras_osgd; 20 seconds on two CPU cores.
 """
@@ -63,7 +63,7 @@ def script(directory, *more_callbacks):
 """
 `every` is a number of steps, `"epoch"`, or a `datetime.timedelta`. The training thread
 only copies the variables; another one writes them, to a temporary file that is renamed
-when it is whole.
+when it is complete.
 
 ## A crash
 
@@ -91,7 +91,7 @@ except RuntimeError as error:
 """
 ## Going on
 
-The same script again. It begins at the last checkpoint, in the midst of the epoch.
+The same script again. It begins at the last checkpoint, in the middle of an epoch.
 """
 
 
@@ -113,8 +113,8 @@ print(
 """
 ## Is it the same?
 
-Compared with a run that nobody disturbed: weights, and how often each example was
-drawn.
+Compared with a run that nothing interrupted: the weights, and how often each example
+was drawn.
 """
 
 pairs = zip(resumed.get_weights(), uninterrupted.get_weights(), strict=True)

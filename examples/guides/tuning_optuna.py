@@ -50,12 +50,12 @@ class Report(keras.callbacks.Callback):
 
 
 """
-Raising in a callback ends `fit`, as in Keras.
+Raising an error in a callback ends `fit`, as in Keras.
 
 ## One trial
 
-The learning rate is multiplied by the gain ratio in training, up to 8. So the best rate
-is often a little lower than that of uniform training, and is to be searched anew.
+In training the learning rate is multiplied by the gain ratio, which is 8 at most. So
+tune it anew: the best rate for uniform training need not be the best one here.
 """
 
 
