@@ -79,9 +79,11 @@ for seed in range(seeds):
 ## Did it pay?
 
 Learning curves against all that one may count. Against *steps* and *seconds* the lower
-curve is the better one. Against *effective epochs* both should lie on each other: equal
-progress is what an epoch means. If RAIS is above there, its learning rate is raised too
-far; if below, there was more to be had. Bands go from one seed to the other.
+curve is the better one. Against *effective epochs* the two should end near each other,
+since an epoch means equal progress; on the way they may differ. If RAIS ends clearly
+above there, its learning rate is raised too far. The panels *epochs* and *effective
+epochs* show the same here, since with RAIS an epoch ends when its progress is made.
+Bands go from one seed to the other.
 """
 
 plots.learning_curves(runs, "val_loss").savefig("curves.png")
@@ -93,8 +95,11 @@ plots.learning_curves(runs, "val_loss").savefig("curves.png")
 
 How much progress a step makes, in steps of uniform training. It is 1 in the first
 epoch, and grows while the easy examples are learned. A ratio that stays near 1 says
-that all examples are equally hard, or change too fast to know: importance sampling then
-goes back to uniform draws by itself.
+that all examples are equally hard, or change too fast to know.
+
+Early in training, right after the first epoch, a notice may say that the gain ratio is
+below 1.03 and importance sampling does not pay at this moment. That is no fault: draws
+are uniform until it pays, and then follow the scores again.
 """
 
 plots.gain_ratio({"RAIS": runs["RAIS"]}).savefig("gain_ratio.png")
@@ -104,9 +109,12 @@ plots.gain_ratio({"RAIS": runs["RAIS"]}).savefig("gain_ratio.png")
 
 ## Who is drawn
 
-How often examples are drawn, beside uniform draws, in the last epoch's plan. The left
-end is the floor, below which no example falls; the right end are the hard ones. A bar
-at 1 alone would mean uniform draws.
+How often examples are drawn, beside uniform draws, by the last plan. The bars at the
+left are the examples that the network knows. Two things keep them from 0: the sampler
+adds to each predicted norm what it is unsure by; and it gives `floor`, 0.05 unless
+something else is said, of the draws to all alike. So n p is never below `floor`, and
+mostly well above. At the right are the hard ones. A bar at 1 alone would mean uniform
+draws.
 """
 
 plots.probabilities(model.sampling.probabilities()).savefig("probabilities.png")
@@ -115,7 +123,7 @@ plots.probabilities(model.sampling.probabilities()).savefig("probabilities.png")
 ![Probabilities](probabilities.png)
 
 The same over time, as percentiles. It widens while the network learns. If the uppermost
-goes on to climb while the others stay, look at these examples: they may be mislabelled.
+goes on climbing while the others stay, look at these examples: they may be mislabelled.
 """
 
 plots.probabilities_over_time(directory).savefig("over_time.png")
@@ -123,8 +131,8 @@ plots.probabilities_over_time(directory).savefig("over_time.png")
 """
 ![Probabilities over time](over_time.png)
 
-The share of the draws that the most drawn examples took: the further from the diagonal,
-the more was there to choose.
+The share of the draws that the most drawn examples took, the first epoch's uniform
+draws among them: the further from the diagonal, the less uniform the draws were.
 """
 
 plots.share_of_draws({"RAIS": runs["RAIS"]}).savefig("share_of_draws.png")
@@ -134,9 +142,17 @@ plots.share_of_draws({"RAIS": runs["RAIS"]}).savefig("share_of_draws.png")
 
 ## Is the sampler right about them?
 
-Each point is a draw: the gradient norm that was promised, and the one observed. Points
-lie around the diagonal if predictions are right on average, and mostly within the band
-if the sampler knows how unsure it is.
+Each point is a draw: the gradient norm that was predicted, and the one observed. The
+closer the points are to a rising line, the better the sampler knows whom to draw. That
+line is steeper than the diagonal: large norms lie above it, small ones below. For the
+last norm seen of an example is partly chance, and a prediction that leans towards the
+mean of all, or of the class, errs less on the whole: regression to the mean. Draws need
+the order of the norms and their proportions more than their sizes.
+
+The band shows how unsure the sampler is, by the size of the prediction. It is no
+interval for each point: the uncertainty set bounds a weighted mean, over all draws, of
+squared errors in units of the squared band, by 1. Many points outside at one place are
+made up for by points well inside elsewhere.
 """
 
 plots.predicted_norms(directory).savefig("predicted_norms.png")
@@ -145,6 +161,10 @@ plots.predicted_norms(directory).savefig("predicted_norms.png")
 ![Predicted norms](predicted_norms.png)
 
 ## The hardest examples
+
+Those drawn most. Each has its row, its label and its share of all draws; uniform draws
+would give each 0.005 %. Where the network now predicts something else than the label,
+that stands behind a cross, and the picture is framed.
 """
 
 most = model.sampling.most_sampled(12)
