@@ -131,9 +131,9 @@ epoch takes half of the steps.
 
 ## Compare
 
-The same network, trained by Keras' own code: for as many epochs, and for about as many
-steps as RAIS took, with a schedule of that length. The second is the fair comparison:
-whoever wants to save steps can shorten uniform training as well.
+The same network, trained by Keras' own code: for as many epochs, and for as many steps
+as RAIS took, rounded up to whole epochs, with a schedule of that length. The second is
+the fair comparison: whoever wants to save steps can shorten uniform training as well.
 """
 
 results = [("RAIS", model, steps.sum(), rais_seconds.taken)]

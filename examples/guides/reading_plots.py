@@ -111,9 +111,9 @@ plots.gain_ratio({"RAIS": runs["RAIS"]}).savefig("gain_ratio.png")
 
 How often examples are drawn, beside uniform draws, by the last plan. The bars at the
 left are the examples that the network knows. Two things keep them from 0: the sampler
-adds to each predicted norm what it is unsure by; and it gives `floor`, 0.05 unless
-something else is said, of the draws to all alike. So n p is never below `floor`, and
-mostly well above. At the right are the hard ones. A bar at 1 alone would mean uniform
+adds to each predicted norm what it is unsure by; and a share of the draws, `floor`, by
+default 0.05, goes to all examples alike. So n p never falls below `floor`, and here
+stays above it. At the right are the hard ones. A bar at 1 alone would mean uniform
 draws.
 """
 
@@ -144,10 +144,10 @@ plots.share_of_draws({"RAIS": runs["RAIS"]}).savefig("share_of_draws.png")
 
 Each point is a draw: the gradient norm that was predicted, and the one observed. The
 closer the points are to a rising line, the better the sampler knows whom to draw. That
-line is steeper than the diagonal: large norms lie above it, small ones below. For the
-last norm seen of an example is partly chance, and a prediction that leans towards the
-mean of all, or of the class, errs less on the whole: regression to the mean. Draws need
-the order of the norms and their proportions more than their sizes.
+line is a little steeper than the diagonal: large norms lie above it, small ones below.
+For a prediction mixes what was last seen of an example, which is partly chance, with
+means over its past, its class and all examples. So it leans towards the middle, as is
+right for noisy values: regression to the mean.
 
 The band shows how unsure the sampler is, by the size of the prediction. It is no
 interval for each point: the uncertainty set bounds a weighted mean, over all draws, of
