@@ -79,11 +79,12 @@ for seed in range(seeds):
 ## Did it pay?
 
 Learning curves against all that one may count. Against *steps* and *seconds* the lower
-curve is the better one. Against *effective epochs* the two should end near each other,
-since an epoch means equal progress; on the way they may differ. If RAIS ends clearly
-above there, its learning rate is raised too far. The panels *epochs* and *effective
-epochs* show the same here, since with RAIS an epoch ends when its progress is made.
-Bands go from one seed to the other.
+curve is the better one; the seconds have the first step's tracing in them, and whatever
+else the machine was doing. Against *effective epochs* the two should end near each
+other, since an epoch means equal progress; on the way they may differ. If RAIS ends
+clearly above there, its learning rate is raised too far. The panels *epochs* and
+*effective epochs* show the same here, since with RAIS an epoch ends when its progress
+is made. Bands go from one seed to the other.
 """
 
 plots.learning_curves(runs, "val_loss").savefig("curves.png")
@@ -164,7 +165,7 @@ plots.predicted_norms(directory).savefig("predicted_norms.png")
 
 Those drawn most. Each has its row, its label and its share of all draws; uniform draws
 would give each 0.005 %. Where the network now predicts something else than the label,
-that stands behind a cross, and the picture is framed.
+that stands behind a cross, and the picture is framed: here, all twelve.
 """
 
 most = model.sampling.most_sampled(12)
