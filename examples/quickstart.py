@@ -6,6 +6,7 @@ It prints errors, seconds and steps, and writes a plot and a SavedModel.
 """
 
 import argparse
+import math
 import os
 import pathlib
 
@@ -36,7 +37,9 @@ def main() -> None:
     model, rais = _train("RAIS", "rais", options.epochs, options.model, splits)
     results = {"RAIS": rais, f"uniform, {options.epochs} epochs": uniform}
     # What uniform training makes of RAIS's seconds, with a schedule of its own.
-    epochs = max(1, round(options.epochs * rais["seconds"] / uniform["seconds"]))
+    epochs = round(options.epochs * rais["seconds"] / uniform["seconds"])
+    # Nor fewer steps than RAIS, if the clock says so: its steps are not the cheaper.
+    epochs = max(epochs, math.ceil(rais["epochs_processed"] - 0.05))
     if epochs != options.epochs:
         title = f"uniform, {epochs} epochs"
         results[title] = _train("uniform", "plain", epochs, options.model, splits)[1]

@@ -77,7 +77,7 @@ tuner = keras_tuner.RandomSearch(
     build,
     objective="val_accuracy",
     max_trials=guide_data.size(8, smoke=1),
-    seed=0,
+    seed=1,  # Keras Tuner takes 0 for none
     directory="tuning",
     project_name="rais",
     overwrite=True,
@@ -111,7 +111,7 @@ print(f"Trained again on all rows with {found.values}")
 print(f"Test accuracy: {accuracy:.3f}")
 
 """
-The best trial's validation accuracy is the highest of several, and flatters therefore;
+The best trial's validation accuracy is the highest of several, and therefore too good;
 the test images took no part in the search.
 
 Six epochs of 8,000 images are too few for much to be gained: in the first all draws are
