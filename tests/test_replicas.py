@@ -24,6 +24,7 @@ from keras_osgd.norms import last_layer
 from keras_osgd.sampling import RAIS
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROW = 5  # whose loss is not finite: on one replica, then on the other
 EPOCHS = 10  # of 8 steps: into the second block, which follows the scores
 FIT = {"batch_size": replayed.BATCH_SIZE, "verbose": 0}
 
@@ -142,8 +143,48 @@ def test_a_step_that_is_not_finite_on_one_replica_changes_nothing_on_any():
         _trained(model, x, epochs=3)
     assert list(model.sampling_state.bad_examples.strikes) == [17]
     for weight in model.weights:
-        copies = [v.numpy() for v in _mirrored().experimental_local_results(weight)]
+        copies = [
+            v.numpy() for v in _mirrored().experimental_local_results(weight.value)
+        ]
         assert all(np.isfinite(copy).all() for copy in copies)
+
+
+@keras.saving.register_keras_serializable("tests")
+def _infinite_for_label_9(y_true, y_pred):
+    """Is not finite for a label that no class has, while its gradient is."""
+    known = keras.ops.minimum(y_true, 2)
+    found = keras.losses.sparse_categorical_crossentropy(
+        known, y_pred, from_logits=True
+    )
+    found += keras.ops.where(keras.ops.squeeze(y_true) == 9, np.inf, 0.0)
+    return found
+
+
+def test_a_loss_that_is_not_finite_on_one_replica_skips_the_step_on_all():
+    y = replayed.Y.copy()
+    y[ROW] = 9
+    model = _in_scope(_rais)
+    with _mirrored().scope():
+        loss = _infinite_for_label_9
+        model.compile(keras.optimizers.SGD(0.3), loss, sampling=RAIS(seed=0))
+    draws, seen = replayed.Draws(), []
+
+    class Copies(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            copies = _mirrored().experimental_local_results(self.model.weights[0].value)
+            seen.append([copy.numpy() for copy in copies])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _trained(model, y=y, epochs=3, callbacks=[draws, Copies()])
+    skipped = [k for k, rows in enumerate(draws.index) if ROW in rows]
+    places = [draws.index[k].tolist().index(ROW) for k in skipped]
+    assert {place // 4 for place in places} == {0, 1}  # now this replica, now that
+    for step, copies in enumerate(seen):
+        np.testing.assert_array_equal(*copies)
+        if step:
+            unchanged = (copies[0] == seen[step - 1][0]).all()
+            assert unchanged == (step in skipped)
 
 
 def test_half_precision_scales_its_loss_on_two_replicas():
