@@ -21,10 +21,10 @@ Here we flip some labels of Fashion-MNIST and see how many of them are found.
 
 import guide_data
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 
 import keras_osgd
-from keras_osgd.plots.style import GREY, STYLES, new_figure
 
 n, epochs = guide_data.size(20_000, smoke=400), guide_data.size(8, smoke=2)
 (x_train, y_true), _, class_names = guide_data.images(n)
@@ -116,15 +116,14 @@ row, the label that it has, and the class that the network suggests for it. A th
 frame marks what we flipped; with data of your own there is none to tell you.
 """
 
-figure = new_figure(9.6, 6.5)
-panels = figure.subplots(3, 6).flat
-for axes, place in zip(panels, np.linspace(0, k - 1, 18).astype(int), strict=True):
+figure, panels = plt.subplots(3, 6, figsize=(9.6, 6.5), layout="constrained")
+for axes, place in zip(panels.flat, np.linspace(0, k - 1, 18).astype(int), strict=True):
     row, label = suspects.index[place], class_names[suspects.label[place]]
     suggested = class_names[suspects.suggested[place]]
     axes.imshow(x_train[row].squeeze(), cmap="gray_r", interpolation="nearest")
     axes.set_title(f"row {row}\nlabel: {label}\nrather: {suggested}?", fontsize=8)
     axes.set(xticks=[], yticks=[])
-    look = (STYLES[1][0], 2.5) if is_wrong[row] else (GREY, 0.8)
+    look = ("tab:red", 2.5) if is_wrong[row] else ("0.6", 0.8)
     for spine in axes.spines.values():
         spine.set(color=look[0], linewidth=look[1])
 figure.savefig("label_errors.png")
