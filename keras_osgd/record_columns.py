@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from keras_osgd.refusals import NO_EXAMPLES
 __all__ = ["Column", "Records"]
 
 _THREADS = 8
+_TRIES = 5
 _AT_ONCE = 1024  # records, where all are read
 _MOST = 2**48  # more stand for a source without end
 
@@ -114,7 +116,7 @@ class Records:
     def _part(self, wanted: list[Any]) -> list[Sequence[Any]]:
         """Returns leaves of records, given as such or by number."""
         if not hasattr(self._source, "__getitems__"):
-            wanted = (self._source[row] for row in wanted)
+            wanted = (_called(self._source.__getitem__, row) for row in wanted)
         return [self._leaves(record) for record in wanted]
 
     def _leaves(self, record: Any) -> Sequence[Any]:
@@ -132,7 +134,7 @@ class Records:
         return keras.tree.flatten(example)
 
     def _example(self, record: Any) -> tuple:
-        example = record if self._parse is None else self._parse(record)
+        example = record if self._parse is None else _called(self._parse, record)
         if not isinstance(example, tuple) or not 2 <= len(example) <= 3:
             raise ValueError(
                 "A record must be (x, y) or (x, y, sample_weight). Received: "
@@ -140,6 +142,19 @@ class Records:
                 "example `lambda record: (record['image'], record['label'])`."
             )
         return example
+
+
+def _called(function: Callable[[Any], Any], given: Any) -> Any:
+    """Returns what a user's function does; tried again where CPython fails.
+
+    CPython 3.11 counts the depth of its parser for all threads together, so that
+    `ast.literal_eval`, and with it `np.load`, now and then raises a SystemError
+    (python/cpython, issue 106905).
+    """
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(SystemError):
+            return function(given)
+    return function(given)
 
 
 def _length_of(source: Any) -> int:

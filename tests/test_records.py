@@ -197,6 +197,35 @@ def test_all_records_are_read_in_order_whatever_is_read_at_once(monkeypatch):
         np.testing.assert_array_equal(np.asarray(column), X)
 
 
+class Failing(Dicts):
+    """Raises as CPython does, whenever it is read but the last of so many times."""
+
+    def __init__(self, tries):
+        super().__init__(together=False)
+        self.left = dict.fromkeys(range(N), tries - 1)
+
+    def __getitem__(self, i):
+        self.left[int(i)] -= 1
+        if self.left[int(i)] >= 0:
+            raise SystemError("AST constructor recursion depth mismatch")
+        return super().__getitem__(i)
+
+
+def test_a_record_is_read_again_where_the_interpreter_fails():
+    source, parsed = Failing(3), set()
+
+    def failing(record):
+        if record["image"].tobytes() not in parsed:
+            parsed.add(record["image"].tobytes())
+            raise SystemError("AST constructor recursion depth mismatch")
+        return parse(record)
+
+    column = Records(source, failing).columns()[0]
+    np.testing.assert_array_equal(np.asarray(column), X)
+    with pytest.raises(SystemError, match="recursion depth"):
+        np.asarray(Records(Failing(9), parse).columns()[0])
+
+
 def test_records_are_read_beside_training_and_no_more_than_is_drawn():
     source = Dicts()
     data = records(source, parse, labels=Y)
