@@ -173,10 +173,10 @@ class Alarms:
         if share > _TOP_SHARE:
             self._tell(
                 "share",
-                f"{len(top)} of {self._n} examples take {share:.0%} of all draws, where "
-                f"{_TOP_SHARE:.0%} is the limit of this alarm. They are rare, hard, or "
-                f"their labels wrong: look at examples {top[:_NAMED].tolist()}, the "
-                "most drawn of them; correct what is wrong, or raise `floor`.",
+                f"{len(top)} of {self._n} examples take {share:.0%} of all draws; this "
+                f"alarm's limit is {_TOP_SHARE:.0%}. They are rare, hard, or their "
+                f"labels wrong: look at examples {top[:_NAMED].tolist()}, the most "
+                "drawn of them; correct what is wrong, or raise `floor`.",
             )
 
     def _look_at_unseen(self) -> None:

@@ -42,7 +42,7 @@ class Records:
         self._threads = concurrent.futures.ThreadPoolExecutor(
             _THREADS, "keras_osgd_records"
         )
-        self._structure = self._example(source[0])
+        self._structure = self._example(_called(source.__getitem__, 0))
         first = [np.asarray(leaf) for leaf in keras.tree.flatten(self._structure)]
         self._flat = not any(map(keras.tree.is_nested, self._structure))
         self._specs = [(type_kept(leaf.dtype), leaf.shape) for leaf in first]

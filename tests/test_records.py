@@ -223,7 +223,7 @@ def test_a_record_is_read_again_where_the_interpreter_fails():
     column = Records(source, failing).columns()[0]
     np.testing.assert_array_equal(np.asarray(column), X)
     with pytest.raises(SystemError, match="recursion depth"):
-        np.asarray(Records(Failing(9), parse).columns()[0])
+        Records(Failing(9), parse)
 
 
 def test_records_are_read_beside_training_and_no_more_than_is_drawn():
