@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_osgd.figures import LOGGED_ONLY
 from keras_osgd.plots.style import in_words
 from keras_osgd.report.numbers import column, number
 from keras_osgd.run_files import RunRecord
@@ -72,18 +73,9 @@ def metrics(records: Sequence[RunRecord]) -> list[str]:
 def _is_trained(name: str, records: Sequence[RunRecord]) -> bool:
     """Returns whether it is a metric: what a run without sampling has as well."""
     ours = {"epoch", "steps", "seconds", "gain_ratio", "effective_epochs"}
-    figures = {
-        "candidate_gain_ratio",
-        "gain_ratio_exact",
-        "gain_ratio_last_layer",
-        "gradient_ess",
-        "largest_weight",
-        "learning_rate_applied",
-        "sampling_share",
-        "scoring_seconds",
-        "share_unseen",
-    }
-    return name not in {*ours, *figures, *_NO_METRICS} and not name.startswith("n_p_")
+    return name not in {*ours, *LOGGED_ONLY, *_NO_METRICS} and not name.startswith(
+        "n_p_"
+    )
 
 
 def _better(name: str) -> Any:
