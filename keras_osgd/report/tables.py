@@ -72,10 +72,8 @@ def metrics(records: Sequence[RunRecord]) -> list[str]:
 
 def _is_trained(name: str, records: Sequence[RunRecord]) -> bool:
     """Returns whether it is a metric: what a run without sampling has as well."""
-    ours = {"epoch", "steps", "seconds", "gain_ratio", "effective_epochs"}
-    return name not in {*ours, *LOGGED_ONLY, *_NO_METRICS} and not name.startswith(
-        "n_p_"
-    )
+    ours = {"epoch", "steps", "seconds", "gain_ratio", "effective_epochs", *LOGGED_ONLY}
+    return name not in {*ours, *_NO_METRICS} and not name.startswith("n_p_")
 
 
 def _better(name: str) -> Any:
