@@ -379,7 +379,7 @@ def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
     model = _compiled(sampling=RAIS(retreat_below=7.9))  # never reached
     model.fit(X, Y, batch_size=M, epochs=8, verbose=2)
     out = capsys.readouterr().out
-    assert out.count("Training goes on with uniform, reshuffled draws") == 1
+    assert out.count("Draws are uniform and reshuffled until it would") == 1
     plan = model.sampling_run.planner.last_plan
     assert not plan.importance
     np.testing.assert_allclose(plan.probability, plan.credit / N)
@@ -387,15 +387,16 @@ def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
     assert model.optimizer.iterations.numpy() > 7.5 * STEPS  # no gain was applied
 
 
-def test_retreats_are_told_once_for_each_of_their_causes():
+def test_retreats_are_told_once_for_each_of_their_causes_and_one_return():
     state = SamplingState()
     state.allocate(ScoreTable(8, None), "", 0, "last_layer")
     made = Blocks(RAIS(), state, PlanBuffers(50, 4))
     for gain in (1.01, 2.0, 1.02, 2.0, 0.8, 2.0, 0.9, 1.0):
         made.decide(np.array([gain]), importance=True, threshold=1.03)
         assert state.armed == (gain == 2.0)
-    first, second = made.notices
-    assert first.startswith("Gain ratio 1.010 is below 1.03: importance sampling no")
+    first, back, second = made.notices
+    assert first.startswith("Gain ratio 1.010 is below 1.03: drawing by the scores")
+    assert back == "Gain ratio 2.000: draws follow the scores."
     assert second.startswith("Gain ratio 0.800 is below 1.03: the scores are worse")
 
 

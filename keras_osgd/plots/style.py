@@ -118,7 +118,7 @@ def legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
     width, height = figure.get_size_inches()
     columns = len(kept) if sum(inches) < width else max(1, int(width / max(inches)))
     rows = -(-len(kept) // columns)
-    figure.set_size_inches(max(width, max(inches) + 0.1), height + _ROW * (rows - 1))
+    figure.set_size_inches(max(width, max(inches) + 0.2), height + _ROW * (rows - 1))
     figure.legend(
         [handles[labels.index(name)] for name in kept],
         kept,
