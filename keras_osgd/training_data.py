@@ -187,9 +187,10 @@ def sizes(given: Mapping[str, Any]) -> tuple[int | None, int | None]:
     if isinstance(x, Indexed):
         return len(x), size or x.batch_size or 32
     leaf = (keras.tree.flatten(x) or [None])[0]
-    if not hasattr(leaf, "shape"):
+    n = leaf.shape[0] if len(getattr(leaf, "shape", ())) else None
+    if n is None:
         return None, size
-    return math.floor(len(leaf) * (1.0 - given["validation_split"])), size or 32
+    return math.floor(n * (1.0 - given["validation_split"])), size or 32
 
 
 def _refuse_beside_dataset(**others: Any) -> None:

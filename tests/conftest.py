@@ -1,7 +1,9 @@
 """What all tests share: no test is decided by timing, and Ctrl-C is listened to."""
 
+import gc
 import signal
 
+import pytest
 import tensorflow as tf
 from hypothesis import settings
 
@@ -16,3 +18,15 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _swept():
+    """Keeps what a module leaves behind out of the next ones' garbage collections.
+
+    TensorFlow keeps graphs for ever. To go through those of all modules, as Keras'
+    `clear_session` does each time, takes seconds in the end.
+    """
+    yield
+    gc.collect()
+    gc.freeze()

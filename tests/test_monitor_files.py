@@ -9,10 +9,12 @@ import time
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import small
 import tensorflow as tf
 
-from keras_osgd import run_files
+import keras_osgd
+from keras_osgd import run_files, training_data
 from keras_osgd.callbacks import Checkpoint, SamplingMonitor
 from keras_osgd.run_files import PERCENTILES, RunFiles, load
 
@@ -328,3 +330,27 @@ def test_what_is_no_directory_of_a_run_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="`log_dir` must be a directory.*Name one"):
         SamplingMonitor(tmp_path / "file", tensorboard=False)
+
+
+_DATASET = tf.data.Dataset.from_tensor_slices((small.X, small.Y)).batch(4)
+
+
+@pytest.mark.parametrize(
+    ("x", "batch_size", "split", "expected"),
+    [
+        (small.X, 4, 0.0, (60, 4)),
+        ({"a": small.X}, None, 0.25, (45, 32)),
+        (tf.RaggedTensor.from_row_lengths(np.arange(9.0), [2, 3, 4]), 2, 0.0, (3, 2)),
+        (tf.sparse.from_dense(small.X), 4, 0.0, (60, 4)),
+        (scipy.sparse.csr_matrix(small.X), 4, 0.0, (60, 4)),
+        (_DATASET, None, 0.0, (None, None)),
+        (None, None, 0.0, (None, None)),
+    ],
+)
+def test_the_sizes_of_uniform_training_are_those_of_its_data(
+    x, batch_size, split, expected
+):
+    given = {"x": x, "batch_size": batch_size, "validation_split": split}
+    assert training_data.sizes(given) == expected
+    indexed = keras_osgd.data.indexed(_DATASET, verbose=False)
+    assert training_data.sizes(given | {"x": indexed}) == (60, batch_size or 4)

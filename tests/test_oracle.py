@@ -417,7 +417,7 @@ def test_stale_scores_that_do_not_pay_are_retreated_from(refresh, monkeypatch, c
     model.fit(X, Y, batch_size=M, epochs=12, verbose=2)
     out = capsys.readouterr().out
     stale = refresh > 1
-    assert out.count("on with uniform, independent draws") == stale
+    assert out.count("Draws are uniform and independent until") == stale
     plan = model.sampling_run.planner.last_plan
     assert plan.importance != stale
     if stale:
