@@ -286,7 +286,7 @@ def test_the_variance_clock_is_the_ratio_of_the_traces_of_covariance():
     )
 
 
-@pytest.mark.parametrize("name", ["batch"])
+@pytest.mark.parametrize("name", ["oracle"])
 def test_a_study_runs_whole_and_is_not_repeated(name, tmp_path):
     command = [sys.executable, ROOT / "examples" / "experiments" / "run.py", name]
     command += ["--smoke", "--results", tmp_path]
