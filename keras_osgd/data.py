@@ -169,6 +169,12 @@ def from_dataset(x: Any, earlier: tuple | None, verbose: bool) -> tuple[Any, Any
     return found, (weakref.ref(x), found)
 
 
+def as_in_fit(model: keras.Model, x: Any) -> Any:
+    """Returns what takes the place of x, as in a `fit` of this model but silently."""
+    held = getattr(model, "sampling_held", None)
+    return from_dataset(x, getattr(held, "indexed", None), verbose=False)[0]
+
+
 def _may_be_batches(dataset: Any) -> bool:
     try:
         return dataset_reading.is_batched(dataset)

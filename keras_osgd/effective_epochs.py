@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_osgd.placement import step_variable
 
-__all__ = ["Clock", "EpochEnds"]
+__all__ = ["Clock", "EpochEnds", "steps_for"]
 
 _FAR = tf.int64.max
 _AHEAD = 40  # steps: an epoch's end is decided before the pipeline has read so far
@@ -101,7 +101,7 @@ class Clock:
         """Returns the steps to the epoch's end, at the gain of the last one."""
         if self._known_end is not None:
             return self._known_end - self.step
-        return max(0, -int(-float(self._remaining) // float(self.gain)))
+        return max(0, steps_for(self._remaining, self.gain))
 
     def snapshot(self, mid_epoch: bool) -> dict[str, Any]:
         """Returns all that `resume` needs.
@@ -143,8 +143,7 @@ class Clock:
         self._done = 0.0
         self._granted += effective_iterations
         remaining = float(self._remaining.assign_add(effective_iterations))
-        gain = float(self.gain)
-        left = max(1, -int(-remaining // gain))
+        left = max(1, steps_for(remaining, self.gain))
         self._known_end = self.step + left if left <= self._ahead else None
         self._end.assign(_FAR if self._known_end is None else self._known_end)
         self._poll_at = self.step + _POLL
@@ -160,6 +159,16 @@ class Clock:
             return False
         self.step = min(self.step, self._known_end)
         return self.step == self._known_end
+
+
+def steps_for(effective_iterations: Any, gain: Any) -> int:
+    """Returns the steps that so many effective iterations take, at that gain.
+
+    Example:
+        >>> steps_for(7.0, 2.0)
+        4
+    """
+    return -int(-float(effective_iterations) // float(gain))
 
 
 class EpochEnds(keras.callbacks.Callback):

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_osgd import training_data
 from keras_osgd.class_probabilities import class_probabilities
-from keras_osgd.data import from_dataset
+from keras_osgd.data import as_in_fit
 from keras_osgd.most_sampled import refuse_count
 from keras_osgd.state import SamplingState
 from keras_osgd.tables import first_lines, write_table
@@ -98,8 +98,7 @@ def find_label_errors(
         (2,)
     """
     refuse_count(k)
-    read = getattr(getattr(model, "sampling_held", None), "indexed", None)
-    x, _ = from_dataset(x, read, verbose=False)
+    x = as_in_fit(model, x)
     data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
     state = _learned(model, data)
     labels = _labels(data)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_osgd import training_data
-from keras_osgd.data import from_dataset
+from keras_osgd.data import as_in_fit
 from keras_osgd.gain_ratio import MAX_GAIN
 from keras_osgd.model import accelerate
 from keras_osgd.sampling import RAIS
@@ -129,8 +129,7 @@ def estimate_speedup(
             f"`steps` must be at least {least}, to be timed at the model's "
             f"`steps_per_execution`. Received: steps={steps}. Pass more."
         )
-    read = getattr(getattr(model, "sampling_held", None), "indexed", None)
-    x, _ = from_dataset(x, read, verbose=False)
+    x = as_in_fit(model, x)
     given = x, y, sample_weight
     data = training_data.prepare(*given, None, batch_size, None)
     with randomness_kept():

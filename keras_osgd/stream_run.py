@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import learning_rate, pools
+from keras_osgd.effective_epochs import steps_for
 from keras_osgd.gain_ratio import MAX_GAIN
 from keras_osgd.losses import OutputLoss
 from keras_osgd.placement import step_variable
@@ -82,7 +83,7 @@ class StreamClock:
 
     def steps_left(self) -> int:
         """Returns the steps to the epoch's end, at the gain of the last one."""
-        return max(0, -int(-float(self._remaining) // float(self.gain)))
+        return max(0, steps_for(self._remaining, self.gain))
 
     def share_pooled(self) -> float:
         """Returns the share of the epoch's steps that drew from a pool."""

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_osgd.callbacks.events import Events, require_tensorboard
-from keras_osgd.callbacks.run_log import RunLog, run_of
+from keras_osgd.callbacks.run_log import RunLog, probabilities_of, run_of
 from keras_osgd.warn_once import warn
 
 __all__ = ["SamplingMonitor"]
@@ -120,10 +120,12 @@ class SamplingMonitor(keras.callbacks.Callback):
         self._end("complete")
 
     def close(self) -> None:
-        """Adds the alarms of the last steps, however a `fit` ended; called by it."""
+        """Adds alarms and draws of the last steps, however a `fit` ended."""
         error = sys.exc_info()[1]
         cause = f"ended by {type(error).__name__}: {error}".removesuffix(": ")
         self._end("" if error is None else cause)
+        if self._begun:
+            self._tried(self._log.close, self.model)
 
     def _end(self, status: str) -> None:
         if self._begun:
@@ -147,5 +149,4 @@ class SamplingMonitor(keras.callbacks.Callback):
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, the probabilities of the scores as last planned, or `None`."""
-        run = run_of(self.model)
-        return None if run is None else run.probabilities()
+        return probabilities_of(self.model)

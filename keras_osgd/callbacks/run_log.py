@@ -18,7 +18,7 @@ from keras_osgd.run_files import PERCENTILES, RunFiles, percentile_name
 from keras_osgd.versions import versions
 from keras_osgd.warn_once import warn, warned_of
 
-__all__ = ["RunLog", "run_of"]
+__all__ = ["RunLog", "probabilities_of", "run_of"]
 
 _EXAMPLES = 1000  # that are listed
 _POINTS = 101  # of the curve of shares
@@ -28,6 +28,12 @@ _OBSERVATIONS = 2000  # that are kept beside their predictions
 def run_of(model: keras.Model) -> Run | None:
     """Returns the `fit` with importance sampling under way in a model, or `None`."""
     return getattr(model, "sampling_run", None)
+
+
+def probabilities_of(model: keras.Model) -> np.ndarray | None:
+    """Returns `[n]`, p by the scores as last planned, or `None`."""
+    run = run_of(model)
+    return None if run is None else run.probabilities()
 
 
 class RunLog:
@@ -98,13 +104,12 @@ class RunLog:
             logs: with the figures of the sampling.
         """
         self.pause()
-        run = run_of(model)
         row: dict[str, float] = {"epoch": epoch + 1}
         row["steps"] = _steps(model) - self._first_step
         row["seconds"] = round(self._aside - self._begun, 3)
         row |= {"gain_ratio": 1.0, "effective_epochs": epoch + 1.0}  # if uniform
         row |= {name: float(value) for name, value in logs.items()}
-        p = None if run is None else run.probabilities()
+        p = probabilities_of(model)
         if p is not None:
             found = np.percentile(len(p) * p, PERCENTILES)
             row |= dict(zip(map(percentile_name, PERCENTILES), found, strict=True))
@@ -116,11 +121,13 @@ class RunLog:
         return row
 
     def end(self, model: keras.Model, status: str) -> None:
-        """Writes the last draws and alarms, and how training ended if that is new."""
+        """Writes the last alarms, and how training ended if that is new."""
         self._settings["status"] = status or self._settings["status"]
         self._write_settings(model)
-        run = run_of(model)
-        p = None if run is None else run.probabilities()
+
+    def close(self, model: keras.Model) -> None:
+        """Writes the last draws, which are counted when `fit` has ended."""
+        p = probabilities_of(model)
         if p is not None:
             self._write_examples(model, p)
 
