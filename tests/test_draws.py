@@ -370,3 +370,9 @@ def test_owed_masses_of_another_training_set_are_refused():
 def test_an_example_without_a_chance_is_refused_where_each_is_owed_visits():
     with pytest.raises(ValueError, match="above 0 .* Received: 0.0 at index 1"):
         draws.reshuffled(np.zeros(2), np.array([1.0, 0.0]), 2, _rng())
+
+
+def test_independent_draws_stand_in_the_order_of_their_random_numbers():
+    p, positions = np.array([0.2, 0.5, 0.3]), np.array([0.9, 0.1, 0.6, 0.15, 0.75])
+    index = draws.independent(p, 5, _Positions(positions))
+    np.testing.assert_array_equal(index, [2, 0, 1, 0, 2])

@@ -144,6 +144,18 @@ def test_the_account_says_what_was_found_and_where_it_will_not_help():
     assert len(str(found).splitlines()) <= 6
 
 
+def test_weights_train_the_copy_as_a_rate_that_is_as_much_larger():
+    def ratio(rate, **weights):
+        model = _unmoved()
+        model.compile(keras.optimizers.SGD(rate), small.crossentropy())
+        given = (model, small.X, small.Y, 6, STEPS)
+        return keras_osgd.estimate_speedup(*given, **weights).variance_ratio
+
+    doubled = ratio(0.1, sample_weight=np.full(len(small.X), 2.0, "float32"))
+    np.testing.assert_allclose(doubled, ratio(0.2), rtol=1e-5)
+    assert abs(doubled / ratio(0.1) - 1) > 1e-3
+
+
 def test_several_steps_at_once_are_timed_as_single_ones():
     model = small.model(steps_per_execution=4)
     least = speedup_probe.least_steps(4)
