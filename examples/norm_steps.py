@@ -15,8 +15,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import exact_step, losses, scoring, training_data
+from keras_osgd.data import training_data
+from keras_osgd.losses import described as losses
+from keras_osgd.norms import scorer as scoring
 from keras_osgd.norms.calls import recording
+from keras_osgd.step import exact_step
 
 BATCH_SIZE = 128
 KINDS = ("plain", "exact")

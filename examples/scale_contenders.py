@@ -55,7 +55,7 @@ def _planner(norms: np.ndarray, batch_size: int, block_draws: int) -> Callable:
 
 def _block_draws(norms: np.ndarray, batch_size: int, block_draws: int) -> Callable:
     """Prepares what the others do, in blocks: p in proportion to the last norms."""
-    from keras_osgd import draws
+    from keras_osgd.draws import reshuffled as draws
 
     n, rng = len(norms), np.random.default_rng(_SEED)
     scores, owed = norms.astype(np.float64), np.zeros(len(norms))

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import draws, planner
-from keras_osgd.observations import ObservationLog, Window
-from keras_osgd.pipeline import PlanBuffers
-from keras_osgd.planner import Planner
+from keras_osgd.draws import planner
+from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws.observations import ObservationLog, Window
+from keras_osgd.draws.pipeline import PlanBuffers
+from keras_osgd.draws.planner import Planner
 from keras_osgd.sampling import RAIS
-from keras_osgd.score_table import ScoreTable
-from keras_osgd.state import SamplingState
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
 
 _AT_ONCE = 1_000_000  # observations, or copies of them would count as memory
 # Where the time of a refresh goes: every public function that it consists of.

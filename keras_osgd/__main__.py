@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd import report
-from keras_osgd.run_files import runs_in
+from keras_osgd.run_directory import runs_in
 from keras_osgd.versions import versions
 
 _EXTRAS = {

@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
+from keras_osgd.fit.trainer import ImportanceSampled
 from keras_osgd.sampling import get as get_sampling
-from keras_osgd.trainer import ImportanceSampled
 
 __all__ = ["Functional", "Model", "Sequential", "accelerate", "release"]
 

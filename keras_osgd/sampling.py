@@ -16,7 +16,7 @@ from keras_osgd.sampling_base import (
     check_count,
     check_floor,
 )
-from keras_osgd.score_table import DEFAULT_FEATURES, LARGE_FEATURES, check_features
+from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, check_features
 
 __all__ = ["RAIS", "Oracle", "Presample", "Sampling", "Uniform", "get"]
 

@@ -68,7 +68,7 @@ def kills(count: int) -> str:
     """
     import numpy as np
 
-    from keras_osgd import checkpoint_files
+    from keras_osgd.callbacks import checkpoint_files
 
     rng = random.Random(0)
     folder = pathlib.Path(tempfile.mkdtemp())

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import small
 
-from keras_osgd.alarms import Alarms, Steps, mean_weight_is_off, share_of_top
+from keras_osgd.draws.alarms import Alarms, Steps, mean_weight_is_off, share_of_top
 from keras_osgd.sampling import RAIS
-from keras_osgd.score_table import ScoreTable
-from keras_osgd.state import SamplingState
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
 
 N, M = 1000, 20  # 50 steps an epoch, the shortest part that is judged
 UNIFORM = np.full(N, 1 / N)

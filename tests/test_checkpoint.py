@@ -12,8 +12,7 @@ import pytest
 import small
 
 import keras_osgd
-from keras_osgd import checkpoint_files
-from keras_osgd.callbacks import Checkpoint
+from keras_osgd.callbacks import Checkpoint, checkpoint_files
 from keras_osgd.sampling import RAIS, Oracle
 
 FIXTURE = pathlib.Path(__file__).parent / "data" / "checkpoint_1"  # of format 1

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_osgd import checkpoint_files
+from keras_osgd.callbacks import checkpoint_files
 
 RNG = np.random.default_rng(0)
 

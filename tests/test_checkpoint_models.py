@@ -13,8 +13,7 @@ import small
 from test_checkpoint import ENDS, EveryState, net, saved_midway, state_of
 
 import keras_osgd
-from keras_osgd import checkpoint_files
-from keras_osgd.callbacks import Checkpoint, SamplingMonitor
+from keras_osgd.callbacks import Checkpoint, SamplingMonitor, checkpoint_files
 from keras_osgd.callbacks.schedule import Schedule
 from keras_osgd.sampling import RAIS, Oracle
 

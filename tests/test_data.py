@@ -8,9 +8,9 @@ import tensorflow as tf
 from small import BATCH_SIZE, X, Y
 
 import keras_osgd
-from keras_osgd import columns
 from keras_osgd.callbacks import Checkpoint
 from keras_osgd.data import indexed
+from keras_osgd.data import stored_columns as columns
 from keras_osgd.sampling import RAIS
 
 EXAMPLES = tf.data.Dataset.from_tensor_slices((X, Y))

@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_osgd import distributions
+from keras_osgd.scores import distributions
 from tests import oracles
 
 _ANY = st.floats(0.0, 1e300, allow_subnormal=True)

@@ -21,5 +21,5 @@ def test_every_example_in_a_docstring_runs_and_prints_what_it_says(name):
 
 
 def test_the_examples_are_found():
-    module = importlib.import_module("keras_osgd.distributions")
+    module = importlib.import_module("keras_osgd.scores.distributions")
     assert doctest.testmod(module).attempted >= 4

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keras_osgd import densities, draws
-from keras_osgd.systematic import systematic
+from keras_osgd.draws import densities
+from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws.systematic import systematic
 from tests import oracles
 
 

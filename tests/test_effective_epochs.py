@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_osgd.effective_epochs import Clock
+from keras_osgd.gain.clock import Clock
 
 FAR = tf.int64.max
 

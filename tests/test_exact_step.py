@@ -9,14 +9,17 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import losses, scoring, training_data, training_step
+from keras_osgd.base.replicas import Share
 from keras_osgd.callbacks import SamplingMonitor
-from keras_osgd.gain_ratio import GainRatio
-from keras_osgd.pipeline import Sample
-from keras_osgd.replicas import Share
+from keras_osgd.data import training_data
+from keras_osgd.draws.pipeline import Sample
+from keras_osgd.gain.gain_ratio import GainRatio
+from keras_osgd.losses import described as losses
+from keras_osgd.norms import scorer as scoring
+from keras_osgd.norms.verification import verify
 from keras_osgd.sampling import RAIS
-from keras_osgd.skipping import Skips
-from keras_osgd.verification import verify
+from keras_osgd.step import sampled_step as training_step
+from keras_osgd.step.skipping import Skips
 from tests import oracles_norms
 
 L = keras.layers

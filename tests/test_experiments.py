@@ -31,11 +31,11 @@ from experiments.methods import METHODS, Parameter  # noqa: E402
 from experiments.setting import Setting  # noqa: E402
 
 import keras_osgd  # noqa: E402
-from keras_osgd import gain_ratio  # noqa: E402
-from keras_osgd.planner import Planner  # noqa: E402
+from keras_osgd.draws.planner import Planner  # noqa: E402
+from keras_osgd.gain import gain_ratio  # noqa: E402
 from keras_osgd.sampling import RAIS  # noqa: E402
-from keras_osgd.score_table import ScoreTable  # noqa: E402
-from keras_osgd.uncertainty_set import UncertaintySet  # noqa: E402
+from keras_osgd.scores.table import ScoreTable  # noqa: E402
+from keras_osgd.scores.uncertainty_set import UncertaintySet  # noqa: E402
 
 N = 1200
 

@@ -7,7 +7,7 @@ import small
 from small import BATCH_SIZE, EPOCHS, X, Y
 
 import keras_osgd
-from keras_osgd import checks
+from keras_osgd.fit import checks
 from keras_osgd.sampling import RAIS
 
 # Row 15

@@ -6,10 +6,12 @@ import small
 import tensorflow as tf
 from small import EPOCHS, X, Y
 
-from keras_osgd import blocks, draws, planner, probabilities
-from keras_osgd.observations import Window
+from keras_osgd.draws import blocks, planner
+from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws.observations import Window
 from keras_osgd.sampling import RAIS
-from keras_osgd.score_table import ScoreTable
+from keras_osgd.scores import probabilities
+from keras_osgd.scores.table import ScoreTable
 
 # Row 41
 

@@ -7,8 +7,8 @@ import small
 from small import EPOCHS
 
 import keras_osgd
-from keras_osgd import pipeline
 from keras_osgd.callbacks import SamplingMonitor
+from keras_osgd.draws import pipeline
 from keras_osgd.sampling import RAIS
 
 

@@ -9,14 +9,15 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import pipeline, rows
-from keras_osgd.blocks import Blocks
 from keras_osgd.callbacks import SamplingMonitor
-from keras_osgd.pipeline import PlanBuffers
-from keras_osgd.rows import Rows
+from keras_osgd.data import rows
+from keras_osgd.data.rows import Rows
+from keras_osgd.draws import pipeline
+from keras_osgd.draws.blocks import Blocks
+from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.sampling import RAIS
-from keras_osgd.score_table import ScoreTable
-from keras_osgd.state import SamplingState
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
 
 N, M = 1000, 16
 STEPS = -(-N // M)

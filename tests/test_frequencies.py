@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from keras_osgd import distributions, draws
-from keras_osgd.systematic import search
+from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws.systematic import search
+from keras_osgd.scores import distributions
 
 
 def _rng(seed):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_osgd import gain_ratio
+from keras_osgd.gain import gain_ratio
 from tests import oracles_norms
 
 _M = 2

@@ -13,10 +13,10 @@ from small import BATCH_SIZE, Y
 
 import keras_osgd
 from keras_osgd.data import indexed
-from keras_osgd.rows import Rows
+from keras_osgd.data.rows import Rows
+from keras_osgd.data.training_data import prepare
+from keras_osgd.data.uneven_columns import uneven
 from keras_osgd.sampling import RAIS
-from keras_osgd.training_data import prepare
-from keras_osgd.uneven_columns import uneven
 
 N, WIDTH = len(Y), 4
 _rng = np.random.default_rng(1)

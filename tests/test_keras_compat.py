@@ -11,7 +11,7 @@ import pytest
 import small
 import tensorflow as tf
 
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
 
 schedules = keras.optimizers.schedules
 

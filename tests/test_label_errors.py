@@ -10,8 +10,8 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 import keras_osgd
-from keras_osgd import label_errors
 from keras_osgd.sampling import RAIS
+from keras_osgd.tools import label_errors
 
 
 def test_suspicion_is_the_formula_worked_out_by_hand():

@@ -6,12 +6,14 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import losses, training_data, training_step
-from keras_osgd.gain_ratio import GainRatio
+from keras_osgd.base.replicas import Share
+from keras_osgd.data import training_data
+from keras_osgd.draws.pipeline import Sample
+from keras_osgd.gain.gain_ratio import GainRatio
+from keras_osgd.losses import described as losses
 from keras_osgd.norms import last_layer
-from keras_osgd.pipeline import Sample
-from keras_osgd.replicas import Share
-from keras_osgd.skipping import Skips
+from keras_osgd.step import sampled_step as training_step
+from keras_osgd.step.skipping import Skips
 from tests import oracles_norms
 
 _LAYERS = keras.layers

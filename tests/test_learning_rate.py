@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_osgd import learning_rate
+from keras_osgd.gain import learning_rate
 from tests import oracles_norms
 
 _RULES = {

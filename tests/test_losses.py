@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_osgd import keras_compat, losses
-from keras_osgd.training_data import prepare
+from keras_osgd.base import keras_compat
+from keras_osgd.data.training_data import prepare
+from keras_osgd.losses import described as losses
 
 N, STEPS = 6, 5
 _rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import scipy.sparse
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.training_data import prepare
+from keras_osgd.data.training_data import prepare
 
 _STATUS = pathlib.Path("/proc/self/status")
 ROWS, WIDTH = 20_000, 4096  # 328 MB as float32, above the limit of what is copied

@@ -14,9 +14,10 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import run_files, training_data
+from keras_osgd import run_directory as run_files
 from keras_osgd.callbacks import Checkpoint, SamplingMonitor
-from keras_osgd.run_files import PERCENTILES, RunFiles, load
+from keras_osgd.data import training_data
+from keras_osgd.run_directory import PERCENTILES, RunFiles, load
 
 N = len(small.X)
 UNTIMED = {"seconds", "sampling_share"}

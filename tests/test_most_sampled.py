@@ -8,10 +8,10 @@ import pytest
 import small
 
 import keras_osgd
-from keras_osgd import most_sampled
 from keras_osgd.sampling import RAIS, Oracle, get
-from keras_osgd.score_table import ScoreTable
-from keras_osgd.state import SamplingState
+from keras_osgd.scores import most_sampled
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
 
 N = len(small.X)
 

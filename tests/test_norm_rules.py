@@ -6,10 +6,13 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import losses, norms, scoring, training_data
+from keras_osgd import norms
+from keras_osgd.data import training_data
+from keras_osgd.losses import described as losses
 from keras_osgd.norms import rules
+from keras_osgd.norms import scorer as scoring
+from keras_osgd.norms.verification import verify
 from keras_osgd.sampling import RAIS
-from keras_osgd.verification import verify
 
 L = keras.layers
 MODES = ["eager", "graph"]

@@ -8,9 +8,11 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import losses, scoring, training_data
+from keras_osgd.data import training_data
+from keras_osgd.losses import described as losses
 from keras_osgd.norms import calls, last_layer
-from keras_osgd.verification import verify
+from keras_osgd.norms import scorer as scoring
+from keras_osgd.norms.verification import verify
 
 L = keras.layers
 

@@ -8,7 +8,7 @@ import oracles_norms
 import pytest
 import tensorflow as tf
 
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
 from keras_osgd.norms import batch_axes, exact
 from keras_osgd.norms.calls import recording
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_osgd import distributions
-from keras_osgd.observations import ObservationLog, Window, averaged
-from keras_osgd.pipeline import PlanBuffers
-from keras_osgd.uncertainty_set import UncertaintySet
+from keras_osgd.draws.observations import ObservationLog, Window, averaged
+from keras_osgd.draws.pipeline import PlanBuffers
+from keras_osgd.scores import distributions
+from keras_osgd.scores.uncertainty_set import UncertaintySet
 
 MEANS = np.array([2.0, 1.0, 4.0])
 

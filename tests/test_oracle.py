@@ -8,11 +8,12 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import oracle, pipeline, sampling
+from keras_osgd import sampling
 from keras_osgd.callbacks import SamplingMonitor
-from keras_osgd.rows import Rows
+from keras_osgd.data.rows import Rows
+from keras_osgd.draws import oracle, pipeline
+from keras_osgd.norms.scorer import Scorer
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.scoring import Scorer
 from tests import small
 
 N, M = 30, 4

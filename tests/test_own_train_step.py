@@ -9,8 +9,8 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.own_train_step import own_train_step
 from keras_osgd.sampling import RAIS
+from keras_osgd.step.own_train_step import own_train_step
 
 unpacked = keras.utils.unpack_x_y_sample_weight
 README = pathlib.Path(__file__).parents[1] / "README.md"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from keras_osgd import plots
 from keras_osgd.plots.style import STYLES
-from keras_osgd.run_files import PERCENTILES, RunFiles, percentile_name
+from keras_osgd.run_directory import PERCENTILES, RunFiles, percentile_name
 
 EPOCHS = 4
 

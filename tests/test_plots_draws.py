@@ -5,7 +5,7 @@ import pytest
 from test_plots import drawn, is_saved, rows
 
 from keras_osgd import plots
-from keras_osgd.run_files import RunFiles
+from keras_osgd.run_directory import RunFiles
 
 
 def test_a_histogram_of_n_p_has_all_examples_at_their_places():

@@ -5,7 +5,7 @@ import pytest
 from test_plots import is_saved
 
 from keras_osgd import plots
-from keras_osgd.most_sampled import MostSampled
+from keras_osgd.scores.most_sampled import MostSampled
 
 
 def most(k: int) -> MostSampled:

@@ -11,11 +11,18 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import diagnosis, pools, training_step
-from keras_osgd.pool_gain import PoolGain, pool_moments, pool_probability, pool_ratio
-from keras_osgd.refusals import Refusals
+from keras_osgd.base.refusals import Refusals
+from keras_osgd.fit import check as diagnosis
+from keras_osgd.pools import pool as pools
+from keras_osgd.pools.pool_gain import (
+    PoolGain,
+    pool_moments,
+    pool_probability,
+    pool_ratio,
+)
+from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import Presample, get
-from keras_osgd.stream_run import StreamRun
+from keras_osgd.step import sampled_step as training_step
 
 M = 4
 NEVER = Presample(cost=1e9, seed=0)

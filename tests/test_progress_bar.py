@@ -6,8 +6,8 @@ import pytest
 import small
 
 from keras_osgd.callbacks import SamplingMonitor
-from keras_osgd.figures import LOGGED_ONLY
-from keras_osgd.progress_bar import ProgressBar
+from keras_osgd.fit.logged import LOGGED_ONLY
+from keras_osgd.fit.progress_bar import ProgressBar
 from keras_osgd.sampling import RAIS
 
 SHOWN = re.compile(r"(\w+): ([-+.\de]+)")

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.trainer import ImportanceSampled
+from keras_osgd.fit.trainer import ImportanceSampled
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text("utf-8")
 _rng = np.random.default_rng(0)

@@ -10,10 +10,9 @@ import tensorflow as tf
 from small import BATCH_SIZE, X, Y
 
 import keras_osgd
-from keras_osgd import record_columns
 from keras_osgd.callbacks import Checkpoint
-from keras_osgd.data import records
-from keras_osgd.record_columns import Records
+from keras_osgd.data import record_columns, records
+from keras_osgd.data.record_columns import Records
 
 N = len(X)
 

@@ -18,8 +18,10 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import placement, replicas, strategies, training_data
+from keras_osgd.base import placement, replicas
 from keras_osgd.callbacks import Checkpoint
+from keras_osgd.data import training_data
+from keras_osgd.fit import strategies
 from keras_osgd.norms import last_layer
 from keras_osgd.sampling import RAIS
 

@@ -16,7 +16,7 @@ from test_plots import rows
 
 from keras_osgd import report
 from keras_osgd.__main__ import main
-from keras_osgd.run_files import RunFiles, load
+from keras_osgd.run_directory import RunFiles, load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 README = pathlib.Path(__file__).parents[1] / "README.md"

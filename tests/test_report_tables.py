@@ -6,7 +6,7 @@ from test_report import Page, write_run
 
 from keras_osgd import report
 from keras_osgd.report import tables
-from keras_osgd.run_files import RunRecord, load
+from keras_osgd.run_directory import RunRecord, load
 
 
 def test_what_it_took_is_looked_up_at_the_first_epoch_that_is_good_enough():

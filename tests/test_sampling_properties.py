@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from keras_osgd import distributions, draws, uncertainty_set
-from keras_osgd.score_table import LARGE_FEATURES, ScoreTable
+from keras_osgd.draws import reshuffled as draws
+from keras_osgd.scores import distributions, uncertainty_set
+from keras_osgd.scores.table import LARGE_FEATURES, ScoreTable
 
 SETTINGS = settings(derandomize=True, max_examples=100)
 EXTREMES = [0.0, -0.0, 5e-324, 1e-310, 1e-300, 1e-30, 1.0, 3e38, 1e39, 1e300, 1e308]

@@ -14,10 +14,10 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.block_lengths import lead_steps
-from keras_osgd.planner import Planner
+from keras_osgd.draws.block_lengths import lead_steps
+from keras_osgd.draws.planner import Planner
 from keras_osgd.sampling import RAIS
-from keras_osgd.score_table import ScoreTable
+from keras_osgd.scores.table import ScoreTable
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 8)).astype("float32")

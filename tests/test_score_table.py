@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_osgd import score_table
-from keras_osgd.score_table import DEFAULT_FEATURES, LARGE_FEATURES, ScoreTable
+from keras_osgd.scores import table as score_table
+from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, ScoreTable
 from tests import oracles_norms
 
 _ALL = ("constant", "unseen", "average_0.5", "last", "age", "class_mean", "average_0.9")

@@ -11,16 +11,16 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import skipping
-from keras_osgd.bad_examples import BadExamples, culprits
-from keras_osgd.blocks import Blocks
 from keras_osgd.callbacks import Checkpoint
-from keras_osgd.pipeline import PlanBuffers
+from keras_osgd.draws.blocks import Blocks
+from keras_osgd.draws.pipeline import PlanBuffers
+from keras_osgd.draws.watch import Watch
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.score_table import ScoreTable
-from keras_osgd.skipping import Skips
-from keras_osgd.state import SamplingState
-from keras_osgd.watch import Watch
+from keras_osgd.scores.bad_examples import BadExamples, culprits
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
+from keras_osgd.step import skipping
+from keras_osgd.step.skipping import Skips
 
 INF, NAN = np.inf, np.nan
 BAD = 17

@@ -10,7 +10,8 @@ import small
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import speedup, speedup_probe, training_data
+from keras_osgd.data import training_data
+from keras_osgd.tools import speedup, speedup_probe
 
 STEPS = 35
 

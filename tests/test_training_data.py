@@ -6,9 +6,9 @@ import pytest
 import small
 import tensorflow as tf
 
-from keras_osgd import rows
+from keras_osgd.data import rows
+from keras_osgd.data.training_data import prepare, split
 from keras_osgd.sampling import RAIS
-from keras_osgd.training_data import prepare, split
 
 X = np.arange(40.0).reshape(20, 2)
 Y = np.arange(20) % 3

@@ -8,27 +8,25 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import (
-    densities,
-    distributions,
-    draws,
-    keras_compat,
-    losses,
-    training_data,
-    training_step,
-)
-from keras_osgd.observations import ObservationLog
-from keras_osgd.pipeline import Plan, PlanBuffers, batches
-from keras_osgd.planner import Planner
-from keras_osgd.probabilities import by_scores
-from keras_osgd.replicas import Share
-from keras_osgd.rows import Rows
-from keras_osgd.run import Run
+from keras_osgd.base import keras_compat
+from keras_osgd.base.replicas import Share
+from keras_osgd.data import training_data
+from keras_osgd.data.rows import Rows
+from keras_osgd.draws import densities
+from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws.observations import ObservationLog
+from keras_osgd.draws.pipeline import Plan, PlanBuffers, batches
+from keras_osgd.draws.planner import Planner
+from keras_osgd.draws.systematic import systematic
+from keras_osgd.fit.run import Run
+from keras_osgd.losses import described as losses
 from keras_osgd.sampling import RAIS
-from keras_osgd.score_table import ScoreTable
-from keras_osgd.state import SamplingState
-from keras_osgd.systematic import systematic
-from keras_osgd.uncertainty_set import UncertaintySet
+from keras_osgd.scores import distributions
+from keras_osgd.scores.probabilities import by_scores
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
+from keras_osgd.scores.uncertainty_set import UncertaintySet
+from keras_osgd.step import sampled_step as training_step
 
 M = 2  # draws in a minibatch
 CLASS_WEIGHT = {0: 0.5, 1: 2.0, 2: 3.0}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from keras_osgd import uncertainty_set
-from keras_osgd.uncertainty_set import UncertaintySet
+from keras_osgd.scores import uncertainty_set
+from keras_osgd.scores.uncertainty_set import UncertaintySet
 from tests import oracles
 
 # 0/0 gives NaN, which every comparison takes for no improvement: say so.

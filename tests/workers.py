@@ -28,7 +28,7 @@ import replayed  # noqa: E402
 import small  # noqa: E402
 
 import keras_osgd  # noqa: E402
-from keras_osgd.keras_compat_strategies import UnderStrategy  # noqa: E402
+from keras_osgd.base.keras_compat_strategies import UnderStrategy  # noqa: E402
 from keras_osgd.sampling import RAIS  # noqa: E402
 
 OPTIONS = {

@@ -7,10 +7,11 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import gain_ratio, probabilities
-from keras_osgd.observations import Window
+from keras_osgd.draws.observations import Window
+from keras_osgd.gain import gain_ratio
 from keras_osgd.sampling import RAIS
-from keras_osgd.uncertainty_set import UncertaintySet
+from keras_osgd.scores import probabilities
+from keras_osgd.scores.uncertainty_set import UncertaintySet
 
 
 @contextlib.contextmanager

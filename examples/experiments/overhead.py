@@ -14,8 +14,8 @@ from step_timer import milliseconds_a_step
 
 import keras_osgd
 from experiments import networks
-from keras_osgd.pipeline import Plan, PlanBuffers, batches
-from keras_osgd.rows import Rows
+from keras_osgd.data.rows import Rows
+from keras_osgd.draws.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.sampling import RAIS
 
 TRAINED = ("keras", "uniform", "rais", "rais_exact")

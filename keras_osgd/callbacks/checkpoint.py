@@ -10,13 +10,14 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from keras_osgd import checkpoint_files, keras_compat, snapshot
-from keras_osgd.callbacks import progress
+from keras_osgd.base import keras_compat
+from keras_osgd.callbacks import checkpoint_files, snapshot
+from keras_osgd.callbacks import keras_memory as progress
 from keras_osgd.callbacks.interruption import Interruption
 from keras_osgd.callbacks.schedule import Schedule
 from keras_osgd.callbacks.writer import Writer
-from keras_osgd.run import Run
-from keras_osgd.training_data import TrainingData
+from keras_osgd.data.training_data import TrainingData
+from keras_osgd.fit.run import Run
 
 __all__ = ["Checkpoint"]
 

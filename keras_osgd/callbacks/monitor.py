@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_osgd.base.warn import warn
 from keras_osgd.callbacks.events import Events, require_tensorboard
 from keras_osgd.callbacks.run_log import RunLog, probabilities_of, run_of
-from keras_osgd.warn_once import warn
 
 __all__ = ["SamplingMonitor"]
 

@@ -12,11 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.learning_rate import inner_optimizer
-from keras_osgd.run import Run
-from keras_osgd.run_files import PERCENTILES, RunFiles, percentile_name
+from keras_osgd.base.warn import warn, warned_of
+from keras_osgd.fit.run import Run
+from keras_osgd.gain.learning_rate import inner_optimizer
+from keras_osgd.run_directory import PERCENTILES, RunFiles, percentile_name
 from keras_osgd.versions import versions
-from keras_osgd.warn_once import warn, warned_of
 
 __all__ = ["RunLog", "probabilities_of", "run_of"]
 

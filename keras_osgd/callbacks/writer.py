@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_osgd import checkpoint_files
-from keras_osgd.warn_once import warn
+from keras_osgd.base.warn import warn
+from keras_osgd.callbacks import checkpoint_files
 
 __all__ = ["Writer"]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
 from keras_osgd.norms.arrays import rows_from
 from keras_osgd.norms.calls import Frame, recording
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
 from keras_osgd.norms import rules
 
 __all__ = ["Frame", "recording", "replaced_calls", "state_kept", "without_activation"]

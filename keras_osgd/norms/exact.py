@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
 from keras_osgd.norms import one_by_one, rules
 from keras_osgd.norms.batch_axes import Axes, numbered
 from keras_osgd.norms.calls import Frame

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
 from keras_osgd.norms.arrays import dense_form, sizes
 from keras_osgd.norms.calls import replaced_calls, without_activation
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
 from keras_osgd.norms import rules
 from keras_osgd.norms.calls import Frame, without_activation
 from keras_osgd.norms.forms import PerExample

@@ -6,7 +6,7 @@ colour-blind readers can tell apart), so that grey print shows them too.
 """
 
 from keras_osgd.plots.curves import gain_ratio, learning_curves
-from keras_osgd.plots.examples import gallery
+from keras_osgd.plots.images import gallery
 from keras_osgd.plots.norms import predicted_norms
 from keras_osgd.plots.shares import (
     probabilities,

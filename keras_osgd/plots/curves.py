@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_osgd.plots.sources import grouped, require
 from keras_osgd.plots.style import GREY, finish, in_words, legend, new_figure, style
-from keras_osgd.run_files import RunRecord
+from keras_osgd.run_directory import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_osgd.plots.sources import grouped, one_record
 from keras_osgd.plots.style import DARK, GREY, STYLES, finish, legend, new_figure, style
-from keras_osgd.run_files import PERCENTILES, percentile_name
+from keras_osgd.run_directory import PERCENTILES, percentile_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_osgd.run_files import RunRecord, load
+from keras_osgd.run_directory import RunRecord, load
 
 __all__ = ["grouped", "one_record", "record_of", "require"]
 

@@ -16,7 +16,7 @@ from keras_osgd.plots.style import in_words
 from keras_osgd.report import tables
 from keras_osgd.report.numbers import number
 from keras_osgd.report.template import TEMPLATE
-from keras_osgd.run_files import RunRecord, load, percentile_name
+from keras_osgd.run_directory import RunRecord, load, percentile_name
 
 __all__ = ["page", "write"]
 
@@ -39,7 +39,7 @@ def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
 
     Example:
         >>> import tempfile
-        >>> from keras_osgd.run_files import RunFiles
+        >>> from keras_osgd.run_directory import RunFiles
         >>> home = pathlib.Path(tempfile.mkdtemp())
         >>> RunFiles(home / "a run").write_history([{"epoch": 1}])
         >>> write([home / "a run"], home / "report.html")

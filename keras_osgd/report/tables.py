@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_osgd.figures import LOGGED_ONLY
+from keras_osgd.fit.logged import LOGGED_ONLY
 from keras_osgd.plots.style import in_words
 from keras_osgd.report.numbers import column, number
-from keras_osgd.run_files import RunRecord
+from keras_osgd.run_directory import RunRecord
 
 __all__ = ["examples", "metrics", "reached", "runs", "settings", "status", "table"]
 

@@ -29,7 +29,9 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.rivals.rival import Draw, Observed, Rival, Score
-from keras_osgd import distributions, draws, gain_ratio
+from keras_osgd.draws import reshuffled as draws
+from keras_osgd.gain import gain_ratio
+from keras_osgd.scores import distributions
 
 _BLOCK = 50  # batches
 _FLOOR = 0.1

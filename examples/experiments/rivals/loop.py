@@ -13,8 +13,8 @@ import numpy as np
 
 from experiments.rivals import steps
 from experiments.rivals.rival import Observed, Rival
-from keras_osgd import learning_rate
-from keras_osgd.rows import Rows
+from keras_osgd.data.rows import Rows
+from keras_osgd.gain import learning_rate
 
 
 class Diverged(RuntimeError):

@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.rivals.rival import Draw, Observed, Rival, Score
-from keras_osgd import draws
+from keras_osgd.draws import reshuffled as draws
 
 _POOL = 3  # B over m
 _DECAY = 0.9  # a_tau

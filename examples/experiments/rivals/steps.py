@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.rivals.rival import Observed
-from keras_osgd import keras_compat
+from keras_osgd.base import keras_compat
+from keras_osgd.data.rows import Rows
 from keras_osgd.norms import last_layer
-from keras_osgd.rows import Rows
 
 _LARGEST = 1024  # examples passed forward at once when scoring
 

@@ -1,0 +1,1 @@
+"""The ground: modules that know nothing of the method."""

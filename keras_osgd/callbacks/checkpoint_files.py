@@ -1,0 +1,243 @@
+"""Checkpoints on disk: written whole or not at all, and only read if intact."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from keras_osgd.base.warn import warn
+
+__all__ = ["VERSION", "Saved", "newest", "probe", "write"]
+
+VERSION = 1  # of the format; files of every earlier one load
+_NAME = re.compile(r"checkpoint-(\d{8})\.(npz|json|npz\.part|json\.part)")
+_DETAILS = "details"
+_RAW = "raw:"  # before the name of an array whose dtype NumPy cannot write
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        path: of its arrays.
+        arrays: in nested dictionaries.
+        details: numbers and texts, as JSON keeps them.
+    """
+
+    path: pathlib.Path
+    arrays: dict[str, Any]
+    details: dict[str, Any]
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is hashed as it is written: so also what a disk mangles is noticed.
+
+    It cannot seek, which `zipfile` then does without.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += memoryview(data).nbytes
+        return self._file.write(data)
+
+
+def probe(directory: pathlib.Path) -> None:
+    """Makes the directory if it is missing.
+
+    Raises:
+        ValueError: if no files can be written into it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f".probe-{os.getpid()}"
+        path.write_bytes(b"")
+        path.unlink()
+    except OSError as error:
+        raise ValueError(
+            "The directory of checkpoints must be one to write into. Received: "
+            f"{directory} ({error}). Take another, or change its permissions."
+        ) from error
+
+
+def write(
+    directory: pathlib.Path,
+    arrays: Mapping[str, Any],
+    details: Mapping[str, Any],
+    keep: int,
+) -> pathlib.Path:
+    """Writes a checkpoint and deletes those that are older than the newest `keep`.
+
+    The arrays go to a temporary file, which is flushed to the disk and renamed; then a
+    marker with their size and SHA-256, likewise. What has no marker, or another hash,
+    is no checkpoint: a kill at any moment leaves the earlier ones as they were.
+
+    Args:
+        directory: exists.
+        arrays: in nested dictionaries, whose keys have no "/"; no objects.
+        details: what JSON can keep.
+        keep: how many checkpoints stay, this one included.
+
+    Returns:
+        The path of the arrays.
+
+    Raises:
+        OSError: if it cannot be written; no part of it stays.
+    """
+    number = max(_numbers(directory), default=0) + 1
+    path = _path(directory, number, "npz")
+    content = {_DETAILS: _as_array(json.dumps(dict(details, version=VERSION)))}
+    for name, value in _flat(arrays):
+        if value.dtype.kind == "V":  # bfloat16 and float8 are no dtypes of NumPy's own
+            raw = np.ascontiguousarray(value[..., np.newaxis]).view(np.uint8)
+            content[f"{_RAW}{value.dtype.name}:{name}"] = raw
+        else:
+            content[name] = value
+    try:
+        hashed = _replace(path, lambda file: np.savez(file, **content))
+        marker = {"size": hashed.size, "sha256": hashed.digest.hexdigest()}
+        line = json.dumps(marker).encode()
+        _replace(path.with_suffix(".json"), lambda file: file.write(line))
+    except BaseException:
+        for suffix in ("json", "json.part", "npz", "npz.part"):  # marker first
+            _path(directory, number, suffix).unlink(missing_ok=True)
+        raise
+    _delete_old(directory, number, keep)
+    return path
+
+
+def _replace(path: pathlib.Path, write_to: Any) -> _Hashed:
+    """Writes a file beside `path`, flushes it to the disk and puts it there."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        hashed = _Hashed(file)
+        write_to(hashed)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename too must outlive a power failure
+    finally:
+        os.close(folder)
+    return hashed
+
+
+def newest(directory: pathlib.Path) -> Saved | None:
+    """Returns the newest checkpoint that is intact, or `None` where there is none.
+
+    Warns where it is not the newest of all.
+
+    Raises:
+        ValueError: if there are checkpoints and none is intact, or the newest intact
+            one was written by a later version.
+    """
+    faults: list[str] = []
+    for number in sorted(_numbers(directory), reverse=True):
+        path = _path(directory, number, "npz")
+        if not path.with_suffix(".json").exists():
+            continue  # it was being written: nothing was promised
+        try:
+            saved = _read(path)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            faults.append(f"{path}: {error}")
+            continue
+        _check_version(saved)
+        if faults:
+            warn(
+                "A checkpoint must be as it was written; found damaged: "
+                f"{'; '.join(faults)}. Training goes on from {path}."
+            )
+        return saved
+    if faults:
+        raise ValueError(
+            "At least one checkpoint must be intact. Tried: "
+            f"{'; '.join(faults)}. Delete the directory {directory} to start afresh, "
+            "or bring back a copy of it."
+        )
+    return None
+
+
+def _read(path: pathlib.Path) -> Saved:
+    marker = json.loads(path.with_suffix(".json").read_text())
+    size = path.stat().st_size
+    if size != marker["size"]:
+        raise ValueError(f"{size} bytes of {marker['size']}")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != marker["sha256"]:
+        raise ValueError("its bytes are not those that were written")
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    details = json.loads(arrays.pop(_DETAILS).tobytes())
+    for name in [name for name in arrays if name.startswith(_RAW)]:
+        _, dtype, own = name.split(":", 2)
+        raw = arrays.pop(name)
+        arrays[own] = raw.view(np.dtype(dtype))[..., 0]
+    return Saved(path, _nested(arrays), details)
+
+
+def _flat(arrays: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in arrays.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}/")
+        else:
+            yield above + name, np.asarray(value)
+
+
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in arrays.items():
+        *above, own = name.split("/")
+        place = nested
+        for part in above:
+            place = place.setdefault(part, {})
+        place[own] = value
+    return nested
+
+
+def _check_version(saved: Saved) -> None:
+    version = saved.details["version"]
+    if version > VERSION:
+        raise ValueError(
+            f"The checkpoint must have format {VERSION} or an earlier one. Received: "
+            f"{version} in {saved.path}. Install a newer keras_osgd."
+        )
+
+
+def _delete_old(directory: pathlib.Path, number: int, keep: int) -> None:
+    """Deletes all but the last `keep` checkpoints, and what was left half written."""
+    whole = [n for n in _numbers(directory) if _path(directory, n, "json").exists()]
+    kept = set(sorted(whole)[-keep:]) | {number}
+    for path in directory.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and int(match[1]) not in kept:
+            # Its marker first: what has none was never promised.
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def _numbers(directory: pathlib.Path) -> set[int]:
+    names = [_NAME.fullmatch(path.name) for path in directory.glob("checkpoint-*")]
+    return {int(match[1]) for match in names if match}
+
+
+def _path(directory: pathlib.Path, number: int, suffix: str) -> pathlib.Path:
+    return directory / f"checkpoint-{number:08d}.{suffix}"
+
+
+def _as_array(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)

@@ -1,0 +1,245 @@
+"""All that a training run consists of between two executions, to go on with later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_osgd.base import keras_compat
+from keras_osgd.callbacks import run_settings
+from keras_osgd.callbacks.checkpoint_files import Saved
+from keras_osgd.data.training_data import PROBES, TrainingData
+from keras_osgd.fit.run import Run
+from keras_osgd.gain.learning_rate import inner_optimizer
+
+__all__ = ["Resumed", "capture", "restore_metrics", "restore_model", "resume"]
+
+_RESET = (
+    "To keep the weights and start the scores afresh: "
+    'Checkpoint(directory, scores="reset").'
+)
+
+
+class Resumed(NamedTuple):
+    """Where a `fit` goes on.
+
+    Attributes:
+        epoch: index of its first epoch.
+        run: what `Run.start` takes to go on bit for bit, or `None`.
+        done: part of the epoch that was trained already, where `run` is `None`.
+        line: what to tell.
+    """
+
+    epoch: int
+    run: Mapping[str, Any] | None
+    done: float
+    line: str
+
+
+def capture(
+    model: keras.Model, run: Run | None, mid_epoch: bool
+) -> Callable[[], tuple[dict[str, Any], dict[str, Any]]]:
+    """Copies what the training thread changes, and returns what returns all of it.
+
+    Args:
+        model: built and compiled.
+        run: the `fit` with importance sampling that is under way, or `None`.
+        mid_epoch: whether an epoch is under way.
+
+    Returns:
+        A function, to be called in any thread, that returns arrays in nested
+        dictionaries, and details that JSON can keep.
+    """
+    variables = {
+        kind: {
+            str(order): np.array(keras.ops.convert_to_numpy(variable))
+            for order, variable in enumerate(of)
+        }
+        for kind, of in _variables(model).items()
+    }
+    clock = model.sampling_state.clock()
+    wait = run.snapshot(mid_epoch) if run is not None else lambda: clock
+    details = {
+        "mid_epoch": mid_epoch,
+        "settings": None if run is None else run_settings.settings(run),
+        "step": None if run is None else run.clock.step,
+        "optimizer": _optimizer_of(model),
+    }
+    return lambda: ({"variables": variables, **wait()}, details)
+
+
+def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    return {
+        "model": model.variables,  # seeds too, which `save_weights` leaves out
+        "optimizer": model.optimizer.variables,
+        "metrics": model.metrics_variables,
+    }
+
+
+def _optimizer_of(model: keras.Model) -> str:
+    return type(inner_optimizer(model.optimizer)).__name__
+
+
+def restore_model(model: keras.Model, saved: Saved) -> None:
+    """Gives weights, seeds and optimizer the values that were captured.
+
+    Args:
+        model: built and compiled.
+        saved: with arrays from `capture`.
+
+    Raises:
+        ValueError: before anything is changed, if they are those of another model or
+            optimizer, or the model is not compiled.
+    """
+    if not model.compiled:
+        raise ValueError(
+            "The model must be compiled as in training to take over a checkpoint. "
+            f"Received: {type(model).__name__} {model.name!r}, which is not compiled. "
+            "Call `model.compile` first."
+        )
+    _check_optimizer(model, saved)
+    if not model.optimizer.built:  # `LossScaleOptimizer` would add to its variables
+        model.optimizer.build(model.trainable_variables)
+    for kind in ("model", "optimizer"):
+        _check_variables(model, saved, kind)
+    for kind in ("model", "optimizer"):
+        _assign(model, saved, kind)
+    if "stream" in saved.arrays and hasattr(model, "sampling_state"):
+        model.sampling_state.resume_clock(saved.arrays["stream"])
+
+
+def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
+    """Goes on with an epoch's means of loss and metrics, if these are the same."""
+    x, y, _ = data.batch(slice(1))
+    y_pred = keras_compat.call_model(model, x, False)
+    y_pred = keras.tree.map_structure(keras.ops.zeros_like, y_pred)  # never NaN
+    model.compute_metrics(x, y, y_pred)  # some metrics are built by their first update
+    model.reset_metrics()
+    found = [v.shape for v in _variables(model)["metrics"]]
+    if found == [v.shape for v in _arrays(saved, "metrics")]:
+        _assign(model, saved, "metrics")
+
+
+def _arrays(saved: Saved, kind: str) -> list[np.ndarray]:
+    arrays = saved.arrays["variables"].get(kind, {})
+    return [arrays[str(order)] for order in range(len(arrays))]
+
+
+def _check_optimizer(model: keras.Model, saved: Saved) -> None:
+    """Refuses another class: its variables may have the same shapes all the same."""
+    now = _optimizer_of(model)
+    before = saved.details.get("optimizer", now)  # early checkpoints do not have it
+    if before != now:
+        raise ValueError(
+            "The checkpoint must have been made with this optimizer. Received: "
+            f"{before} in {saved.path}, where the model has {now}. Compile the model "
+            "as it was, or take another directory."
+        )
+
+
+def _check_variables(model: keras.Model, saved: Saved, kind: str) -> None:
+    variables, arrays = _variables(model)[kind], _arrays(saved, kind)
+    found = [(v.path, tuple(v.shape)) for v in variables]
+    shapes = [array.shape for array in arrays]
+    if [shape for _, shape in found] == shapes:
+        return
+    pairs = zip(found, shapes, strict=False)
+    differ = [f"{path} of shape {shape}" for (path, shape), s in pairs if shape != s]
+    raise ValueError(
+        f"The checkpoint must have been made with this {kind}. Received: "
+        f"{len(shapes)} variables in {saved.path}, where the {kind} has {len(found)}"
+        f"{', such as ' + differ[0] + ', of another shape' if differ else ''}. "
+        "Build and compile the model as it was, or take another directory."
+    )
+
+
+def _assign(model: keras.Model, saved: Saved, kind: str) -> None:
+    for v, array in zip(_variables(model)[kind], _arrays(saved, kind), strict=True):
+        v.assign(array)
+
+
+def resume(
+    run: Run | None, data: TrainingData | None, saved: Saved, scores: str, epochs: int
+) -> Resumed:
+    """Brings a run's state to where a checkpoint was made.
+
+    Args:
+        run: of the `fit` that begins, or `None` without importance sampling.
+        data: what it trains on; unused without importance sampling.
+        saved: from `capture`.
+        scores: "keep", or "reset" to start them afresh.
+        epochs: of the `fit`.
+
+    Raises:
+        ValueError: if the checkpoint was made for other data and scores are kept.
+    """
+    details = saved.details
+    more = epochs > details["epochs"]
+    if scores == "reset" and not (details["finished"] and more):
+        scores = "keep" if _began_afresh(data, details) else "reset"
+    resumed = _resume(run, data, saved, scores)
+    if not details["finished"] or more:
+        return resumed
+    line = (
+        f"Training was complete after epoch {saved.details['epoch']}: its end is "
+        f"loaded from {saved.path}. To train on, set more `epochs`; to train afresh, "
+        "take another directory."
+    )
+    return resumed._replace(epoch=epochs, line=line)
+
+
+def _began_afresh(data: TrainingData | None, details: Mapping[str, Any]) -> bool:
+    """Returns whether the scores were reset already, for the data given."""
+    reset = data is not None and details.get("scores") == "reset"
+    return reset and details["fingerprint"] == data.fingerprint()
+
+
+def _resume(
+    run: Run | None, data: TrainingData | None, saved: Saved, scores: str
+) -> Resumed:
+    details, arrays = saved.details, saved.arrays
+    epoch, before = details["epoch"], details["settings"]
+    now = None if run is None else run_settings.settings(run)
+    if run is not None and before is not None and scores == "keep":
+        _check_data(data, saved)
+    changes = run_settings.changes(before, now)
+    if scores == "reset":
+        changes.append("scores start afresh")
+    place = f"Resumed epoch {epoch + 1} from {saved.path}"
+    if run is None or before is None:
+        inexact = "; ".join(changes) or "batches of uniform training are drawn anew"
+        if details["mid_epoch"]:
+            place += ", from the epoch's beginning"
+        return Resumed(epoch, None, 0.0, f"{place}, not bit-exact: {inexact}.")
+    if not changes:
+        run.state.load_own_variables(arrays["state"])
+        step = details["step"]
+        # Where training ended; early checkpoints do not tell.
+        altered = details["finished"] and details.get("altered")
+        exact = f"not bit-exact: {altered}" if altered else "bit-exact"
+        return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, {exact}.")
+    if scores == "keep" and run_settings.same_table(before, now):
+        run.state.load_own_variables(arrays["state"])
+        run.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
+    run.state.lead.assign(arrays["state"]["lead"])
+    done = float(arrays["clock"]["done"])
+    return Resumed(epoch, None, done, f"{place}, not bit-exact: {'; '.join(changes)}.")
+
+
+def _check_data(data: TrainingData, saved: Saved) -> None:
+    n = saved.details["n"]
+    if n != data.n:
+        raise ValueError(
+            f"The checkpoint {saved.path} was made for {n} examples, the data has "
+            f"{data.n}. {_RESET}"
+        )
+    if saved.details["fingerprint"] != data.fingerprint():
+        differ = np.count_nonzero(saved.arrays["probes"] != data.probes())
+        raise ValueError(
+            f"The checkpoint {saved.path} was made for other rows, or the same in "
+            f"another order: the fingerprint differs ({differ} of {PROBES} probe "
+            f"rows). Pass the data as it was. {_RESET}"
+        )

@@ -1,0 +1,6 @@
+"""Training data: what `fit` is given becomes n rows of columns."""
+
+from keras_osgd.data.datasets import from_dataset, indexed, records
+from keras_osgd.data.indexed_examples import Indexed
+
+__all__ = ["Indexed", "from_dataset", "indexed", "records"]

@@ -1,0 +1,77 @@
+"""Random access to the training data, from one copy of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base.placement import host_variable
+from keras_osgd.data.uneven_columns import Uneven, dtypes_of, taken_from
+
+__all__ = ["Rows"]
+
+_IN_PLACE_BYTES = 2**28  # larger arrays are read where they are, never copied
+
+
+class Rows:
+    """Random access to the examples of nested arrays, without a copy of large ones.
+
+    Args:
+        arrays: arrays or columns in any nesting of tuples, lists and dicts, `None`
+            allowed; all with the same first dimension.
+        in_place: whether none is taken into a variable, however small.
+
+    Example:
+        >>> Rows((np.arange(6.0).reshape(3, 2), None))(tf.constant([2]))[0].numpy()
+        array([[4., 5.]])
+    """
+
+    def __init__(self, arrays: Any, in_place: bool = False) -> None:
+        """Takes small arrays into variables and refers to large ones."""
+        self._structure = arrays
+        leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+        self._in_place = in_place or self.reads_in_place(arrays)
+        self._leaves = leaves
+        if not self._in_place:
+            # Not a captured tensor: each new iterator would copy that once more.
+            self._leaves = [host_variable(leaf) for leaf in leaves]
+
+    @staticmethod
+    def reads_in_place(arrays: Any) -> bool:
+        """Returns whether rows are taken from the arrays as they are."""
+        leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+        # What is no array of NumPy's is a column whose rows are taken one by one.
+        return sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES or any(
+            not isinstance(leaf, np.ndarray) for leaf in leaves
+        )
+
+    def __call__(self, index: tf.Tensor) -> Any:
+        """Returns rows `index` of every array, in the same nesting."""
+        if self._in_place:
+            gathered = self._gather_in_place(index)
+        else:
+            gathered = [tf.gather(leaf, index) for leaf in self._leaves]
+        rows = iter(gathered)
+        return keras.tree.map_structure(
+            lambda leaf: None if leaf is None else next(rows), self._structure
+        )
+
+    def _gather_in_place(self, index: tf.Tensor) -> list[Any]:
+        def take(rows: np.ndarray) -> list[np.ndarray]:
+            return [part for leaf in self._leaves for part in taken_from(leaf, rows)]
+
+        dtypes = [tf.as_dtype(d) for leaf in self._leaves for d in dtypes_of(leaf)]
+        taken = iter(tf.numpy_function(take, [index], dtypes, stateful=False))
+        gathered = []
+        for leaf in self._leaves:
+            tensors = [next(taken) for _ in dtypes_of(leaf)]
+            if isinstance(leaf, Uneven):
+                leaf.set_shapes(tensors, index.shape[0])
+                gathered.append(leaf.tensor(tensors))
+            else:
+                tensors[0].set_shape([index.shape[0], *leaf.shape[1:]])
+                gathered.append(tensors[0])
+        return gathered

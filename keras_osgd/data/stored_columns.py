@@ -1,0 +1,194 @@
+"""Examples read once, batch after batch, into memory or into files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from keras_osgd.data.uneven_columns import Uneven
+
+__all__ = ["Spec", "in_memory", "kept_in", "on_disk", "row_hashes"]
+
+Column = np.ndarray | Uneven
+_MANIFEST = "examples.json"
+_VERSION = 1
+
+
+class Spec(NamedTuple):
+    """What all rows of a column have in common.
+
+    Attributes:
+        dtype: name of NumPy's.
+        shape: of one row.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _spec_of(leaf: Column) -> Spec:
+    return Spec(leaf.dtype.name, tuple(leaf.shape[1:]))
+
+
+def in_memory(batches: Iterable[Sequence[Column]], limit: int) -> list[Column]:
+    """Returns the columns of all batches, each in one array.
+
+    Args:
+        batches: of columns, `[k, ...]` each, with any k.
+        limit: bytes that all of them may have.
+
+    Raises:
+        ValueError: if they have more, or rows are not of one shape and type.
+
+    Example:
+        >>> in_memory([[np.zeros(2)], [np.ones(1)]], limit=100)
+        [array([0., 0., 1.])]
+    """
+    held: list[Sequence[Column]] = []
+    size = 0
+    for leaves in _alike(batches):
+        size += sum(leaf.nbytes for leaf in leaves)
+        if size > limit:
+            raise ValueError(
+                f"The examples must fit into memory_limit={limit} bytes. Received: "
+                "more. Call `keras_osgd.data.indexed(dataset, cache=directory)`, which "
+                "keeps them on disk and reads them from there, or raise `memory_limit`."
+            )
+        held.append(leaves)
+    return [
+        column[0].joined(column)
+        if isinstance(column[0], Uneven)
+        else np.concatenate(column)
+        for column in zip(*held, strict=True)
+    ]
+
+
+def on_disk(
+    batches: Iterable[Sequence[Column]], directory: pathlib.Path
+) -> list[Column]:
+    """Writes the columns into files, and returns them read where they are.
+
+    Args:
+        batches: of columns, `[k, ...]` each, with any k.
+        directory: made if missing. A file that tells what is there comes last: after a
+            kill there is nothing.
+
+    Raises:
+        ValueError: if rows are not of one shape and type, or are no numbers.
+        OSError: if it cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _MANIFEST).unlink(missing_ok=True)
+    files: list[IO[bytes]] = []
+    specs: list[Spec] = []
+    n = 0
+    try:
+        for leaves in _alike(batches):
+            specs = [_spec_of(leaf) for leaf in leaves]
+            _refuse_on_disk(leaves)
+            names = [_path(directory, order) for order in range(len(leaves))]
+            files = files or [open(name, "wb") for name in names]  # noqa: SIM115
+            for file, leaf in zip(files, leaves, strict=True):
+                file.write(np.ascontiguousarray(leaf).data)
+            n += len(leaves[0]) if leaves else 0
+    finally:
+        for file in files:
+            file.close()
+    manifest = {"version": _VERSION, "n": n, "columns": specs}
+    part = directory / (_MANIFEST + ".part")
+    part.write_text(json.dumps(manifest))
+    os.replace(part, directory / _MANIFEST)
+    return _read(directory, n, specs)
+
+
+def _refuse_on_disk(leaves: Sequence[Column]) -> None:
+    if any(isinstance(leaf, Uneven) for leaf in leaves):
+        raise ValueError(
+            "Columns on disk must be dense. Received: ragged or sparse tensors. Write "
+            "`.to_tensor(shape=...)` or `tf.sparse.to_dense` in the dataset, or leave "
+            "`cache` out."
+        )
+    if any(leaf.dtype.hasobject for leaf in leaves):
+        raise ValueError(
+            "Columns on disk must be numbers. Received: strings. Turn them into "
+            "numbers in the dataset, or leave `cache` out."
+        )
+
+
+def kept_in(directory: pathlib.Path) -> list[Column] | None:
+    """Returns the columns that `on_disk` wrote there, `None` if it did not."""
+    path = directory / _MANIFEST
+    if not path.exists():
+        return None
+    manifest = json.loads(path.read_text())
+    specs = [Spec(dtype, tuple(shape)) for dtype, shape in manifest["columns"]]
+    return _read(directory, manifest["n"], specs)
+
+
+def _read(directory: pathlib.Path, n: int, specs: Sequence[Spec]) -> list[Column]:
+    return [
+        # Written to by nobody; "c" since TensorFlow asks for arrays that can be.
+        np.memmap(_path(directory, order), spec.dtype, "c", shape=(n, *spec.shape))
+        if n
+        else np.zeros((0, *spec.shape), spec.dtype)
+        for order, spec in enumerate(specs)
+    ]
+
+
+def _path(directory: pathlib.Path, order: int) -> pathlib.Path:
+    return directory / f"column-{order}.raw"
+
+
+def _alike(batches: Iterable[Sequence[Column]]) -> Iterator[list[Column]]:
+    """Yields the batches; raises at the first whose rows are unlike those before."""
+    first: list[Spec] | None = None
+    for leaves in map(list, batches):
+        specs = [_spec_of(leaf) for leaf in leaves]
+        first = first or specs
+        if specs != first:
+            raise ValueError(
+                "All examples must have one shape and type. Received: "
+                f"{_listed(first)}, then {_listed(specs)}. Pad or crop them in the "
+                "dataset."
+            )
+        yield leaves
+
+
+def _listed(specs: Sequence[Spec]) -> str:
+    return ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in specs)
+
+
+def row_hashes(leaves: Sequence[Column]) -> np.ndarray:
+    """Returns `[k]` uint64, equal for rows of equal bytes, and hardly ever else.
+
+    Args:
+        leaves: columns of k rows.
+
+    Example:
+        >>> a, b = row_hashes([np.array([1.0, 1.0])])
+        >>> bool(a == b)
+        True
+    """
+    total = np.zeros(len(leaves[0]), np.uint64)
+    for order, leaf in enumerate(leaves):
+        if isinstance(leaf, Uneven) or leaf.dtype.hasobject:
+            hashes = [hash(row) for row in _texts(leaf)]
+            total += np.array(hashes, np.int64).view(np.uint64)
+            continue
+        rows = np.ascontiguousarray(leaf).reshape(len(leaf), -1).view(np.uint8)
+        rng = np.random.default_rng(order)
+        factors = rng.integers(2**63, size=rows.shape[1], dtype=np.uint64)
+        total += rows @ (2 * factors + np.uint64(1))
+    return total
+
+
+def _texts(leaf: Column) -> Iterator[str]:
+    """Yields one text for each row, of all that it consists of."""
+    for row in np.arange(len(leaf))[:, np.newaxis]:
+        parts = leaf.take(row) if isinstance(leaf, Uneven) else [leaf[row]]
+        yield repr([part.tolist() for part in parts])

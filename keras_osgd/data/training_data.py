@@ -1,0 +1,231 @@
+"""The arrays given to `fit`: checked, split and described before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base.refusals import Refusals, refuse
+from keras_osgd.data.arrays import parts_of
+from keras_osgd.data.checked_inputs import checked
+from keras_osgd.data.indexed_examples import Indexed
+from keras_osgd.data.rows import Rows
+from keras_osgd.data.uneven_columns import Uneven
+from keras_osgd.data.weights import checked_weights, leaves_of, with_class_weight
+
+__all__ = ["PROBES", "TrainingData", "held_out", "inputs", "prepare", "sizes", "split"]
+
+PROBES = 64
+_MOST_CLASSES = 10_000
+
+
+class TrainingData(NamedTuple):
+    """What `fit` trains on.
+
+    Attributes:
+        arrays: (x, y, sample_weight) as NumPy arrays in tuples and dicts; `None`
+            without weights.
+        n: number of examples.
+        batch_size: m.
+        transform: see `data.Indexed.transform`.
+    """
+
+    arrays: tuple[Any, Any, Any]
+    n: int
+    batch_size: int
+    transform: Callable | None = None
+
+    def batch(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
+        """Returns examples as tensors; what is drawn anew at every visit is fixed."""
+        taken = keras.tree.map_structure(
+            lambda a: None if a is None else _tensor(a[rows]), self.arrays
+        )
+        if self.transform is None:
+            return taken
+        order = np.arange(self.n)[rows]
+        return self.transform(taken, tf.stack([tf.zeros_like(order), order], axis=1))
+
+    def classes(self) -> np.ndarray | None:
+        """Returns each example's class from 0 on, or `None` where y has no classes.
+
+        Classes are integer labels `[n]` or `[n, 1]`, zeros and ones of any type, and
+        one-hot rows.
+        """
+        y, *others = keras.tree.flatten(self.arrays[1])
+        if others or y is None or y.dtype.kind not in "iubf":
+            return None
+        binary = _all(y, lambda part: (part == 0) | (part == 1))
+        if y.ndim == 2 and y.shape[1] > 1:
+            one_hot = binary and _all(y, lambda part: part.sum(axis=1) == 1)
+            return y.argmax(axis=1) if one_hot else None
+        if y.size != len(y) or (y.dtype.kind == "f" and not binary):
+            return None
+        low = int(y.min())
+        few = int(y.max()) - low < min(_MOST_CLASSES, max(2, len(y)))
+        return y.ravel().astype(np.int64) - low if few else None
+
+    def fingerprint(self) -> str:
+        """Returns a hash of n, shapes, dtypes and 64 fixed rows."""
+        digest = hashlib.sha256(str(self.n).encode())
+        probes = np.linspace(0, self.n - 1, PROBES).astype(np.int64)
+        for leaf in leaves_of(self.arrays):
+            digest.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
+            digest.update(_bytes(leaf, probes))
+        return digest.hexdigest()
+
+    def probes(self) -> np.ndarray:
+        """Returns `[64]` uint64: hashes of fixed rows, to tell how many changed."""
+        leaves, hashes = leaves_of(self.arrays), []
+        for row in np.linspace(0, self.n - 1, PROBES).astype(np.int64):
+            digest = hashlib.sha256()
+            for leaf in leaves:
+                digest.update(_bytes(leaf, row))
+            hashes.append(int.from_bytes(digest.digest()[:8], "big"))
+        return np.array(hashes, np.uint64)
+
+
+def held_out(arrays: tuple, beside: TrainingData, batch_size: int) -> Any:
+    """Returns what `split` left for validation, for Keras.
+
+    Keras copies arrays that it is given, so beside large ones they become batches that
+    are read in place; and it takes strings as tensors only, unless they are Python's.
+    """
+    leaves = leaves_of(arrays)
+    dense = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    if dense and Rows.reads_in_place((beside.arrays, arrays)):
+        take = tf.autograph.experimental.do_not_convert(Rows(arrays, in_place=True))
+        return tf.data.Dataset.range(len(leaves[0])).batch(batch_size).map(take)
+    return keras.tree.map_structure(
+        lambda leaf: _tensor(leaf) if _is_text(leaf) else leaf, arrays
+    )
+
+
+def _all(array: np.ndarray, test: Callable[[np.ndarray], np.ndarray]) -> bool:
+    return all(test(part).all() for _, part in parts_of(array))
+
+
+def _is_text(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
+
+
+def _tensor(rows: Any) -> Any:
+    return tf.convert_to_tensor(rows) if isinstance(rows, np.ndarray) else rows
+
+
+def _bytes(leaf: Any, rows: Any) -> bytes:
+    """Returns what rows consist of; the bytes of a string are but its address."""
+    if isinstance(leaf, Uneven):
+        return b"".join(part.tobytes() for part in leaf.take(np.atleast_1d(rows)))
+    rows = np.asarray(leaf[rows])
+    return repr(rows.tolist()).encode() if rows.dtype.hasobject else rows.tobytes()
+
+
+def prepare(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    class_weight: Mapping[int, float] | None,
+    batch_size: int | None,
+    steps_per_epoch: int | None,
+) -> TrainingData:
+    """Returns checked training data; class weights become sample weights.
+
+    Args:
+        x: nested arrays or tensors, as in `keras.Model.fit`, or `Indexed`.
+        y: likewise, arrays; none beside `Indexed`.
+        sample_weight: likewise.
+        class_weight: weight of each class; 1 where a class is missing. Multiplies
+            `sample_weight`, where Keras refuses to take both.
+        batch_size: m; `None` means 32, or n / `steps_per_epoch`.
+        steps_per_epoch: as in `keras.Model.fit`.
+
+    Raises:
+        ValueError: saying at once whether the data are no arrays, have no example, the
+            lengths differ, or weights have another structure than y, are negative or
+            not finite. Where only weights are amiss, `Refused.found` holds the data.
+    """
+    transform = None
+    if isinstance(x, Indexed):
+        _refuse_beside_dataset(y=y, sample_weight=sample_weight)
+        transform, batch_size = x.transform, batch_size or x.batch_size
+        x, y, sample_weight = x.arrays
+    arrays, n = checked(x, y, sample_weight)
+    if y is None:
+        raise ValueError(
+            "`y` must be given: an example's importance comes from its own loss. "
+            'Received: y=None. Pass targets; sampling="uniform" trains without.'
+        )
+    refusals = Refusals()
+    x, y, weights = arrays
+    weights = refusals.tried(checked_weights, weights, y)
+    if class_weight is not None:
+        weights = refusals.tried(with_class_weight, y, weights, class_weight)
+    if not batch_size:
+        batch_size = math.ceil(n / steps_per_epoch) if steps_per_epoch else 32
+    data = TrainingData((x, y, weights), n, int(batch_size), transform)
+    refusals.end(found=data)
+    return data
+
+
+def inputs(x: Any) -> TrainingData:
+    """Returns data of inputs alone, arrays or `Indexed`, to be run through a model."""
+    if isinstance(x, Indexed):
+        return TrainingData(x.arrays, len(x), 1, x.transform)
+    arrays, n = checked(x, None, None)
+    return TrainingData(arrays, n, 1)
+
+
+def sizes(given: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Returns n and m of what `given` to Keras' own `fit`; `None` for a dataset's."""
+    x, size = given["x"], given["batch_size"]
+    if isinstance(x, Indexed):
+        return len(x), size or x.batch_size or 32
+    leaf = (keras.tree.flatten(x) or [None])[0]
+    n = leaf.shape[0] if len(getattr(leaf, "shape", ())) else None
+    if n is None:
+        return None, size
+    return math.floor(n * (1.0 - given["validation_split"])), size or 32
+
+
+def _refuse_beside_dataset(**others: Any) -> None:
+    refuse(
+        f"`{name}` must not be given with a dataset, which has it in itself, or with "
+        f"examples read from one. Received: {name} of type {type(other).__name__}. "
+        "Leave it out."
+        for name, other in others.items()
+        if other is not None
+    )
+
+
+def split(
+    x: Any, y: Any, sample_weight: Any, validation_split: float
+) -> tuple[tuple[Any, Any, Any], tuple]:
+    """Splits off the last examples for validation, at the row where Keras does.
+
+    Returns:
+        ((x, y, sample_weight), validation data as `fit` takes it).
+    """
+    if isinstance(x, Indexed | tf.data.Dataset | keras.utils.PyDataset | Iterator):
+        raise ValueError(
+            "`validation_split` must be of arrays. Received: it with a dataset. Split "
+            "the dataset by `take` and `skip` and pass `validation_data`."
+        )
+    arrays, n = checked(x, y, sample_weight)
+    at = math.floor(n * (1.0 - validation_split))
+    if at in (0, n):
+        raise ValueError(
+            "`validation_split` must leave examples on both sides. Received: "
+            f"validation_split={validation_split} with {n} examples. Change either."
+        )
+
+    def rows(part: slice) -> Any:
+        return keras.tree.map_structure(lambda a: a if a is None else a[part], arrays)
+
+    validation = rows(slice(at, None))
+    return rows(slice(at)), validation[: 3 if sample_weight is not None else 2]

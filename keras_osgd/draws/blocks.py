@@ -1,0 +1,248 @@
+"""Plans of blocks: made from p, kept while they are trained on, undone if unused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws.observations import figures
+from keras_osgd.draws.pipeline import Plan, PlanBuffers
+from keras_osgd.sampling import Sampling
+from keras_osgd.scores.state import SamplingState
+
+__all__ = ["LEAST_FLOOR", "Blocks", "without"]
+
+LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
+_LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
+_REARM_MARGIN = 0.02  # above the threshold, so that the two do not alternate
+
+
+class Blocks:
+    """The blocks of one `fit`: what both planners do with a p once they have it.
+
+    Args:
+        sampling: configuration.
+        state: owed mass and counters, which every block moves on.
+        buffers: where plans go.
+
+    Attributes:
+        plans: the last two, oldest first.
+        candidate: `[n]`, p by the scores as last planned, or `None`.
+        notices: lines to print.
+        failures: causes of plans that were not made as they should be; to warn of.
+    """
+
+    def __init__(
+        self, sampling: Sampling, state: SamplingState, buffers: PlanBuffers
+    ) -> None:
+        """Starts without a plan."""
+        self._sampling, self._state, self._buffers = sampling, state, buffers
+        self._n = state.table.size
+        self.plans: list[Plan] = []
+        self.candidate: np.ndarray | None = None
+        self.notices: list[str] = []
+        self.failures: list[str] = []
+        self._told: set[str] = set()
+
+    def make(self, start: int, candidate: np.ndarray, importance: bool) -> None:
+        """Draws a block and hands it to the pipeline.
+
+        Args:
+            start: its first step.
+            candidate: `[n]` float64, > 0, sums to 1. p by the scores; taken over the
+                examples that are not set aside.
+            importance: whether to draw by it, or uniformly.
+        """
+        state = self._state
+        aside = state.bad_examples.set_aside
+        n = self._n - len(aside)
+        candidate = without(candidate, aside)
+        probability = candidate
+        if not importance:
+            probability = without(np.full(self._n, 1.0 / self._n), aside)
+        size = self._buffers.block_steps * self._buffers.batch_size
+        index, drawn_credit, owed = self._draw(probability, size, aside)
+        credit = max(drawn_credit, _LEAST_CREDIT)
+        scale = credit * n / self._n  # weights are 1/(n p) by the n of the data
+        plan = Plan(
+            start,
+            index,
+            scale * probability[index],
+            scale * candidate[index],
+            state.table.features_of(index),
+            importance,
+            float(1.0 / (n * credit * _least(probability, aside))),
+            credit,
+            drawn_credit * size / n,
+            state.drawn,
+        )
+        self._hand_over(plan, candidate, owed)
+
+    def make_uniform(self, start: int) -> None:
+        """Draws a block where `make` failed, from next to nothing: n and the seed.
+
+        Uniform and independent draws; what they take is debited all the same.
+        """
+        n, state = self._n, self._state
+        size = self._buffers.block_steps * self._buffers.batch_size
+        rng = np.random.default_rng([state.seed, state.blocks])
+        rest = np.delete(np.arange(n), state.bad_examples.set_aside)
+        index = rest[rng.integers(len(rest), size=size)]
+        probability = np.full(size, 1.0 / n)
+        try:
+            features = state.table.features_of(index)
+        except Exception:  # it may be what failed
+            features = np.zeros([size, len(state.table.features)])
+        owed = state.owed
+        if self._sampling.draws == "reshuffled":
+            owed = np.where(np.isfinite(owed), owed, 0.0) + size / n
+            owed -= np.bincount(index, minlength=n)
+        drawn = index, probability, probability, features
+        plan = Plan(start, *drawn, False, 1.0, 1.0, size / n, state.drawn)
+        self._hand_over(plan, np.full(n, 1.0 / n), owed)
+
+    def _hand_over(self, plan: Plan, candidate: np.ndarray, owed: np.ndarray) -> None:
+        """Takes a plan into use; up to here, a failure has changed nothing."""
+        self._buffers.write(plan)
+        self.candidate = candidate
+        # The plan before last is over: every block is planned within the one before.
+        self.plans = [*self.plans[-1:], plan]
+        self._state.owed = owed
+        self._state.blocks += 1
+        self._state.drawn += len(plan.index)
+
+    def _draw(
+        self, probability: np.ndarray, size: int, aside: np.ndarray
+    ) -> tuple[np.ndarray, float, np.ndarray]:
+        """Returns the block's examples, its credit over size/n, and the mass owed."""
+        state = self._state
+        rng = np.random.default_rng([state.seed, state.blocks])
+        if self._sampling.draws == "independent":
+            return draws.independent(probability, size, rng), 1.0, state.owed
+        if not len(aside):
+            drawn = draws.reshuffled(state.owed, probability, size, rng)
+            return drawn.index, drawn.credit, drawn.owed
+        rest, owed = np.delete(np.arange(self._n), aside), np.zeros(self._n)
+        drawn = draws.reshuffled(state.owed[rest], probability[rest], size, rng)
+        owed[rest] = drawn.owed
+        return rest[drawn.index], drawn.credit, owed
+
+    def drawn(self, first: int, until: int) -> tuple[Any, ...]:
+        """Returns index, p and features of the draws of some steps, and how drawn."""
+        m, parts, importance = self._buffers.batch_size, [], False
+        for plan in self.plans:
+            steps = np.array([first, until]) - plan.start
+            rows = slice(*(np.clip(steps, 0, self._buffers.block_steps) * m))
+            columns = (plan.index, plan.probability, plan.features)
+            parts.append([column[rows] for column in columns])
+            importance = plan.importance
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return (*columns, importance)
+
+    @property
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
+        return self.plans[-1] if self.plans else None
+
+    def figures(
+        self,
+        gains: np.ndarray,
+        weights: np.ndarray,
+        norms: np.ndarray,
+        importance: bool,
+    ) -> dict[str, float]:
+        """Returns what `SamplingMonitor` shows of some steps; see `figures`."""
+        return figures(gains, weights, norms, importance) | {
+            "largest_weight": self.last_plan.largest_weight,
+            "share_unseen": self._state.table.share_unseen,
+        }
+
+    def give_back(self, step: int) -> None:
+        """Undoes the credit and debit of all draws from `step` on."""
+        m = self._buffers.batch_size
+        for plan in self.plans:
+            used = int(np.clip(step - plan.start, 0, self._buffers.block_steps)) * m
+            unused = plan.index[used:]
+            self._state.drawn -= len(unused)
+            if self._sampling.draws == "reshuffled":
+                probability = np.ones(self._n)
+                probability[unused] = plan.probability[used:] / plan.credit
+                self._state.owed = draws.refund(self._state.owed, probability, unused)
+                self._state.owed -= plan.mass * len(unused) / len(plan.index)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns all that `resume` needs; no array is ever changed."""
+        plans = {str(order): plan._asdict() for order, plan in enumerate(self.plans)}
+        told = " ".join(sorted(self._told))
+        candidate = np.zeros(0) if self.candidate is None else self.candidate
+        return {"plans": plans, "told": told, "candidate": candidate}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `snapshot` was taken: hands the plans to the pipeline."""
+        self.plans = []
+        for order in sorted(saved.get("plans", ())):
+            fields = saved["plans"][order]
+            fields = {name: v if v.ndim else v.item() for name, v in fields.items()}
+            self.plans.append(Plan(**fields))
+            self._buffers.write(self.plans[-1])
+        self._told = set(saved["told"].item().split())
+        candidate = saved["candidate"]
+        self.candidate = candidate if len(candidate) else None
+
+    def decide(self, gains: np.ndarray, importance: bool, threshold: float) -> None:
+        """Retreats to uniform draws where they no longer pay, and comes back.
+
+        Args:
+            gains: gain ratio of each of the last steps.
+            importance: whether their draws followed the scores.
+            threshold: mean gain ratio below which to retreat.
+        """
+        state, gain = self._state, float(gains.mean())
+        if state.armed and importance and gain < threshold:
+            state.armed = False
+            about, cause = "gain", "drawing by the scores does not pay"
+            if gain < 1:
+                about, cause = "harm", "the scores are worse than uniform sampling"
+            self.tell_once(
+                f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Draws are "
+                f"uniform and {self._sampling.draws} until it would.",
+                about,
+            )
+        elif not state.armed and gain > threshold + _REARM_MARGIN:
+            state.armed = True
+            self.tell_once(f"Gain ratio {gain:.3f}: draws follow the scores.", "back")
+
+    def tell_once(self, line: str, about: str) -> None:
+        """Adds a notice unless there was one about the same in this `fit`."""
+        if about not in self._told:
+            self._told.add(about)
+            self.notices.append(line)
+
+    def tell_of_zeros(self) -> None:
+        """Says once that there is nothing to draw by."""
+        self.tell_once("All gradient norms are 0: draws are uniform.", "zeros")
+
+
+def without(probability: np.ndarray, aside: np.ndarray) -> np.ndarray:
+    """Returns p over all examples but some, whose entries are 0.
+
+    Args:
+        probability: `[n]`, sums to 1. Not changed in place.
+        aside: `[k]`, integers: the examples left out, fewer than n.
+
+    Example:
+        >>> without(np.full(4, 0.25), np.array([2])).round(3)
+        array([0.333, 0.333, 0.   , 0.333])
+    """
+    if not len(aside):
+        return probability
+    rest = probability.copy()
+    rest[aside] = 0.0
+    return rest / rest.sum()
+
+
+def _least(probability: np.ndarray, aside: np.ndarray) -> float:
+    return (np.delete(probability, aside) if len(aside) else probability).min()

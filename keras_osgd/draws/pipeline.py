@@ -1,0 +1,197 @@
+"""Weighted batches as a `tf.data.Dataset`, gathered from one copy of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base.placement import host_variable
+from keras_osgd.data.rows import Rows
+
+__all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Sample", "batches"]
+
+READ_AHEAD = 3  # batches, while plans are made beside the steps
+_NEVER = tf.int64.max
+
+
+class Sample(NamedTuple):
+    """What travels with a batch beside x and y.
+
+    Attributes:
+        index: `[m]` int64. Rows drawn.
+        probability: `[m]` float32. The block's target p of each row, as it was drawn.
+        candidate: `[m]` float32. p by the scores; equals `probability` unless the block
+            is drawn uniformly.
+        position: `[m]` int64. Where the step leaves what it observes.
+        sample_weight: `[m, ...]`, the user's own weights, or `None`.
+    """
+
+    index: tf.Tensor
+    probability: tf.Tensor
+    candidate: tf.Tensor
+    position: tf.Tensor
+    sample_weight: Any = None
+
+
+class Plan(NamedTuple):
+    """One block's draws.
+
+    Attributes:
+        start: first step of the block, counted from the start of `fit`.
+        index: `[k]` int64, `k = steps * m`; batch after batch.
+        probability: `[k]` float64, p of each draw, times `credit`.
+        candidate: `[k]` float64, p' of each draw, times `credit`.
+        features: `[k, F]` float32, the score table's as the block was drawn.
+        importance: whether the draws follow the scores.
+        largest_weight: largest importance weight over all examples.
+        credit: see `draws.Reshuffled`; makes the mean weight 1.
+        mass: what the block credited each example with, in visits of weight 1.
+        number: how many draws there were before the block, in all.
+    """
+
+    start: int
+    index: np.ndarray
+    probability: np.ndarray
+    candidate: np.ndarray
+    features: np.ndarray
+    importance: bool
+    largest_weight: float
+    credit: float
+    mass: float
+    number: int = 0
+
+
+class PlanBuffers:
+    """Plans of two blocks in `tf.Variable`s: one being trained on, one made ready.
+
+    Args:
+        block_steps: steps of a block.
+        batch_size: m.
+    """
+
+    def __init__(self, block_steps: int, batch_size: int) -> None:
+        """Allocates room for two blocks."""
+        self.block_steps, self.batch_size = block_steps, batch_size
+        shape = [2 * block_steps, batch_size]
+        self.index = host_variable(np.zeros(shape, np.int64))
+        self.probability = host_variable(np.ones(shape, np.float32))
+        self.candidate = host_variable(np.ones(shape, np.float32))
+        self.number = host_variable(np.zeros(shape[:1], np.int64))
+        self.planned_until = host_variable(0, tf.int64)
+        self.start = host_variable(0, tf.int64)
+        self.end = host_variable(_NEVER, tf.int64)
+
+    @property
+    def rows(self) -> int:
+        """Number of steps there is room for."""
+        return 2 * self.block_steps
+
+    def write(self, plan: Plan) -> None:
+        """Puts a plan where the pipeline reads it once its first step comes up."""
+        rows = (plan.start + np.arange(self.block_steps)) % self.rows
+        for variable, values in (
+            (self.index, plan.index),
+            (self.probability, plan.probability.astype(np.float32)),
+            (self.candidate, plan.candidate.astype(np.float32)),
+        ):
+            values = values.reshape(self.block_steps, self.batch_size)
+            variable.scatter_update(tf.IndexedSlices(values, rows))
+        numbers = plan.number + self.batch_size * np.arange(self.block_steps)
+        self.number.scatter_update(tf.IndexedSlices(numbers, rows))
+        self.planned_until.assign(plan.start + self.block_steps)
+
+    def read(self, step: tf.Tensor, part: tf.Tensor, parts: int) -> Sample:
+        """Returns one of equal parts of the draws of a step.
+
+        Args:
+            step: counted from the start of `fit`.
+            part: from 0 on.
+            parts: number of them, which divides m.
+        """
+        tf.debugging.assert_less(
+            step,
+            self.planned_until,
+            "The pipeline read further ahead than its plan. This is a fault of "
+            "keras_osgd: please report it with your `fit` and `compile` calls.",
+        )
+        row, size = step % self.rows, self.batch_size // parts
+        first = row * self.batch_size + part * size
+
+        def of_part(variable: tf.Variable) -> tf.Tensor:
+            return tf.reshape(tf.gather(variable, row), [parts, size])[part]
+
+        return Sample(
+            of_part(self.index),
+            of_part(self.probability),
+            of_part(self.candidate),
+            first + tf.range(size, dtype=tf.int64),
+        )
+
+    def numbers(self, step: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+        """Returns `[k]` int64, each draw's number among all there have been.
+
+        Args:
+            step: counted from the start of `fit`.
+            position: `[k]`, of draws of that step.
+        """
+        first = tf.gather(self.number, step % self.rows)
+        return first + position % self.batch_size
+
+
+def batches(
+    buffers: PlanBuffers,
+    rows: Rows,
+    read_ahead: int = READ_AHEAD,
+    transform: Callable | None = None,
+    seed: int = 0,
+    parts: int = 1,
+) -> tf.data.Dataset:
+    """Returns the dataset of one epoch's batches (x, y, `Sample`).
+
+    It begins at step `buffers.start` and ends before step `buffers.end`, both read
+    while it runs; every batch is full. It reads `read_ahead` batches ahead and no more:
+    TensorFlow's hidden prefetch and autotuning are off, since reading ahead is part of
+    the algorithm.
+
+    Args:
+        buffers: plans by step.
+        rows: of (x, y, sample_weight).
+        read_ahead: batches; 0 where a batch is planned just before it is trained on.
+        transform: see `data.Indexed.transform`.
+        seed: of what it draws, beside the number of each draw.
+        parts: number of elements that a step's batch comes in.
+    """
+    seed = tf.constant(seed, tf.int64)
+
+    @tf.autograph.experimental.do_not_convert
+    def batch(element: tf.Tensor):
+        step, part = element // parts, element % parts
+        sample = buffers.read(step, part, parts)
+        taken = rows(sample.index)
+        if transform is not None:
+            numbers = buffers.numbers(step, sample.position)
+            seeds = tf.stack([tf.fill(numbers.shape, seed), numbers], axis=1)
+            taken = transform(taken, seeds)
+        x, y, sample_weight = taken
+        return x, y, sample._replace(sample_weight=sample_weight)
+
+    @tf.autograph.experimental.do_not_convert
+    def elements(_):
+        return tf.data.Dataset.range(buffers.start * parts, _NEVER)
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.inject_prefetch = False
+    options.deterministic = True
+    dataset = (
+        tf.data.Dataset.range(1)
+        .flat_map(elements)
+        .take_while(lambda element: element // parts < buffers.end)
+        .map(batch)
+    )
+    if read_ahead > 0:
+        dataset = dataset.prefetch(read_ahead - 1)  # and one is in the making
+    return dataset.with_options(options)

@@ -1,0 +1,254 @@
+"""Plans blocks of draws from what was observed, beside the training steps."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_osgd.base.refusals import line_of
+from keras_osgd.draws.block_lengths import lead_steps
+from keras_osgd.draws.blocks import LEAST_FLOOR, Blocks
+from keras_osgd.draws.observations import (
+    NOTHING_OBSERVED,
+    ObservationLog,
+    Window,
+    floats,
+)
+from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
+from keras_osgd.draws.watch import Watch
+from keras_osgd.sampling import RAIS
+from keras_osgd.scores import distributions
+from keras_osgd.scores.probabilities import by_scores
+from keras_osgd.scores.state import SamplingState
+
+__all__ = ["Planner"]
+
+_GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
+
+
+class Planner:
+    """Makes each block's `Plan` in a thread of its own, from one defined step on.
+
+    The plan of a block starts from what the steps up to `lead_steps` before it left
+    behind, and is waited for before the pipeline can ask for it. So neither the timing
+    of threads nor how far the pipeline reads ahead changes a single draw.
+
+    What fails in the thread is counted and told of in `failures` but ends no training:
+    p goes on by the last good fit; where there is none, by the norms last observed; and
+    where p or its draws fail, uniformly.
+
+    Args:
+        sampling: configuration.
+        state: what is learned; only the planning thread changes it while `fit` runs.
+        buffers: where plans go.
+        log: where observations come from.
+        steps_per_execution: of the model.
+        watch: what looks for faults in the observations.
+    """
+
+    read_ahead = READ_AHEAD
+
+    def __init__(
+        self,
+        sampling: RAIS,
+        state: SamplingState,
+        buffers: PlanBuffers,
+        log: ObservationLog,
+        steps_per_execution: int,
+        watch: Watch | None = None,
+    ) -> None:
+        """Plans nothing yet; `start` makes the first plan."""
+        self._sampling, self._state = sampling, state
+        self._buffers, self._log = buffers, log
+        self._watch = watch or Watch(state, sampling.floor, buffers.batch_size)
+        self._n = state.table.size
+        self._join_steps = steps_per_execution + READ_AHEAD
+        self._lead_steps = lead_steps(buffers.block_steps, steps_per_execution)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_planner")
+        self._submit = functools.partial(self._thread.submit, state.undivided)
+        self._pending: concurrent.futures.Future | None = None
+        self._blocks = Blocks(sampling, state, buffers)
+        self.window = Window(sampling.window)
+        self._ingested = 0
+        self._next_event = 0
+        self._begun = time.perf_counter()
+        self._planning_seconds = self._waiting_seconds = 0.0
+        self.notices, self.failures = self._blocks.notices, self._blocks.failures
+        self._newest = dict(NOTHING_OBSERVED)
+        # Taken over where a plan is waited for, so at a step that no timing moves.
+        self.figures = dict(NOTHING_OBSERVED)
+
+    def start(self) -> None:
+        """Plans the first block; training cannot begin before."""
+        self._submit(self.plan, 0, 0).result()
+        self._next_event = self._buffers.block_steps - self._lead_steps
+
+    def advance(self, step: int) -> None:
+        """Starts or awaits a plan, if `step` steps done make it time for that."""
+        if step < self._next_event:
+            return
+        entered = time.perf_counter()
+        block_end = self.last_plan.start + self._buffers.block_steps
+        if self._pending is None:
+            observed_until = block_end - self._lead_steps
+            self._pending = self._submit(self.plan, block_end, observed_until)
+            self._next_event = block_end - self._join_steps
+        if step >= self._next_event:
+            self._pending.result()
+            self._pending, self.figures = None, dict(self._newest)
+            self._watch.publish()
+            end = self.last_plan.start + self._buffers.block_steps
+            self._next_event = end - self._lead_steps
+        self._waiting_seconds += time.perf_counter() - entered
+
+    def settle(self) -> None:
+        """Waits for a plan in the making: what is read then, no timing moves."""
+        if self._pending is not None:
+            self._pending.exception()
+
+    def catch_up(self, step: int) -> None:
+        """Takes in all observations; only where training is to stop."""
+        self.settle()
+        self._submit(self._ingest, step).result()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Returns what waits for all that `resume` needs, state and table included.
+
+        It is collected in the planning thread, after the plan in hand: the training
+        thread waits for nothing.
+        """
+        taken = dict(pending=self._pending is not None, figures=dict(self.figures))
+        collected = self._submit(self._collect, taken)
+        return lambda: collected.result() or taken  # its result is `None`
+
+    def _collect(self, taken: dict[str, Any]) -> None:
+        taken["state"] = self._state.collect()
+        taken["blocks"] = self._blocks.snapshot()
+        taken["window"] = self.window.snapshot()
+        taken["ingested"] = self._ingested
+        taken["newest"] = dict(self._newest)
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `snapshot` was taken, in place of `start`."""
+        self._blocks.resume(saved["blocks"])
+        self.window.resume(saved["window"])
+        self._ingested = int(saved["ingested"])
+        self.figures, self._newest = map(floats, (saved["figures"], saved["newest"]))
+        end = self.last_plan.start + self._buffers.block_steps
+        self._next_event = end - self._lead_steps
+        if saved["pending"]:  # the last plan is that one, and made
+            self._pending = concurrent.futures.Future()
+            self._pending.set_result(None)
+            self._next_event = self.last_plan.start - self._join_steps
+
+    def finish(self, step: int) -> None:
+        """Takes in the last observations; undoes the credit and debit of no draws."""
+        self.settle()
+        self._submit(self._finish, step).result()
+        self._thread.shutdown()
+        self.figures = dict(self._newest)
+
+    def _finish(self, step: int) -> None:
+        self._tried(self._ingest, step)
+        self._tried(self._blocks.give_back, step)
+
+    @property
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
+        return self._blocks.last_plan
+
+    @property
+    def candidate(self) -> np.ndarray | None:
+        """`[n]`, p by the scores as last planned."""
+        return self._blocks.candidate
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether importance weights have no bound."""
+        return self._sampling.floor == 0
+
+    def prepare(self, step: int) -> None:
+        """Has nothing to do before an execution: plans are made beside the steps."""
+
+    def plan(self, start: int, observed_until: int) -> None:
+        """Makes the plan of the block at `start`; runs in the planning thread."""
+        begun = time.perf_counter()
+        self._tried(self._ingest, observed_until)
+        # Also where that failed: the log keeps no more than two blocks.
+        self._ingested = max(self._ingested, observed_until)
+        if not self._tried(self._make, start):
+            self._blocks.make_uniform(start)
+        self._planning_seconds += time.perf_counter() - begun
+
+    def _make(self, start: int) -> bool:
+        """Makes a plan and returns True."""
+        uniform = np.full(self._n, 1.0 / self._n), False
+        self._blocks.make(start, *(self._tried(self._candidate) or uniform))
+        return True
+
+    def _tried(self, function: Callable, *args: Any) -> Any:
+        """Returns what `function` does; `None` where it failed, which is survived."""
+        try:
+            return function(*args)
+        except Exception as error:
+            self._state.fit_failures += 1
+            self.failures.append(line_of(error))
+            return None
+
+    def _candidate(self) -> tuple[np.ndarray, bool]:
+        """Returns p by the scores (equation 6 and the floor) and whether to use it."""
+        state, found = self._state, None
+        if state.drawn >= self._sampling.uniform_draws(self._n):
+            found = by_scores(state, max(self._sampling.floor, LEAST_FLOOR))
+        if found is None:
+            return distributions.uniform(self._n).numpy(), False
+        candidate, all_zero = found
+        if all_zero:
+            self._blocks.tell_of_zeros()
+        return candidate, state.armed
+
+    def _ingest(self, until: int) -> None:
+        """Brings table, window, uncertainty set and mode up to date with the steps."""
+        first = self._ingested
+        if until <= first:
+            return
+        norms, gains = self._log.read(first, until)
+        drawn = self._blocks.drawn(first, until)
+        index, probability, features, importance = drawn
+        weights = 1.0 / (self._n * probability)
+        finite = np.isfinite(norms)
+        seen = norms, gains
+        gains = gains[np.isfinite(gains)]  # of steps that were not skipped
+        index, weights, norms = index[finite], weights[finite], norms[finite]
+        self._ingested = until
+        np.add.at(self._state.times_drawn, drawn[0], 1)
+        self._state.table.observe(index, weights, norms, self._state.blocks)
+        self._state.observed += len(index)
+        self.window.add(features[finite], weights, norms)
+        self._fit()
+        if len(gains):
+            recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
+            self._blocks.decide(recent, importance, self._sampling.retreat_below)
+            self._newest = self._blocks.figures(gains, weights, norms, importance)
+        self._watch.look(first, drawn, *seen, self._blocks.candidate)
+
+    def _fit(self) -> None:
+        """Fits equation (7) to the window; the last good fit stays if this fails."""
+        state = self._state
+        means = state.table.mean_features()
+        if state.observed and not means.any():
+            self._blocks.tell_of_zeros()
+        elif state.observed:
+            earlier = state.uncertainty_set
+            fitted = self._tried(self.window.fit, earlier, means)
+            state.uncertainty_set = fitted or earlier
+
+    def sampling_share(self) -> float:
+        """Returns the seconds spent on planning and waiting over those of training."""
+        total = time.perf_counter() - self._begun
+        return (self._planning_seconds + self._waiting_seconds) / total

@@ -1,0 +1,1 @@
+"""`fit`: what it begins, keeps and ends; where all stages meet."""

@@ -1,0 +1,233 @@
+"""Finds everything that stands in the way of importance sampling, before training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import keras
+
+from keras_osgd.base.refusals import Refusals
+from keras_osgd.data import streams, training_data
+from keras_osgd.data.datasets import from_dataset
+from keras_osgd.data.streams import Stream
+from keras_osgd.data.training_data import TrainingData
+from keras_osgd.draws.oracle import refresh_steps
+from keras_osgd.fit import checks, strategies
+from keras_osgd.fit.run import Run
+from keras_osgd.losses import described as losses
+from keras_osgd.losses.described import OutputLoss
+from keras_osgd.norms.scorer import Scorer
+from keras_osgd.presample import Presample
+from keras_osgd.sampling import RAIS, Oracle, Sampling, Uniform
+from keras_osgd.sampling import get as get_sampling
+from keras_osgd.step import own_train_step
+
+__all__ = ["Examined", "Finding", "check", "examine", "examine_stream"]
+
+
+class Finding(NamedTuple):
+    """One thing to know before training.
+
+    Attributes:
+        kind: "error" (`fit` raises), "warning" (`fit` warns) or "note".
+        text: what must hold, what was found and what to do.
+    """
+
+    kind: Literal["error", "warning", "note"]
+    text: str
+
+    def __str__(self) -> str:
+        """Returns one paragraph."""
+        return f"{self.kind}: {self.text}"
+
+
+def check(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    batch_size: int | None = None,
+    sampling: Any = None,
+    print_fn: Callable[[str], None] | None = print,
+    class_weight: dict | None = None,
+) -> list[Finding]:
+    """Finds every obstacle to importance sampling at once, each with its remedy.
+
+    Nothing is trained and no weight is changed. Where exact gradient norms are not
+    asked for, what stands in their way is only noted.
+
+    Args:
+        model: a compiled Keras model, of whatever class.
+        x: as in `fit`, datasets too; all of it is checked, a few examples are run.
+        y: as in `fit`.
+        sample_weight: as in `fit`.
+        batch_size: as in `fit`.
+        sampling: as in `keras_osgd.Model.compile`; `None` takes the model's own.
+        print_fn: called with each finding; `None` prints nothing.
+        class_weight: as in `fit`.
+
+    Returns:
+        The findings, errors first; empty where there is nothing to say.
+
+    Example:
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+        >>> x, y = np.zeros([8, 2]), np.full([8], 7)
+        >>> [finding] = check(model, x, y, batch_size=4, print_fn=None)
+        >>> finding.text[:51]
+        'y has label 7 at index 0 but the model has 3 output'
+    """
+    method = get_sampling(sampling or getattr(model, "sampling", "rais"))
+    warned = vars(model).pop("_keras_osgd_warned", None)
+    try:
+        given = (x, y, sample_weight, class_weight)
+        findings = _findings(model, method, given, batch_size)
+    finally:  # `fit` is to warn all the same
+        vars(model).pop("_keras_osgd_warned", None)
+        if warned is not None:
+            vars(model)["_keras_osgd_warned"] = warned
+    findings.sort(key=lambda finding: ("error", "warning", "note").index(finding.kind))
+    for finding in findings if print_fn else ():
+        print_fn(str(finding))
+    return findings
+
+
+def _findings(
+    model: keras.Model, method: Sampling, given: tuple, batch_size: int | None
+) -> list[Finding]:
+    if isinstance(method, Uniform):
+        text = (
+            'sampling="uniform" is Keras\' own training: nothing can stand in its way.'
+        )
+        return [Finding("note", text)]
+    if not model.compiled:
+        text = "The model must be compiled. Received: one that is not. Call `compile`."
+        return [Finding("error", text)]
+    refusals, asides = Refusals(), Refusals(all_kinds=True)
+    if isinstance(method, Presample):
+        with _caught() as caught:
+            given = (*given, batch_size, 1, True)
+            examine_stream(refusals, model, method, given)
+        findings = [Finding("error", text) for text in refusals.texts]
+        return findings + [Finding("warning", text) for text in _texts(caught)]
+    x, *others = given
+    x, _ = refusals.tried(from_dataset, x, None, False) or (None, None)
+    if refusals.texts:
+        return [Finding("error", text) for text in refusals.texts]
+    with _caught() as caught:
+        seen = examine(refusals, model, method, (x, *others, batch_size, None))
+        if seen.data is not None and checks.has_no_bound(method, seen.data):
+            checks.warn_of_floor(model, method)
+    findings = [Finding("error", text) for text in refusals.texts]
+    findings += [Finding("warning", text) for text in _texts(caught)]
+    findings += [Finding("note", seen.line)] if seen.line else []
+    if method.norm != "exact" and seen.losses and model.trainable_weights:
+        exact = RAIS(norm="exact")
+        with _caught() as caught:
+            asides.tried(checks.prepare_scorer, model, exact, seen.losses, seen.data)
+        findings += [
+            Finding("note", f"With exact gradient norms, which are not asked for: {t}")
+            for t in (*asides.texts, *_texts(caught))
+        ]
+    return list(dict.fromkeys(findings))
+
+
+def _caught() -> warnings.catch_warnings:
+    return warnings.catch_warnings(record=True, action="always")
+
+
+def _texts(caught: list[warnings.WarningMessage]) -> list[str]:
+    return [str(w.message) for w in caught if w.category is UserWarning]
+
+
+class Examined(NamedTuple):
+    """What `fit` trains with, found out before the first step.
+
+    Attributes:
+        data: the training data; `None` where they were refused.
+        losses: described; empty where they were refused.
+        adapt: whether the rate can follow the gain ratio.
+        scorer: what takes exact norms, where those are asked for.
+        line: of information, or `None`.
+    """
+
+    data: TrainingData | None
+    losses: list[OutputLoss]
+    adapt: bool
+    scorer: Scorer | None
+    line: str | None
+
+
+def examine(
+    refusals: Refusals,
+    model: keras.Model,
+    method: RAIS | Oracle,
+    given: tuple,
+    earlier: Run | None = None,
+) -> Examined:
+    """Looks at all that may stand in the way; for `fit` and `check` alike.
+
+    Args:
+        refusals: where errors go: one does not hide those that can be found beside it.
+        model: compiled.
+        method: of sampling.
+        given: the arguments of `training_data.prepare`.
+        earlier: whose scorer serves again if all that it depends on stayed.
+    """
+    data = refusals.tried(training_data.prepare, *given)
+    if data is None:
+        return Examined(None, [], False, None, None)
+    refusals.tried(strategies.check_strategy, model, method, data)
+    described = refusals.tried(losses.describe, model, data) or []
+    if described:
+        checks.warn_of_what_follows_the_draws(model)
+    line = refusals.tried(checks.check_size, model, method, data)
+    if isinstance(method, Oracle):
+        sizes = data.n, data.batch_size, model.steps_per_execution
+        refusals.tried(refresh_steps, method, *sizes)
+    if not model.built:
+        return Examined(data, described, False, None, line)
+    alone = strategies.replicas_of(model) == 1
+    if described and model.trainable_weights and alone:
+        given = model, described, data, method.norm
+        refusals.tried(own_train_step.check, *given)
+    adapt = bool(refusals.tried(checks.check_optimizer, model, method))
+    if earlier is not None and earlier.serves(model, data, described, adapt):
+        return Examined(data, described, adapt, earlier.scorer, line)
+    scorer = None
+    if model.trainable_weights:
+        scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
+    return Examined(data, described, adapt, scorer, line)
+
+
+def examine_stream(
+    refusals: Refusals, model: keras.Model, method: Presample, given: tuple
+) -> tuple[Stream | None, list[OutputLoss], bool]:
+    """Looks at all that may stand in the way of sampling within pools.
+
+    Args:
+        refusals: where errors go.
+        model: compiled; built by the first batch if it is not.
+        method: of sampling.
+        given: the arguments of `streams.opened`.
+
+    Returns:
+        The stream, `None` where it was refused; the losses; whether the rate can
+        follow the gain ratio.
+    """
+    refusals.tried(strategies.refuse_streams, model)
+    stream = refusals.tried(streams.opened, *given)
+    if stream is None:
+        return None, [], False
+    described = refusals.tried(losses.describe, model, stream.first) or []
+    if not (described and model.built):
+        return stream, described, False
+    checks.warn_of_what_follows_the_draws(model)
+    if model.trainable_weights:
+        given = model, described, stream.first, method.norm
+        refusals.tried(own_train_step.check, *given)
+    adapt = refusals.tried(checks.check_optimizer, model, method)
+    return stream, described, bool(adapt)

@@ -1,0 +1,187 @@
+"""What is looked at before the first step: refusals, warnings, lines of information."""
+
+from __future__ import annotations
+
+import keras
+
+from keras_osgd.base import keras_compat
+from keras_osgd.base.warn import warn_once
+from keras_osgd.data.training_data import TrainingData
+from keras_osgd.fit.staleness import warn_of_staleness
+from keras_osgd.gain.learning_rate import inner_optimizer, rule_for
+from keras_osgd.losses.described import OutputLoss
+from keras_osgd.losses.shares import has_terms_of_the_batch
+from keras_osgd.norms.normalization import couples_examples
+from keras_osgd.norms.scorer import Scorer
+from keras_osgd.norms.verification import verify
+from keras_osgd.sampling import RAIS, Oracle
+
+__all__ = [
+    "check_optimizer",
+    "check_size",
+    "has_no_bound",
+    "prepare_scorer",
+    "warn_of_floor",
+    "warn_of_what_follows_the_draws",
+    "warn_once",
+]
+
+
+def check_optimizer(model: keras.Model, sampling: RAIS | Oracle) -> bool:
+    """Returns whether the rate can follow the gain ratio; warns of what to know.
+
+    Raises:
+        ValueError: if the model, which must have been built, has nothing to train.
+    """
+    if not model.trainable_weights:
+        raise ValueError(
+            "The model must have trainable weights: an example's importance is the "
+            "gradient with respect to them. Received: none. Set `trainable` of a layer "
+            'to True, or compile with sampling="uniform".'
+        )
+    optimizer = inner_optimizer(model.optimizer)
+    _warn_of_clipping(model, optimizer)
+    if not sampling.adapt_learning_rate:
+        return False
+    name = type(optimizer).__name__
+    if getattr(optimizer, "gradient_accumulation_steps", None):
+        warn_once(
+            model,
+            "rule",
+            f"{name} accumulates gradients: the gain ratio is that of one batch, so "
+            "the learning rate does not follow it. Use a larger batch instead.",
+        )
+        return False
+    rule = rule_for(optimizer)
+    if rule == "square_root":
+        warn_once(
+            model,
+            "rule",
+            f"{name}: the learning rate follows the gain ratio r by the square-root "
+            "rule (rate times sqrt(r), 1 - beta times r). The rule is derived for "
+            "small rates; `adapt_learning_rate=False` keeps your rate as it is.",
+        )
+    if rule == "none":
+        warn_once(
+            model,
+            "rule",
+            f"{name}: no rule is known for how its learning rate follows the gain "
+            "ratio, so it stays as it is: expect next to no speed-up. SGD, Adam, "
+            "AdamW, Nadam, Adamax and RMSprop are supported.",
+        )
+    return rule != "none"
+
+
+def _warn_of_clipping(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer
+) -> None:
+    names = ("clipnorm", "clipvalue", "global_clipnorm")
+    clips = {name: getattr(optimizer, name, None) for name in names}
+    clips = {name: value for name, value in clips.items() if value is not None}
+    if clips:
+        warn_once(
+            model,
+            "clip",
+            f"Gradient clipping ({clips}) acts on the weighted gradient: rare examples "
+            "with large weights are cut more, which biases the gradient. Clip less, or "
+            "raise `floor`.",
+        )
+
+
+def prepare_scorer(
+    model: keras.Model,
+    sampling: RAIS | Oracle,
+    described: list[OutputLoss],
+    data: TrainingData,
+) -> Scorer | None:
+    """Returns what takes exact norms, tried out on three examples, or `None`.
+
+    Raises:
+        ValueError: listing every layer that has no per-example gradients.
+    """
+    if sampling.norm != "exact":
+        return None
+    if isinstance(sampling, Oracle):
+        warn_of_staleness(model, sampling, data)
+    scorer = Scorer(model, described, data)
+    verify(scorer, in_training=True)
+    if scorer.holds_statistics:
+        warn_once(
+            model,
+            "statistics",
+            "BatchNormalization has no per-example gradient in training mode: norms "
+            f"are taken with the statistics of {scorer.holds_statistics} held at their "
+            "moving averages, in a second pass: a step takes about twice as long.",
+        )
+    return scorer
+
+
+def check_size(
+    model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
+) -> str | None:
+    """Warns of, or refuses, very few examples.
+
+    Returns:
+        A line of information, or `None`.
+    """
+    if data.n == 1:
+        warn_once(
+            model,
+            "one example",
+            "The training data has 1 example: there is nothing to choose between, and "
+            "every draw is that example.",
+        )
+    if data.n >= data.batch_size:
+        return None
+    if sampling.require_full_batches:
+        raise ValueError(
+            "There must be at least `batch_size` examples, as `require_full_batches` "
+            f"asks. Received: {data.n} examples with batch_size={data.batch_size}. "
+            "Lower `batch_size`."
+        )
+    return (
+        f"{data.n} examples are fewer than batch_size={data.batch_size}: batches stay "
+        "full, with examples drawn more than once."
+    )
+
+
+def warn_of_what_follows_the_draws(model: keras.Model) -> None:
+    """Warns of losses and statistics that never see the importance weights."""
+    if has_terms_of_the_batch(model):
+        warn_once(
+            model,
+            "add_loss",
+            "`add_loss` and `activity_regularizer` terms that depend on the batch are "
+            "not importance-weighted: they follow the drawn examples, not the data.",
+        )
+    if any(map(couples_examples, keras_compat.layers_of(model))):
+        warn_once(
+            model,
+            "moving statistics",
+            "BatchNormalization's moving statistics follow the drawn examples, not the "
+            "data. After training, before `evaluate`, `predict` or saving, call "
+            "`keras_osgd.recalibrate_batch_normalization(model, x)`.",
+        )
+
+
+def has_no_bound(sampling: RAIS | Oracle, data: TrainingData) -> bool:
+    """Returns whether importance weights may grow beyond every bound.
+
+    Not by an oracle's fresh norms: a weight times its norm is the same for all then.
+    """
+    steps = sampling.block_steps(data.n, data.batch_size)
+    return sampling.floor == 0 and not (isinstance(sampling, Oracle) and steps == 1)
+
+
+def warn_of_floor(
+    model: keras.Model, sampling: RAIS | Oracle, largest: float | None = None
+) -> None:
+    """Warns of importance weights without bound, and names the largest if known."""
+    if sampling.floor == 0:
+        now = "" if largest is None else f"The largest weight is now {largest:.3g}. "
+        warn_once(
+            model,
+            "floor",
+            "`floor` is 0: importance weights have no bound, and one rare draw can "
+            f"undo much training. {now}Use 0.05.",
+        )

@@ -1,0 +1,81 @@
+"""What a `fit` takes over from those before it: scores and effective iterations."""
+
+from __future__ import annotations
+
+import random
+
+import keras
+
+from keras_osgd.base import keras_compat
+from keras_osgd.data.training_data import TrainingData
+from keras_osgd.gain.learning_rate import inner_optimizer
+from keras_osgd.sampling import RAIS, Oracle, Sampling
+from keras_osgd.scores.table import ScoreTable
+
+__all__ = ["prepare_state", "restart_clock", "seed_of"]
+
+
+def seed_of(sampling: Sampling) -> int:
+    """Returns a method's seed; if it has none, one that Keras' own decides."""
+    if sampling.seed is None:
+        return random.randrange(2**31)  # which keras.utils.set_random_seed seeds
+    return int(sampling.seed)
+
+
+def restart_clock(model: keras.Model) -> None:
+    """Forgets how far ahead another optimizer was, if this one has not made a step.
+
+    Called by `compile`, before steps without sampling can hide that it is another, and
+    by `fit`, after weights may have been loaded that another one has trained.
+    """
+    lead = model.sampling_state.lead
+    if lead is None or model.optimizer is None:
+        return
+    if int(keras_compat.steps_taken(inner_optimizer(model.optimizer))) == 0:
+        lead.assign(0.0)
+
+
+def prepare_state(
+    model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
+) -> str | None:
+    """Makes the state fit data and optimizer.
+
+    Scores go on for the same rows and the same norms, and effective iterations for the
+    same optimizer; else they start afresh.
+
+    Returns:
+        A line that says so where earlier scores were dropped, or weights loaded that
+        came without, else `None` or "".
+    """
+    state = model.sampling_state
+    fingerprint = data.fingerprint()
+    features = sampling.features_for(data.n)
+    state.start_clock()
+    restart_clock(model)
+    known = state.table
+    earlier = state.norm
+    other_data, other_norm = state.fingerprint != fingerprint, earlier != sampling.norm
+    other = other_data or other_norm
+    if known is not None and not other and known.features == features:
+        return None
+    table = ScoreTable(data.n, data.classes(), features)
+    state.undivided(
+        state.allocate, table, fingerprint, seed_of(sampling), sampling.norm
+    )
+    if known is None:
+        loaded, state.loaded_without = state.loaded_without, False
+        return "The weights were loaded without scores: they start afresh." * loaded
+    if other_data:
+        return (
+            f"The training data is not what the scores were made for ({known.size} "
+            f"examples then, {data.n} now, or other rows): they start afresh."
+        )
+    if other_norm:
+        return (
+            f"The scores were kept in units of norm={earlier!r} and are now asked for "
+            f"in those of norm={sampling.norm!r}: they start afresh."
+        )
+    return (
+        f"The scores were kept with features {known.features} and are now asked for "
+        f"with {features}: they start afresh."
+    )

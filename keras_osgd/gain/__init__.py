@@ -1,0 +1,1 @@
+"""Gain: from gradient norms to the gain ratio, the learning rate and the clock."""

@@ -1,0 +1,215 @@
+"""Epochs that end when the effective iterations reach their share (equation 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base.placement import step_variable
+
+__all__ = ["Clock", "EpochEnds", "steps_for"]
+
+_FAR = tf.int64.max
+_AHEAD = 40  # steps: an epoch's end is decided before the pipeline has read so far
+_POLL = 8  # steps between two looks at the decision
+
+
+class Clock:
+    """Counts steps and effective iterations and decides where an epoch ends.
+
+    The decision is made with the training step, a fixed number of steps ahead, so that
+    neither prefetching nor `steps_per_execution` changes it.
+
+    Args:
+        lead: `tf.Variable` float64, effective iterations minus the optimizer's own;
+            kept across fits.
+        end: `tf.Variable` int64, the first step that no longer belongs to the epoch;
+            the pipeline stops there.
+        steps_per_execution: of the model.
+    """
+
+    def __init__(
+        self, lead: tf.Variable, end: tf.Variable, steps_per_execution: int
+    ) -> None:
+        """Starts at step 0 with no epoch begun."""
+        self.lead = lead
+        self._end = end
+        self._ahead = max(_AHEAD, 4 * steps_per_execution)
+        self._steps_per_execution = steps_per_execution
+        # Of the step: how many effective iterations it is, and what the epoch lacks.
+        self.gain = step_variable(1.0, tf.float64)
+        self._remaining = step_variable(0.0, tf.float64)
+        self._steps = step_variable(0, tf.int64)
+        self.step = 0
+        self._granted = 0  # effective iterations of all epochs begun
+        self._known_end: int | None = None
+        self._poll_at = 0
+        self._share = 1.0  # effective iterations of the epoch
+        self._done = 0.0  # part of the epoch done before `fit`, at another batch size
+        self._under_way = False  # whether the epoch was begun before `fit`
+
+    def advance(self, gain: tf.Tensor, applied: tf.Tensor | None) -> None:
+        """Counts one step, inside the training step.
+
+        Args:
+            gain: `[]`, effective iterations of the step if its gradient was applied.
+            applied: `[]`, whether it was; `None` where it always is.
+        """
+        gain = tf.cast(gain, tf.float64)
+        progress, lead = gain, gain - 1.0
+        if applied is not None:
+            counted = tf.cast(applied, tf.float64)
+            progress, lead = gain * counted, lead * counted
+        self.lead.assign_add(lead)
+        self.gain.assign(gain)
+        self._remaining.assign_sub(progress)
+        self._steps.assign_add(1)
+
+    def decide(self) -> None:
+        """Sets where the epoch ends once that is near; after `advance`, on the host."""
+        # The lower bound keeps the end out of what the pipeline may have read already.
+        left = self._remaining.read_value() / self.gain.read_value()
+        left = tf.cast(tf.math.ceil(left), tf.int64)
+        left = tf.maximum(left, self._ahead // 2)
+        decide = (left <= self._ahead) & (self._end.read_value() == _FAR)
+        end = self._steps.read_value() + left
+        self._end.assign(tf.where(decide, end, self._end.read_value()))
+
+    def restart(self, done: float = 0.0) -> None:
+        """Starts counting the steps of a new `fit`.
+
+        Args:
+            done: part of its first epoch that was trained already, in [0, 1).
+        """
+        self.step, self._known_end = 0, None
+        self._done, self._under_way = done, False
+        self._granted = 0
+        self._steps.assign(0)
+        self._remaining.assign(0.0)
+        self.gain.assign(1.0)
+        self._end.assign(_FAR)
+
+    def effective_iterations(self) -> float:
+        """Returns the effective iterations since `fit` began."""
+        return self._granted - float(self._remaining)
+
+    def steps_left(self) -> int:
+        """Returns the steps to the epoch's end, at the gain of the last one."""
+        if self._known_end is not None:
+            return self._known_end - self.step
+        return max(0, steps_for(self._remaining, self.gain))
+
+    def snapshot(self, mid_epoch: bool) -> dict[str, Any]:
+        """Returns all that `resume` needs.
+
+        Args:
+            mid_epoch: whether an epoch is under way.
+        """
+        end = -1 if self._known_end is None else self._known_end
+        counts = (self.step, end, self._poll_at)
+        remaining = float(self._remaining)
+        return {
+            "counts": np.array(counts, np.int64),
+            "iterations": np.array([float(self.gain), remaining, self._granted]),
+            "end": np.int64(self._end.numpy()),
+            "share": np.float64(self._share),
+            "done": np.float64(1 - remaining / self._share if mid_epoch else 0.0),
+            "under_way": np.bool_(mid_epoch),
+        }
+
+    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Goes on where `snapshot` was taken."""
+        self.step, end, self._poll_at = saved["counts"].tolist()
+        self._known_end = None if end < 0 else end
+        gain, remaining, self._granted = saved["iterations"].tolist()
+        self.gain.assign(gain)
+        self._remaining.assign(remaining)
+        self._steps.assign(self.step)
+        self._end.assign(saved["end"])
+        self._share, self._done = float(saved["share"]), 0.0
+        self._under_way = bool(saved["under_way"])
+
+    def begin_epoch(self, effective_iterations: int) -> None:
+        """Begins an epoch; what the last one did too much counts for this one."""
+        if self._under_way:
+            self._under_way = False
+            return
+        self._share = effective_iterations
+        effective_iterations *= 1 - self._done
+        self._done = 0.0
+        self._granted += effective_iterations
+        remaining = float(self._remaining.assign_add(effective_iterations))
+        left = max(1, steps_for(remaining, self.gain))
+        self._known_end = self.step + left if left <= self._ahead else None
+        self._end.assign(_FAR if self._known_end is None else self._known_end)
+        self._poll_at = self.step + _POLL
+
+    def count_execution(self) -> bool:
+        """Counts the steps of one execution; returns whether the epoch is complete."""
+        self.step += self._steps_per_execution
+        if self._known_end is None and self.step >= self._poll_at:
+            end = int(self._end)
+            self._known_end = None if end == _FAR else end
+            self._poll_at = self.step + _POLL
+        if self._known_end is None:
+            return False
+        self.step = min(self.step, self._known_end)
+        return self.step == self._known_end
+
+
+def steps_for(effective_iterations: Any, gain: Any) -> int:
+    """Returns the steps that so many effective iterations take, at that gain.
+
+    Example:
+        >>> steps_for(7.0, 2.0)
+        4
+    """
+    return -int(-float(effective_iterations) // float(gain))
+
+
+class EpochEnds(keras.callbacks.Callback):
+    """Begins and ends the epochs of one `fit`; the first of its callbacks.
+
+    Args:
+        clock: of the model.
+        effective_iterations: an epoch's share, ordinarily ceil(n/m).
+        progress_bar: Keras' own, or `None`; it then shows the true number of steps of
+            each epoch when that has ended.
+        record: called when an epoch has ended, before other callbacks.
+    """
+
+    async_safe = True
+
+    def __init__(
+        self,
+        clock: Clock,
+        effective_iterations: int,
+        progress_bar: keras.callbacks.ProgbarLogger | None,
+        record: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Keeps what is needed at an epoch's two ends."""
+        super().__init__()
+        self._clock = clock
+        self._effective_iterations = effective_iterations
+        self._progress_bar = progress_bar
+        self._record = record
+        self._first_step = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Sets where the epoch ends."""
+        self._first_step = self._clock.step
+        self._clock.begin_epoch(self._effective_iterations)
+        if self._progress_bar is not None:
+            self._progress_bar.target = self._effective_iterations
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Lets training go on and the bar end where the epoch did."""
+        self.model.begin_next_epoch()
+        self._record()
+        bar = self._progress_bar
+        if bar is not None and bar.progbar is not None:
+            bar.target = bar.progbar.target = self._clock.step - self._first_step

@@ -1,0 +1,1 @@
+"""Losses: what the compiled ones are, and each example's share in them."""

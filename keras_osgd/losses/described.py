@@ -1,0 +1,243 @@
+"""What the compiled losses return, found out on a few examples before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base import keras_compat
+from keras_osgd.base.refusals import refuse
+from keras_osgd.data.training_data import TrainingData
+from keras_osgd.data.weights import times
+
+__all__ = ["OutputLoss", "describe", "output_of", "weights_for"]
+
+# More rows than outputs, or Keras takes the rows of a single y for their targets.
+_PROBED = 5
+_BATCH_MEANS = ("sum_over_batch_size", "mean")
+
+
+class OutputLoss(NamedTuple):
+    """One of the model's losses.
+
+    Attributes:
+        path: keys that lead to its output.
+        rank: of its values, one or more for each example.
+        values: number of values for each example; f_i is their mean.
+        batch_mean: whether the loss is the mean over the batch (else the sum).
+        target: place of its target among the leaves of y, and of its weights among
+            those of `sample_weight`.
+    """
+
+    path: tuple
+    rank: int
+    values: int
+    batch_mean: bool
+    target: int = 0
+
+    def coefficient(self, batch_size: tf.Tensor) -> tf.Tensor:
+        """Returns the factor of f_i in the batch's loss: 1/m for means."""
+        if self.batch_mean:
+            return 1.0 / tf.cast(batch_size, tf.float32)
+        return tf.constant(float(self.values))
+
+
+def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
+    """Builds the model, if need be, and describes its losses.
+
+    Raises:
+        ValueError: if there is no loss, one gives no value per example, one divides by
+            the sum of the weights, the loss takes no notice of weights, a label lies
+            outside the model's classes, or weights do not fit the loss.
+    """
+    x, y, _ = data.batch(slice(_PROBED))
+    y_pred = keras_compat.call_model(model, x, training=False)
+    # Zeros, since a label may be outside the classes, which is found out below.
+    zeros = keras.tree.map_structure(lambda a: a if a is None else tf.zeros_like(a), y)
+    described, refused, problems = [], [], []
+    for order, (path, loss) in enumerate(_built(model, x, zeros, y_pred)):
+        prediction = output_of(y_pred, path, order)
+        target = _target_of(y, y_pred, path, order, getattr(model, "output_names", ()))
+        shape, each = _shape_of_values(loss, _leaf(zeros, target), prediction)
+        if not each:
+            refused.append((path, loss.name, shape))
+            continue
+        problems += [
+            _problem_of_reduction(loss),
+            _problem_of_labels(loss, _leaf(data.arrays[1], target), prediction),
+            _problem_of_weights(_leaf(data.arrays[2], target), shape),
+        ]
+        size, mean = int(np.prod(shape[1:])), loss.reduction in _BATCH_MEANS
+        described.append(OutputLoss(path, len(shape), size, mean, target))
+    refuse([_problem_of_shapes(refused), *problems])
+    if type(model).compute_loss is not keras.Model.compute_loss:
+        _check_weights_heeded(model, x, y, y_pred, described)
+    return described
+
+
+def _built(model, x, y, y_pred) -> list[tuple[tuple, keras.losses.Loss]]:
+    """Returns (path, loss) of each loss; Keras builds them when they are called."""
+    if model.loss is not None:
+        keras_compat.untracked_loss(model, x, y, y_pred, None)
+    found = keras_compat.compiled_losses(model) if model.loss is not None else []
+    if not found:
+        raise ValueError(
+            "`compile` must be given a `loss`, and a `compute_loss` of yours must call "
+            "it: an example's importance is the gradient of its own loss. Received: "
+            f'loss={model.loss!r}. Pass one, or compile with sampling="uniform".'
+        )
+    return found
+
+
+def _shape_of_values(loss, target, prediction: tf.Tensor) -> tuple[tuple, bool]:
+    """Returns the shape of a loss's values, and whether there is one per example."""
+    sizes, shapes = (1, len(prediction)), []
+    for rows in sizes:
+        values = loss.call(
+            tf.cast(tf.convert_to_tensor(target[:rows]), loss.dtype),
+            tf.cast(prediction[:rows], loss.dtype),
+        )
+        shapes.append(tuple(values.shape))
+    # Two sizes, since the shape for one of them may agree by chance.
+    each = all(s[:1] == (rows,) for s, rows in zip(shapes, sizes, strict=True))
+    return shapes[-1], each
+
+
+def _problem_of_shapes(refused: list[tuple]) -> str | None:
+    listed = ", ".join(
+        f"{name}{' of output ' + '/'.join(map(str, path)) if path else ''} "
+        f"got shape {shape}"
+        for path, name, shape in refused
+    )
+    return listed and (
+        f"Each loss must return one value per example; {listed}. Use Keras losses, "
+        "or let yours return the mean over all axes but the first."
+    )
+
+
+def _check_weights_heeded(model, x, y, y_pred, described) -> None:
+    halves = tf.fill([len(output_of(y_pred, described[0].path, 0))], 0.5)
+    whole, half = (
+        keras_compat.untracked_loss(model, x, y, y_pred, weights)
+        for weights in (None, weights_for(described, halves, None))
+    )
+    if tf.reduce_all((half == whole) & (whole != 0)):
+        raise ValueError(
+            "`compute_loss` must multiply each example's loss by `sample_weight`, "
+            "which carries the importance weights. Received: the same loss for weights "
+            "1 and 0.5. Pass it on to `super().compute_loss(...)`, or compile with "
+            'sampling="uniform".'
+        )
+
+
+def _problem_of_reduction(loss: keras.losses.Loss) -> str | None:
+    if loss.reduction != "mean_with_sample_weight":
+        return None
+    return (
+        "A loss's `reduction` must not be 'mean_with_sample_weight': it divides by "
+        "the sum of the weights and biases the gradient. Received: it in "
+        f"{loss.name}. Use 'sum_over_batch_size'."
+    )
+
+
+def _problem_of_labels(loss, y: np.ndarray, prediction: tf.Tensor) -> str | None:
+    name = getattr(getattr(loss, "fn", None), "__name__", "")
+    if name != "sparse_categorical_crossentropy":
+        return None
+    options = keras_compat.loss_options(loss)
+    outputs = prediction.shape[options.get("axis", -1)]
+    outside = ~((y >= 0) & (y < outputs))  # in this form NaN is outside too
+    if options.get("ignore_class") is not None:
+        outside &= y != options["ignore_class"]
+    if not outside.any():
+        return None
+    index = int(np.argwhere(outside)[0][0])
+    label = np.ravel(y[index])[np.ravel(outside[index])][0]
+    return (
+        f"y has label {label:g} at index {index} but the model has {outputs} "
+        f"outputs. Labels must be 0 to {outputs - 1}: renumber them or widen the "
+        "last layer."
+    )
+
+
+def _problem_of_weights(weight: np.ndarray | None, shape: tuple) -> str | None:
+    if weight is None:
+        return None
+    own = weight.shape[1:]
+    pairs = zip(own, shape[1:], strict=False)  # further axes must be of length 1
+    fits = all(a in (1, b) for a, b in pairs) and set(own[len(shape) - 1 :]) <= {1}
+    return (
+        None
+        if fits
+        else (
+            "`sample_weight` must have one value per example, or one per value of its "
+            f"loss, {shape[1:]} for each example. Received: {own} for each example. "
+            "Sum or average it over the axes that the loss does not have."
+        )
+    )
+
+
+def output_of(y_pred: Any, path: tuple, order: int) -> tf.Tensor:
+    """Returns the output that the loss with this path and place belongs to."""
+    place = _place(y_pred, path)
+    return _leaf(y_pred, order if place is None else place)
+
+
+def _target_of(y, y_pred, path: tuple, order: int, names: Sequence[str]) -> int:
+    """Returns the place among the leaves of y that Keras gives to a loss."""
+    place = _place(y, path, names)
+    if place is not None:
+        return place
+    outputs, targets = len(keras.tree.flatten(y_pred)), len(keras.tree.flatten(y))
+    # As many targets as outputs stand in their order; else there is one for each loss.
+    place = _place(y_pred, path) if outputs == targets else order
+    return order if place is None else place
+
+
+def _place(structure: Any, path: tuple, names: Sequence[str] = ()) -> int | None:
+    """Returns the place among the leaves that `path` leads to; `None` if nowhere."""
+    count = len(keras.tree.flatten(structure))
+    places = keras.tree.pack_sequence_as(structure, list(range(count)))
+    try:
+        for key in path:
+            if isinstance(places, Mapping) and key not in places:
+                key = names[key]
+            places = places[key]
+    except (KeyError, TypeError, IndexError):
+        return None
+    return keras.tree.flatten(places)[0]
+
+
+def _leaf(structure: Any, place: int) -> Any:
+    """Returns a leaf; the only one, if there is one for all."""
+    leaves = keras.tree.flatten(structure)
+    return leaves[place if len(leaves) > 1 else 0]
+
+
+def weights_for(
+    losses: list[OutputLoss], weights: tf.Tensor, sample_weight: Any
+) -> Any:
+    """Returns the `sample_weight` that carries the importance weights to each loss.
+
+    Args:
+        losses: as described.
+        weights: `[m]`, importance weights.
+        sample_weight: the user's, `[m, ...]`, one for each target, or `None`.
+    """
+
+    def combined(loss: OutputLoss) -> tf.Tensor:
+        return times(weights, _leaf(sample_weight, loss.target), loss.rank)
+
+    if len(losses) == 1 and not losses[0].path:
+        return combined(losses[0])
+    nested: dict = {}
+    for loss in losses:
+        level = nested
+        for key in loss.path[:-1]:
+            level = level.setdefault(key, {})
+        level[loss.path[-1]] = combined(loss)
+    return nested

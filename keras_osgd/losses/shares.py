@@ -1,0 +1,113 @@
+"""An example's share of the loss, told apart from what its batch makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd.base import keras_compat
+from keras_osgd.losses.described import OutputLoss, output_of, weights_for
+
+__all__ = [
+    "beside",
+    "check",
+    "depends_on_batch",
+    "has_terms_of_the_batch",
+    "scale",
+    "unmasked",
+]
+
+
+def check(model: keras.Model, described: Sequence[OutputLoss]) -> None:
+    """Raises where an example's loss depends on the other examples of its batch.
+
+    Raises:
+        ValueError: if some losses are means over the batch and others sums, or one is
+            divided by how many labels of the batch are not ignored.
+    """
+    if len({loss.batch_mean for loss in described}) > 1:
+        raise ValueError(
+            "For exact gradient norms the losses of all outputs must have the same "
+            "`reduction`: with means beside sums, what an example weighs in one "
+            "depends on the batch size. Received: both. Use 'sum_over_batch_size' for "
+            "all, with `loss_weights`."
+        )
+    for _, loss in keras_compat.compiled_losses(model):
+        ignored = keras_compat.loss_options(loss).get("ignore_class")
+        if ignored is not None and described[0].batch_mean:
+            raise ValueError(
+                "For exact gradient norms a loss must not be divided by how many "
+                f"labels of the batch count. Received: ignore_class={ignored} in "
+                f"{loss.name}. Give such positions a `sample_weight` of 0 instead, or "
+                "use `reduction='sum'`."
+            )
+
+
+def scale(described: Sequence[OutputLoss], batch_size: int) -> float:
+    """Returns the factor of each example's loss in the batch's: 1, or 1/m for means."""
+    return 1.0 / batch_size if described[0].batch_mean else 1.0
+
+
+def has_terms_of_the_batch(model: keras.Model) -> bool:
+    """Returns whether `model.losses` holds more than the weights' regularisation."""
+    weights = sum(v.regularizer is not None for v in model.trainable_weights)
+    return len(model.losses) > weights
+
+
+def depends_on_batch(model: keras.Model) -> bool:
+    """Returns whether the loss may hold more than the weighted losses and the weights'.
+
+    That is so with `add_loss`, activity regularisers and a `compute_loss` of one's own.
+    """
+    return _is_own(model) or has_terms_of_the_batch(model)
+
+
+def _is_own(model: keras.Model) -> bool:
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def beside(
+    model: keras.Model, described: list[OutputLoss], x: Any, y: Any, y_pred: Any
+) -> tf.Tensor:
+    """Returns `[]`, what no example's weight multiplies in the loss: regularisation.
+
+    A `compute_loss` of one's own is asked for it: by what it returns for weights of 0.
+    """
+    if _is_own(model):
+        size = tf.shape(keras.tree.flatten(y_pred)[0])[0]
+        zeros = weights_for(described, tf.zeros([size], keras.config.floatx()), None)
+        return keras_compat.untracked_loss(model, x, y, y_pred, zeros)
+    terms = [tf.reduce_sum(tf.cast(t, keras.config.floatx())) for t in model.losses]
+    return tf.add_n([tf.zeros([], keras.config.floatx()), *terms])
+
+
+def unmasked(
+    described: Sequence[OutputLoss], y_pred: Any, sample_weight: Any
+) -> tuple[Any, Any]:
+    """Returns outputs without masks, and weights of 0 where those mask a position.
+
+    Keras divides a masked loss by how many positions of the batch are not masked; as
+    weights, masks leave an example's loss to itself.
+
+    Args:
+        described: the losses.
+        y_pred: outputs.
+        sample_weight: `[m, ...]`, one for each target, or `None`.
+    """
+    users, weights = keras.tree.flatten(sample_weight), {}
+    for order, loss in enumerate(described):
+        user = users[loss.target if len(users) > 1 else 0]
+        mask = keras_compat.mask_of(output_of(y_pred, loss.path, order))
+        if mask is not None and mask.shape.rank == loss.rank:
+            mask = tf.cast(mask, keras.config.floatx())
+            if user is not None:
+                missing = [1] * (loss.rank - len(user.shape))
+                shape = tf.concat([tf.shape(user), missing], axis=0)
+                mask *= tf.cast(tf.reshape(user, shape), mask.dtype)
+            user = mask
+        weights[loss.target] = user
+    bare = keras.tree.map_structure(keras_compat.without_mask, y_pred)
+    return bare, [weights.get(target) for target in range(max(weights) + 1)]

@@ -1,0 +1,69 @@
+"""Exact gradient norms for whoever asks: `keras_osgd.gradient_norms`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_osgd.data import training_data
+from keras_osgd.losses import described as losses
+from keras_osgd.norms.scorer import Scorer
+from keras_osgd.norms.verification import verify
+
+__all__ = ["gradient_norms"]
+
+
+def gradient_norms(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    batch_size: int = 256,
+    training: bool = False,
+) -> np.ndarray:
+    """Returns the exact norm of every example's gradient, over all trainable weights.
+
+    v_i = ||grad f_i||, f_i being the compiled loss of example i alone times its weight,
+    regularisation left out; masked positions count as zeros. One backward pass over a
+    batch gives them all (Goodfellow 2015 and its extensions); layers without a rule are
+    worked out one example at a time (see `norms.register`).
+
+    Args:
+        model: a compiled Keras model, of whatever class.
+        x: inputs, arrays or tensors, nested or not; n examples. Or, without y, what
+            `data.indexed` returned.
+        y: targets.
+        sample_weight: as in `fit`.
+        batch_size: examples taken at once, at least 1; changes time and memory only.
+        training: whether Dropout and the like are active. BatchNormalization has no
+            per-example gradient then; with `False` its statistics are held at their
+            moving averages.
+
+    Returns:
+        `[n]`, >= 0, in gradient-norm units; float32, float64 for such weights.
+
+    Raises:
+        ValueError: for data or losses that `fit` refuses as well, and listing every
+            layer that has no per-example gradients.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(loss="mse")
+        >>> model.set_weights([np.array([[1.0], [0.0]]), np.array([0.0])])
+        >>> gradient_norms(model, np.array([[2.0, 1.0]]), np.array([[1.0]]))
+        array([4.8989797], dtype=float32)
+
+    Reference: Goodfellow, "Efficient per-example gradient computations", 2015.
+    """
+    if batch_size < 1:
+        raise ValueError(
+            "`batch_size` must be at least 1: so many examples are taken at once. "
+            f"Received: batch_size={batch_size}. Leave it out for 256."
+        )
+    data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
+    described = losses.describe(model, data)
+    scorer = Scorer(model, described, data, training)
+    verify(scorer, in_training=training)
+    return scorer.of_all(data, data.batch_size)

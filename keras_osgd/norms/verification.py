@@ -1,0 +1,134 @@
+"""Tries exact norms out on three examples, before anything is trusted to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base import keras_compat
+from keras_osgd.base.warn import warn_once
+from keras_osgd.norms.exact import Measured
+from keras_osgd.norms.scorer import Scorer
+
+__all__ = ["verify"]
+
+# Of a weight's own norm, and of all weights' together, by the coarsest type.
+_TOLERANCE = {
+    "float16": (0.2, 0.02),
+    "bfloat16": (0.2, 0.02),
+    "float32": (2e-3, 2e-5),
+    "float64": (1e-6, 1e-10),
+}
+_RULE = (
+    "Register a rule with `keras_osgd.norms.register` for the layer that uses them, or "
+    'mend it; or use the last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
+)
+
+
+def verify(scorer: Scorer, in_training: bool) -> None:
+    """Compares norms, and sums of per-example gradients, with what tapes say.
+
+    Norms with passes over one example alone, in inference mode, since two passes would
+    drop other values; sums with the gradient of the same pass. Both change no state.
+    Layers that are worked out one by one are named once.
+
+    Args:
+        scorer: of the model.
+        in_training: whether to look at a pass in training mode as well.
+
+    Raises:
+        ValueError: naming the weights where they differ, or listing every layer that
+            has no per-example gradients.
+    """
+    _verify_norms(scorer)
+    if in_training and not scorer.holds_statistics:
+        with scorer.in_mode(training=True):
+            _verify_sums(scorer, *scorer.measured(*scorer.probe))
+    if scorer.worked_out:
+        warn_once(
+            scorer.model,
+            "one by one",
+            f"No rule is known for the gradient norms of {scorer.worked_out}: they are "
+            "worked out one example at a time, which is exact but slow. Register one "
+            "with `keras_osgd.norms.register`.",
+        )
+
+
+def _verify_norms(scorer: Scorer) -> None:
+    rows = range(len(scorer.probe_rows))
+    with scorer.in_mode(training=False):
+        measured, gradients = scorer.measured(*scorer.probe)
+        alone = np.array([_norms_alone(scorer, row) for row in rows])
+    found = np.zeros_like(alone)
+    for i, reference in enumerate(_references(scorer)):
+        if reference in measured.by_weight:
+            found[:, i] = np.sqrt(measured.by_weight[reference])
+    wrong = [
+        weights
+        for row in rows
+        for weights in _differing(scorer, np.abs(found - alone)[row], alone[row])
+    ]
+    if wrong:
+        raise ValueError(
+            "Exact gradient norms must equal those of single-example gradients. On "
+            f"three examples they did not, for {sorted(set(wrong))}: these weights are "
+            f"used in a way that no layer's rule sees. {_RULE}"
+        )
+    _verify_sums(scorer, measured, gradients)
+
+
+def _verify_sums(scorer: Scorer, measured: Measured, gradients: list[Any]) -> None:
+    """Holds in training mode too, and finds signs, axes and examples that mix."""
+    errors, sizes = [], []
+    weights = scorer.model.trainable_variables
+    for variable, reference, gradient in zip(
+        weights, _references(scorer), gradients, strict=True
+    ):
+        form = measured.forms.get(reference)
+        if gradient is None or form is None:
+            errors.append(0.0)
+            sizes.append(0.0)
+            continue
+        gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float64)
+        summed = tf.cast(form.summed(variable.shape), tf.float64)
+        errors.append(float(tf.norm(summed - gradient)))
+        sizes.append(float(tf.norm(gradient)))
+    wrong = _differing(scorer, np.array(errors), np.array(sizes))
+    if wrong:
+        raise ValueError(
+            "Per-example gradients must add up to the batch's gradient. On three "
+            f"examples they did not, for {sorted(wrong)}: a layer mixes examples in "
+            f"training, or a rule is wrong. {_RULE}"
+        )
+
+
+def _differing(scorer: Scorer, errors: np.ndarray, sizes: np.ndarray) -> list[str]:
+    """Returns the weights whose errors no rounding explains."""
+    model = scorer.model
+    layers = [model, *keras_compat.layers_of(model)]
+    known = [_TOLERANCE.get(layer.compute_dtype, (0.0, 0.0)) for layer in layers]
+    own, share = max(known)
+    limits = own * sizes + share * np.sqrt(np.sum(sizes**2))
+    pairs = zip(model.trainable_variables, errors > limits, strict=True)
+    return [variable.path for variable, wrong in pairs if wrong]
+
+
+def _references(scorer: Scorer) -> list[Any]:
+    variables = scorer.model.trainable_variables
+    return [keras_compat.tensor_of(v).ref() for v in variables]
+
+
+def _norms_alone(scorer: Scorer, row: int) -> list[float]:
+    """Returns the gradient norm of each weight, by a pass over one example."""
+    one = scorer.probe_rows[row]
+    with tf.GradientTape() as tape:
+        loss = scorer.loss(*one, 1)
+    watched = [keras_compat.tensor_of(v) for v in scorer.model.trainable_variables]
+    return [
+        0.0
+        if g is None
+        else float(tf.norm(tf.cast(tf.convert_to_tensor(g), tf.float64)))
+        for g in tape.gradient(loss, watched)
+    ]

@@ -1,0 +1,1 @@
+"""Pools: the same loop for data that is read once (Presample)."""

@@ -1,0 +1,158 @@
+"""One batch drawn from a pool of several, by a forward pass over all of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.draws.pipeline import Sample
+from keras_osgd.losses import described as losses
+from keras_osgd.norms.last_layer_norms import squares_in_inference
+from keras_osgd.pools.pool_gain import pool_probability
+
+__all__ = [
+    "Drawn",
+    "drawing",
+    "drawn_at",
+    "joined",
+    "plain",
+    "pool_scores",
+    "size_of",
+    "systematic",
+]
+
+Batch = tuple[Any, Any, Any]
+"""x, y and sample weights or `None`."""
+
+
+class Drawn(NamedTuple):
+    """What was drawn from a pool.
+
+    Attributes:
+        batch: (x, y, `Sample`), as the sampled step takes it. In `Sample`, `index` and
+            `position` are places in the pool, and `probability` is B p, of which the
+            weight is 1/(B p) where n is 1.
+        largest_weight: `[]`, largest weight that could have been drawn.
+    """
+
+    batch: tuple[Any, Any, Sample]
+    largest_weight: tf.Tensor
+
+
+def drawing(
+    model: keras.Model, described: Sequence[losses.OutputLoss], floor: float
+) -> Callable[[Batch, tf.Tensor, tf.Tensor], Drawn]:
+    """Returns the function from a pool, a number and a seed `[2]` to what is drawn.
+
+    Args:
+        model: compiled and built.
+        described: its losses.
+        floor: share of the draws that goes to all of a pool alike.
+    """
+
+    def draw(pool: Batch, size: tf.Tensor, seed: tf.Tensor) -> Drawn:
+        scores = pool_scores(model, described, pool)
+        offset = tf.random.stateless_uniform([], seed, dtype=tf.float64)
+        return drawn_at(pool, scores, floor, size, offset)
+
+    if model.run_eagerly:
+        return draw
+    return tf.function(draw, reduce_retracing=True, autograph=False)
+
+
+def drawn_at(
+    pool: Batch, scores: tf.Tensor, floor: float, size: tf.Tensor, offset: tf.Tensor
+) -> Drawn:
+    """Returns what is drawn from a pool at one outcome of chance.
+
+    Args:
+        pool: examples.
+        scores: `[B]`, of `pool_scores`.
+        floor: share of the draws that goes to all of the pool alike.
+        size: `[]`, number of draws.
+        offset: `[]` float64, in [0, 1), see `systematic`.
+    """
+    p = pool_probability(scores, floor)
+    index = systematic(p, size, offset)
+    # Those with scores that are not finite cannot be drawn, and do not count.
+    fine = tf.math.is_finite(scores)
+    count = tf.reduce_sum(tf.cast(fine | ~tf.reduce_any(fine), p.dtype))
+    least = tf.reduce_min(tf.where(p > 0, p, tf.ones_like(p)))
+    x, y, own = keras.tree.map_structure(
+        lambda leaf: None if leaf is None else tf.gather(leaf, index), pool
+    )
+    drawn = tf.gather(p, index) * count
+    sample = Sample(index, drawn, drawn, index, own)
+    return Drawn((x, y, sample), 1.0 / (count * least))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Returns the pool that batches make."""
+    return keras.tree.map_structure(
+        lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *batches
+    )
+
+
+def size_of(batch: Batch) -> int:
+    """Returns the number of examples of a batch."""
+    return len(keras.tree.flatten(batch[1])[0])
+
+
+def _rows(pool: Batch, index: tf.Tensor) -> Batch:
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else tf.gather(leaf, index), pool
+    )
+
+
+def plain(batch: Batch) -> tuple[Any, Any, Sample]:
+    """Returns a batch with weights of 1; what drawing would give is not yet known."""
+    x, y, own = batch
+    return x, y, _undrawn(size_of(batch))._replace(sample_weight=own)
+
+
+@functools.lru_cache(maxsize=4)  # made anew, they took a tenth of a small model's step
+def _undrawn(size: int) -> Sample:
+    index = tf.range(size, dtype=tf.int64)
+    return Sample(index, tf.ones([size]), tf.fill([size], np.nan), index)
+
+
+def pool_scores(
+    model: keras.Model, described: Sequence[losses.OutputLoss], pool: Batch
+) -> tf.Tensor:
+    """Returns `[B]`, the norms of the last layer's gradient, in inference mode."""
+    return tf.sqrt(squares_in_inference(model, described, pool)[0])
+
+
+def systematic(probability: tf.Tensor, size: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    """Returns the examples at (offset + 0, 1, ...)/size along intervals of lengths p.
+
+    With an offset uniform in [0, 1), example i gets size p_i visits on average, and
+    always that number rounded down or up.
+
+    Args:
+        probability: `[B]`, >= 0, sums to 1.
+        size: `[]`, number of draws.
+        offset: `[]` float64, in [0, 1).
+
+    Returns:
+        `[size]` int64, ascending.
+
+    Example:
+        >>> p, offset = tf.constant([0.25, 0.75]), tf.constant(0.25, tf.float64)
+        >>> systematic(p, tf.constant(2), offset).numpy()
+        array([0, 1])
+    """
+    cumulative = tf.cumsum(tf.cast(probability, tf.float64))
+    cumulative /= cumulative[-1]
+    position = (tf.cast(tf.range(size), tf.float64) + offset) / tf.cast(
+        size, tf.float64
+    )
+    # A position rounded up to 1 must fall into the last interval that has a length.
+    position = tf.minimum(position, np.nextafter(1.0, 0.0))
+    index = tf.searchsorted(cumulative, position, side="right")
+    return tf.cast(index, tf.int64)

@@ -1,0 +1,168 @@
+"""The gain ratio of draws from pools (equation 4, with the pool's own variance)."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base.placement import step_variable
+from keras_osgd.gain.gain_ratio import MAX_GAIN
+
+__all__ = ["PoolGain", "pool_moments", "pool_ratio"]
+
+_DECAY = 0.98
+
+
+def pool_moments(
+    weights: tf.Tensor,
+    squared_norms: tf.Tensor,
+    squared_gradient: tf.Tensor,
+    ratio: float,
+    floor: float,
+    pooled: tf.Tensor,
+) -> tf.Tensor:
+    """Returns one step's estimates of A_U, A_P and f, of which `pool_ratio` is made.
+
+    A_U = E v^2 and A_P = E (1/B^2) sum_pool v^2/p are the second moments with minibatch
+    size 1 of uniform draws and of draws from a pool. f = (1 - 1/m) ||grad F||^2 is
+    what E||g||^2 consists of beside them: expanding ||g||^2 (equation 2), for m draws
+    from a pool, itself B draws of the stream,
+
+        E||g_P||^2 = A_P/m + (1 - 1/m) A_U/B + (1 - 1/B) f,
+        E||g_U||^2 = A_U/m + f,
+
+    the first since E||grad F_pool||^2 = A_U/B + (1 - 1/B) ||grad F||^2, again by (2).
+    A step without a pool takes its own batch for one to estimate A_P, so that it is
+    too high by var(v) (1/m - 1/B) at floor 0: the gain promised is rather too low.
+
+    Args:
+        weights: `[m]`, > 0. Importance weights of the draws; 1 without a pool.
+        squared_norms: `[m]`, >= 0, squared gradient-norm units.
+        squared_gradient: `[]`, same units. ||g||^2 of the step's weighted gradient.
+        ratio: B/m.
+        floor: share of the draws that goes to all of a pool alike.
+        pooled: `[]`, whether the step drew from a pool.
+
+    Returns:
+        `[3]`, in the units of `squared_norms`.
+
+    Example:
+        >>> ones, squares = tf.ones(2), tf.constant([0.0, 4.0])
+        >>> pool_moments(ones, squares, 2.0, 4.0, 0.0, tf.constant(False)).numpy()
+        array([2., 1., 1.], dtype=float32)
+    """
+    m = tf.cast(tf.size(weights), weights.dtype)
+    own = pool_probability(tf.sqrt(squared_norms), floor)
+    promised = tf.reduce_mean(tf.math.divide_no_nan(squared_norms, m * own))
+    uniform = tf.reduce_mean(weights * squared_norms)
+    drawn = tf.reduce_mean(tf.square(weights) * squared_norms)
+    share = tf.where(pooled, 1.0 / (ratio * m), 0.0)
+    rest = squared_gradient - drawn / m - (1.0 - 1.0 / m) * share * uniform
+    return tf.stack(
+        [uniform, tf.where(pooled, drawn, promised), rest / (1.0 - share)], axis=0
+    )
+
+
+def pool_ratio(
+    averages: tf.Tensor, batch_size: tf.Tensor, ratio: float | tf.Tensor
+) -> tf.Tensor:
+    """Returns r = E||g_U||^2 / E||g_P||^2 (see `pool_moments`).
+
+    Args:
+        averages: `[3]`, averages of what `pool_moments` returns, up to a common factor.
+        batch_size: `[]`, m.
+        ratio: B/m.
+
+    Returns:
+        `[]`: r in [1/MAX_GAIN, MAX_GAIN]; 1 where nothing has been observed.
+
+    Example:
+        >>> averages = tf.constant([4.0, 1.0, 0.5])  # (4/2 + 1/2)/(1/2 + 2/8 + 7/16)
+        >>> round(float(pool_ratio(averages, 2.0, 4.0)), 3)
+        2.105
+    """
+    uniform, drawn, rest = tf.unstack(averages)
+    rest = tf.maximum(rest, 0.0)
+    share = 1.0 / (ratio * batch_size)
+    of_uniform = uniform / batch_size + rest
+    of_pools = drawn / batch_size + (1.0 - share) * rest
+    of_pools += (1.0 - 1.0 / batch_size) * share * uniform
+    gain = tf.clip_by_value(of_uniform / of_pools, 1 / MAX_GAIN, MAX_GAIN)
+    return tf.where(of_pools > 0, gain, tf.ones_like(gain))
+
+
+def pool_probability(scores: tf.Tensor, floor: float) -> tf.Tensor:
+    """Returns p within a pool: proportional to the scores, with a floor.
+
+    What has a score that is not finite is never drawn, since it would spoil the step;
+    p is uniform where no score is above 0, or none is finite.
+
+    Args:
+        scores: `[B]`, >= 0 or not finite.
+        floor: share of the draws that goes to all that can be drawn alike.
+
+    Returns:
+        `[B]`, >= 0, sums to 1.
+
+    Example:
+        >>> pool_probability(tf.constant([3.0, 1.0, float("nan")]), 0.5).numpy()
+        array([0.625, 0.375, 0.   ], dtype=float32)
+    """
+    fine = tf.math.is_finite(scores)
+    scores = tf.where(fine, scores, tf.zeros_like(scores))
+    tiny = np.finfo(scores.dtype.as_numpy_dtype).tiny
+    scores /= tf.maximum(tf.reduce_max(scores), tiny)  # no sum may overflow
+    usable = tf.cast(fine | ~tf.reduce_any(fine), scores.dtype)
+    alike = usable / tf.reduce_sum(usable)
+    total = tf.reduce_sum(scores)
+    mixed = (1.0 - floor) * tf.math.divide_no_nan(scores, total) + floor * alike
+    return tf.where(total > 0, mixed, alike)
+
+
+class PoolGain:
+    """Moving averages of the moments; a `tf.Variable`, updated inside the step.
+
+    Args:
+        ratio: B/m.
+        floor: as in `pool_moments`.
+
+    Example:
+        >>> float(PoolGain(4, 0.05).current(64.0))
+        1.0
+    """
+
+    def __init__(self, ratio: int, floor: float) -> None:
+        """Starts with nothing observed: r = 1."""
+        self._ratio, self._floor = float(ratio), floor
+        self.averages = step_variable(np.zeros(3, np.float32))
+        self.observed = step_variable(0, tf.int64)
+
+    def current(self, batch_size: tf.Tensor) -> tf.Tensor:
+        """Returns r by the steps before this one, so independent of its batch."""
+        return pool_ratio(self.averages.read_value(), batch_size, self._ratio)
+
+    def moments(
+        self,
+        weights: tf.Tensor,
+        candidate_weights: tf.Tensor,
+        squared_norms: tf.Tensor,
+        squared_gradient: tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns one step's `pool_moments`.
+
+        Args:
+            weights: as there.
+            candidate_weights: equal to them where the step drew from a pool.
+            squared_norms: as there.
+            squared_gradient: as there.
+        """
+        pooled = tf.reduce_all(weights == candidate_weights)
+        given = (weights, squared_norms, squared_gradient, self._ratio, self._floor)
+        return pool_moments(*given, pooled)
+
+    def update(self, observed: tf.Tensor, counts: tf.Tensor) -> None:
+        """Adds one step's `moments`, if it `counts` and they are finite."""
+        counts &= tf.reduce_all(tf.math.is_finite(observed))
+        change = (1 - _DECAY) * (observed - self.averages)
+        self.averages.assign_add(tf.where(counts, change, tf.zeros_like(change)))
+        self.observed.assign_add(tf.cast(counts, tf.int64))

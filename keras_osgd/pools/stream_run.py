@@ -1,0 +1,242 @@
+"""What one `fit` with importance sampling within pools consists of."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd.base.placement import step_variable
+from keras_osgd.base.replicas import Share
+from keras_osgd.base.warn import warn_once
+from keras_osgd.gain import learning_rate
+from keras_osgd.gain.clock import steps_for
+from keras_osgd.gain.gain_ratio import MAX_GAIN
+from keras_osgd.losses.described import OutputLoss
+from keras_osgd.pools import pool as pools
+from keras_osgd.pools.pool_gain import PoolGain
+from keras_osgd.presample import Presample
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.step.skipping import MOST_IN_A_ROW, Skips
+
+__all__ = ["StreamClock", "StreamRun"]
+
+_LOOK = 10  # steps between two decisions whether pools pay
+_OBSERVED = 50  # steps before the first
+_MARGIN = 1.05  # by which the gain must exceed the cost to begin
+
+
+class StreamClock:
+    """Counts steps and effective iterations; an epoch ends when those reach its share.
+
+    Nothing is read ahead by its steps, so that the end need not be known beforehand:
+    it is looked for at the first step at which the epoch may be complete, and so on.
+
+    Args:
+        lead: as in `Clock`.
+    """
+
+    def __init__(self, lead: tf.Variable) -> None:
+        """Starts at step 0 with no epoch begun."""
+        self.lead = lead
+        self.gain = step_variable(1.0, tf.float64)
+        self._remaining = step_variable(0.0, tf.float64)
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts counting the steps of a new `fit`."""
+        self.step = self.first_step = self.pooled = self._granted = self._poll_at = 0
+        self._remaining.assign(0.0)
+        self.gain.assign(1.0)
+
+    def advance(self, gain: tf.Tensor, applied: tf.Tensor) -> None:
+        """Counts one step, inside the training step; see `Clock.advance`."""
+        gain, counted = tf.cast(gain, tf.float64), tf.cast(applied, tf.float64)
+        self.lead.assign_add((gain - 1.0) * counted)
+        self._remaining.assign_sub(gain * counted)
+        self.gain.assign(gain)
+
+    def decide(self) -> None:
+        """Has nothing to decide ahead of the steps."""
+
+    def begin_epoch(self, effective_iterations: int) -> None:
+        """Begins an epoch; what the last one did too much counts for this one."""
+        self._granted += effective_iterations
+        self._remaining.assign_add(effective_iterations)
+        self.first_step, self.pooled, self._poll_at = self.step, 0, self.step
+
+    def complete(self) -> bool:
+        """Returns whether the epoch is; the steps counted so far have been made."""
+        if self.step < self._poll_at:
+            return False
+        remaining = float(self._remaining)
+        if remaining <= 0:
+            return True
+        self._poll_at = self.step + max(1, int(remaining / MAX_GAIN))
+        return False
+
+    def effective_iterations(self) -> float:
+        """Returns the effective iterations since `fit` began."""
+        return self._granted - float(self._remaining)
+
+    def steps_left(self) -> int:
+        """Returns the steps to the epoch's end, at the gain of the last one."""
+        return max(0, steps_for(self._remaining, self.gain))
+
+    def share_pooled(self) -> float:
+        """Returns the share of the epoch's steps that drew from a pool."""
+        return self.pooled / max(1, self.step - self.first_step)
+
+
+class StreamRun:
+    """Takes batches from the stream, one or a pool, and trains a step on each.
+
+    Kept from one `fit` to the next. It stands where a `Run` does in the sampled step:
+    there n is 1, since `Sample` carries B p.
+
+    Args:
+        model: compiled and built.
+        sampling: configuration.
+        state: whose effective iterations go on.
+        described: the model's losses.
+        adapt: whether the learning rate follows the gain ratio.
+        seed: of all draws.
+    """
+
+    n, scorer, share = 1, None, Share()
+
+    def __init__(
+        self,
+        model: keras.Model,
+        sampling: Presample,
+        state: SamplingState,
+        described: list[OutputLoss],
+        adapt: bool,
+        seed: int,
+    ) -> None:
+        """Starts without pools."""
+        self.model, self.sampling, self.losses = model, sampling, described
+        self.adapt, self.active, self.pooling = adapt, False, False
+        self.gain = PoolGain(sampling.ratio, sampling.floor)
+        self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), self
+        self.steps, self.batch_size = 1, 1
+        self._seed, self._drawn, self._decide_at = seed, 0, 0
+        self._draw = pools.drawing(model, described, sampling.floor)
+        self._largest_weight = tf.constant(1.0)
+        self._skipped = step_variable(0, tf.int64)
+
+    def serves(self, described: list[OutputLoss], adapt: bool) -> bool:
+        """Returns whether a `fit` of these can use this run again."""
+        return self.losses == described and self.adapt == adapt
+
+    def start(self, steps: int, batch_size: int) -> None:
+        """Begins a `fit` with epochs of `steps` effective iterations."""
+        self.steps, self.batch_size, self._decide_at = steps, batch_size, 0
+        self.clock.restart()
+        self.skips.restart()
+        self._skipped.assign(0)
+        self.active = True
+
+    def execution(self, function: Callable[[Any], Any], data: Any) -> tuple[Any, bool]:
+        """Trains for one execution.
+
+        Args:
+            function: Keras' training function, which takes any iterator.
+            data: iterator of the stream's batches.
+
+        Returns:
+            Its logs, and whether the epoch is complete.
+
+        Raises:
+            StopIteration: where the stream ends, as Keras' own function does.
+        """
+        steps = self._steps(data)
+        first = next(steps, None)
+        if first is None:
+            raise StopIteration
+        logs = function(itertools.chain([first], steps))
+        self._end_if_too_many(self.clock.step)
+        return logs, self.clock.complete()
+
+    def _steps(self, data: Iterator) -> Iterator[tuple]:
+        """Yields what each step trains on, until the epoch is complete."""
+        while not self.clock.complete():
+            if self.clock.step >= self._decide_at:
+                self.decide()
+            count = self.sampling.ratio if self.pooling else 1
+            batches = [_unpacked(batch) for batch in itertools.islice(data, count)]
+            if not batches:
+                return
+            self.clock.step += 1
+            yield self._drawn_from(batches) if self.pooling else pools.plain(*batches)
+
+    def decide(self) -> None:
+        """Begins drawing from pools where the gain exceeds the cost, or ends it."""
+        self._decide_at = self.clock.step + _LOOK
+        gain, cost = self.current_gain(), self.sampling.cost_of_a_step
+        enough = int(self.gain.observed) >= _OBSERVED
+        self.pooling = enough and gain > cost * (1.0 if self.pooling else _MARGIN)
+
+    def _drawn_from(self, batches: list[pools.Batch]) -> tuple:
+        """Draws as many as the largest batch has, also from what a stream ends with."""
+        self._drawn += 1
+        seed = tf.constant([self._seed, self._drawn], tf.int64)
+        size = tf.constant(max(map(pools.size_of, batches)))
+        drawn = self._draw(pools.joined(batches), size, seed)
+        batch, self._largest_weight = drawn
+        self.clock.pooled += 1
+        return batch
+
+    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
+        """Counts skipped steps, whose `gain` is NaN; part of the step."""
+        self._skipped.assign_add(tf.cast(tf.math.is_nan(gain), tf.int64))
+
+    def current_gain(self) -> float:
+        """Returns r that drawing from pools has, or would have."""
+        return float(self.gain.current(float(self.batch_size)))
+
+    def _end_if_too_many(self, step: int | None) -> None:
+        if self.skips.too_many(step):
+            raise RuntimeError(
+                "The loss and its gradient must be finite. Received: they were not in "
+                f"{MOST_IN_A_ROW} steps in a row before step {self.clock.step}, which "
+                "were skipped. Look for NaN and infinities in the data, and for "
+                "logarithms and divisions of 0 in the loss, or lower the learning "
+                "rate. The model has the weights of its last good step."
+            )
+
+    def finish(self) -> None:
+        """Ends a `fit`, however it ended."""
+        self.active = False
+        skipped = int(self._skipped)
+        if skipped:
+            warn_once(
+                self.model,
+                "skipped",
+                f"{skipped} of {self.clock.step} steps were skipped, as their loss or "
+                "gradient was not finite. Look for NaN and infinities in the data.",
+            )
+
+    def figures(self) -> dict[str, float]:
+        """Returns what `SamplingMonitor` shows."""
+        gain, clock = self.current_gain(), self.clock
+        return {
+            "gain_ratio": gain if self.pooling else 1.0,
+            "candidate_gain_ratio": gain,
+            "share_pooled": clock.share_pooled(),
+            "largest_weight": float(self._largest_weight),
+            "effective_epochs": clock.effective_iterations() / self.steps,
+            "learning_rate_applied": learning_rate.applied_rate(
+                self.model.optimizer, clock.gain, clock.lead
+            ),
+        }
+
+    def probabilities(self) -> None:
+        """Returns `None`: a stream's examples have no p."""
+
+
+def _unpacked(batch: Any) -> pools.Batch:
+    return keras.utils.unpack_x_y_sample_weight(batch)

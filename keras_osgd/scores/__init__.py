@@ -1,0 +1,1 @@
+"""Scores: what is known of each row, how surely, and the p that follows."""

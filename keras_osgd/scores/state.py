@@ -1,0 +1,205 @@
+"""All that a model learns about its training examples, saved beside its weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base.placement import step_variable
+from keras_osgd.gain.gain_ratio import GainRatio
+from keras_osgd.scores.bad_examples import BadExamples
+from keras_osgd.scores.table import ScoreTable
+from keras_osgd.scores.uncertainty_set import UncertaintySet
+
+__all__ = ["SamplingState"]
+
+_TABLE = "table."
+_COUNTERS = ("armed", "blocks", "drawn", "observed", "seed", "fit_failures")
+
+
+class SamplingState(keras.Operation):
+    """Score table, owed mass, uncertainty set, gain ratio and effective iterations.
+
+    A `keras.Operation`, because Keras saves and loads it with `save_weights` and
+    `.keras` files as it does an optimizer, while it stays out of `model.weights`, of
+    parameter counts and of exports, and a plain `keras.Model` can load the file. Empty
+    until the first `fit` with importance sampling.
+
+    Attributes:
+        table: the `ScoreTable`, or `None` before the first `fit`.
+        owed: `[n]` float64, owed mass of the reshuffled draws.
+        times_drawn: `[n]` int32, how often each example was trained on.
+        uncertainty_set: the last good fit of equation (7), or `None`.
+        gain: `GainRatio`.
+        lead: `tf.Variable` float64, effective iterations minus the optimizer's own.
+        armed: whether draws follow the scores (else uniform, until the gain pays).
+        blocks, drawn, observed: blocks, draws and observations so far.
+        seed: of all draws.
+        fit_failures: fits of equation (7) and plans that failed and were done without.
+        fingerprint: of the training data the scores belong to.
+        norm: that the scores are, "last_layer" or "exact".
+        bad_examples: strikes of examples that spoiled steps, and those set aside.
+        in_use: whether a `fit` is running on it.
+        loaded_without: whether weights were loaded from a file that has no scores.
+    """
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        super().__init__(name="keras_osgd_sampling")
+        self.table: ScoreTable | None = None
+        self.owed: np.ndarray | None = None
+        self.times_drawn: np.ndarray | None = None
+        self.uncertainty_set: UncertaintySet | None = None
+        self.gain: GainRatio | None = None
+        self.lead: tf.Variable | None = None
+        self.fingerprint, self.norm = "", "last_layer"
+        self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
+        self.seed, self.fit_failures = 0, 0
+        self.in_use = self.loaded_without = False
+        self.bad_examples = BadExamples()
+        # Held for no longer than a plan takes, and never while waiting for a thread
+        # that wants it. Reentrant: a signal handler may save in the midst of a save.
+        self._lock = threading.RLock()
+
+    def call(self, *args: Any, **kwargs: Any) -> None:
+        """Is no computation."""
+        raise NotImplementedError("`SamplingState` holds state and is never called.")
+
+    def undivided(self, function: Callable[..., None], *args: Any) -> None:
+        """Calls `function`; saving and loading see all that it changes, or nothing."""
+        with self._lock:
+            function(*args)
+
+    def start_clock(self) -> None:
+        """Makes the variables that the training step updates."""
+        if self.gain is None:
+            self.gain = GainRatio()
+            self.lead = step_variable(0.0, tf.float64)
+
+    def clock(self) -> dict[str, dict[str, np.ndarray]]:
+        """Returns what `resume_clock` needs where there is no table, as of a stream."""
+        return {} if self.lead is None else {"stream": {"lead": self.lead.numpy()}}
+
+    def resume_clock(self, saved: Mapping[str, Any]) -> None:
+        """Takes over effective iterations alone."""
+        self.start_clock()
+        self.lead.assign(np.array(saved["lead"]))
+
+    def allocate(
+        self, table: ScoreTable, fingerprint: str, seed: int, norm: str
+    ) -> None:
+        """Starts afresh with an empty table; effective iterations go on."""
+        self.start_clock()
+        self.gain.averages.assign(tf.zeros(4))
+        self.table, self.fingerprint, self.seed = table, fingerprint, seed
+        self.norm = norm
+        self.owed = np.zeros(table.size)
+        self.times_drawn = np.zeros(table.size, np.int32)
+        self.uncertainty_set = None
+        self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
+        self.fit_failures = 0
+        self.bad_examples.clear()
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes everything into a Keras store; nothing while empty.
+
+        In any thread; a plan in the making is waited for.
+        """
+        for name, value in self.collect().items():  # however slow the disk, plans go on
+            store[name] = value
+
+    def collect(self) -> dict[str, np.ndarray]:
+        """Returns everything, as arrays of its own; waits for a plan in the making."""
+        arrays: dict[str, np.ndarray] = {}
+        if self.table is not None:
+            self.undivided(self._collect, arrays)
+        elif self.lead is not None:  # of a stream, which has no table
+            arrays["lead"] = self.lead.numpy()
+        return arrays
+
+    def _collect(self, store: dict[str, np.ndarray]) -> None:
+        for name, value in self.table.state().items():
+            store[_TABLE + name] = np.asarray(value)
+        store["features"] = _as_array(" ".join(self.table.features))
+        store["owed"] = self.owed.copy()
+        store["times_drawn"] = self.times_drawn.copy()
+        store.update(self.bad_examples.state())
+        store["gain"] = self.gain.averages.numpy()
+        store["lead"] = self.lead.numpy()
+        store["fingerprint"] = _as_array(self.fingerprint)
+        store["norm"] = _as_array(self.norm)
+        for name in _COUNTERS:
+            store[name] = np.int64(getattr(self, name))
+        fitted = self.uncertainty_set
+        if fitted is not None:
+            store["uncertainty_mean"] = fitted.mean
+            store["uncertainty_spread"] = fitted.spread
+            store["uncertainty_objective"] = np.float64(fitted.objective)
+
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
+        """Reads what `save_own_variables` wrote; keeps what it has if there is none."""
+        if "owed" in store.keys():  # noqa: SIM118  (a Keras store)
+            self.undivided(self._take_over, store)
+        elif self.table is None:
+            self.loaded_without = True
+            if "lead" in store.keys():  # noqa: SIM118
+                self.resume_clock(store)
+
+    def _take_over(self, store: Mapping[str, Any]) -> None:
+        arrays = {
+            name.removeprefix(_TABLE): np.array(store[name])
+            for name in store.keys()  # noqa: SIM118
+            if name.startswith(_TABLE)
+        }
+        owed = np.array(store["owed"], np.float64)
+        features = tuple(_as_text(store["features"]).split())
+        # Files written before norms were told apart have none.
+        norm = _as_text(store["norm"]) if "norm" in store.keys() else "last_layer"  # noqa: SIM118
+        fits = self.table is not None and self.table.holds(arrays, features)
+        if self.in_use and not (fits and norm == self.norm):
+            raise ValueError(
+                "Scores loaded during `fit` must belong to the data in training, "
+                f"{self.table.size} examples with features {self.table.features} "
+                f"and norm={self.norm!r}. Received: {len(owed)} examples with "
+                f"features {features} and norm={norm!r}. "
+                "Load them before `fit`, or load only the weights."
+            )
+        table = self.table
+        if not fits:
+            table = ScoreTable(len(owed), arrays.get("classes"), features)
+        table.load(arrays)
+        self.table = table
+        self.start_clock()
+        self.owed = owed
+        self.times_drawn = np.zeros(len(owed), np.int32)
+        if "times_drawn" in store.keys():  # noqa: SIM118  (nor in those)
+            self.times_drawn = np.array(store["times_drawn"], np.int32)
+        self.bad_examples.load(store)
+        self.gain.averages.assign(np.array(store["gain"]))
+        self.lead.assign(np.array(store["lead"]))
+        self.fingerprint, self.norm = _as_text(store["fingerprint"]), norm
+        for name in _COUNTERS:
+            setattr(self, name, int(np.array(store[name])))
+        self.uncertainty_set = _uncertainty_set(store)
+
+
+def _uncertainty_set(store: Mapping[str, Any]) -> UncertaintySet | None:
+    """Returns the one saved, or `None`: that of other scores must not stay."""
+    if "uncertainty_mean" not in store.keys():  # noqa: SIM118
+        return None
+    names = ("mean", "spread", "objective")
+    mean, spread, objective = (np.array(store[f"uncertainty_{x}"]) for x in names)
+    return UncertaintySet(mean, spread, float(objective), 0, True)
+
+
+def _as_array(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _as_text(array: Any) -> str:
+    return bytes(np.array(array, np.uint8)).decode()

@@ -1,0 +1,242 @@
+"""Features of every training example, kept in `tf.Variable`s on the host."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from keras_osgd.base.chunks import chunks
+from keras_osgd.base.placement import host_variable
+from keras_osgd.scores import checks as score_checks
+from keras_osgd.scores.checks import AVERAGE, check_features, decay_of
+from keras_osgd.scores.features import LARGEST, features, last_places
+
+__all__ = ["DEFAULT_FEATURES", "LARGE_FEATURES", "ScoreTable", "check_features"]
+
+DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
+LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
+_MEMORY = 0.7  # of the running means, a block; 0.5 to 0.9 made no difference
+_FORGOTTEN = 1e-200  # a class mean of less weight is rounding, no mean
+_UNSEEN = -1
+
+
+class ScoreTable:
+    """What is known of each example's gradient norm, s_i >= 0 in gradient-norm units.
+
+    | feature | value for example i |
+    |---|---|
+    | constant | running importance-weighted mean of all norms |
+    | last | the norm last observed; the class mean while there is none |
+    | average_DECAY | exponential moving average of its norms; likewise |
+    | class_mean | running mean of its class; the constant without classes |
+    | unseen | the constant while it has not been observed, then 0 |
+    | age | the constant times the blocks since it was observed, over 8 |
+
+    Args:
+        size: n, number of examples.
+        classes: `[n]` integers from 0, or `None` where y has no classes.
+        features: names, see `check_features`.
+
+    Example:
+        >>> table = ScoreTable(3, None, ("constant", "last"))
+        >>> table.observe([2], [1.0], [5.0], block=0)
+        >>> table.features_of([0, 2]).tolist()  # unseen: as the mean
+        [[5.0, 5.0], [5.0, 5.0]]
+    """
+
+    def __init__(
+        self,
+        size: int,
+        classes: np.ndarray | None,
+        features: Sequence[str] = DEFAULT_FEATURES,
+    ) -> None:
+        """Allocates the table; nothing is observed yet."""
+        self.size = int(size)
+        self.features = check_features(features)
+        self._decays = [d for d in map(decay_of, self.features) if d is not None]
+        self._classes = None
+        if classes is not None and "class_mean" in self.features:
+            self._classes = np.array(classes, np.int32)
+        n_classes = 1 if self._classes is None else int(self._classes.max()) + 1
+        # Sums of w v and of w, decayed: the last row is over all classes.
+        self.sums = np.zeros((n_classes + 1, 2))
+        self.block = 0
+        self._mean_features: np.ndarray | None = None  # until the next observation
+        self._variables = self._allocate()
+
+    def _allocate(self) -> dict[str, tf.Variable]:
+        """Returns what is stored by name; nothing is observed yet."""
+        names = {"last": tf.float32}
+        names |= {f"{AVERAGE}{decay}": tf.float32 for decay in self._decays}
+        if "age" in self.features:
+            names["seen_at"] = tf.int32
+        return {
+            name: host_variable(
+                functools.partial(tf.fill, [self.size], tf.cast(_UNSEEN, dtype))
+            )
+            for name, dtype in names.items()
+        }
+
+    @property
+    def bytes_per_example(self) -> float:
+        """Bytes of what holds the table, over n."""
+        classes = 0 if self._classes is None else self._classes.itemsize
+        return classes + sum(v.dtype.size for v in self._variables.values())
+
+    @property
+    def share_unseen(self) -> float:
+        """Share of the examples whose norm was never observed."""
+        return np.count_nonzero(self._read("last") < 0) / self.size
+
+    def observe(self, index, weights, norms, block: int) -> None:
+        """Adds norms in the order in which they were observed.
+
+        An example drawn more than once since the last call keeps its latest norm.
+
+        Args:
+            index: `[k]` integers. Rows.
+            weights: `[k]`, > 0. Importance weights of the draws.
+            norms: `[k]`, >= 0, finite, gradient-norm units.
+            block: number of the block the observations were made in.
+
+        Raises:
+            ValueError: if they are not so; nothing is written then. The planner drops
+                what is not finite.
+        """
+        index, norms = np.asarray(index, np.int64), np.asarray(norms, np.float64)
+        weights = np.asarray(weights, np.float64)
+        score_checks.check_observations(index, weights, norms, self.size)
+        self._update_means(index, weights, norms)
+        latest = last_places(index, self.size)
+        index, norms = index[latest], norms[latest].astype(np.float32)
+        unseen = self._read("last", index) < 0
+        for decay in self._decays:
+            name = f"{AVERAGE}{decay}"
+            old = np.where(unseen, norms, self._read(name, index))
+            self._write(name, index, decay * old + (1 - decay) * norms)
+        self._write("last", index, norms)
+        if "seen_at" in self._variables:
+            self._write("seen_at", index, np.full(len(index), block, np.int32))
+        self.block, self._mean_features = block, None
+
+    def _read(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
+        """Returns a copy of a variable, or of some rows; not to be written to."""
+        variable = self._variables[name]
+        value = variable.read_value() if index is None else tf.gather(variable, index)
+        return np.asarray(value)
+
+    def _write(self, name: str, index: np.ndarray, values: np.ndarray) -> None:
+        self._variables[name].scatter_update(tf.IndexedSlices(values, index))
+
+    def _update_means(self, index, weights, norms) -> None:
+        new = np.zeros_like(self.sums)
+        if self._classes is not None:
+            classes, rows = self._classes[index], len(new) - 1
+            new[:-1, 0] = np.bincount(classes, weights * norms, minlength=rows)
+            new[:-1, 1] = np.bincount(classes, weights, minlength=rows)
+        new[-1] = (weights * norms).sum(), weights.sum()
+        self.sums = _MEMORY * self.sums + new
+
+    def _means(self) -> tuple[np.float32, np.ndarray]:
+        """Returns the mean of all norms and of each class (of all, if none seen)."""
+        sums, weights = self.sums.T
+        mean = sums[-1] / weights[-1] if weights[-1] > 0 else 0.0
+        known = weights[:-1] > _FORGOTTEN
+        classes = np.where(known, sums[:-1] / np.where(known, weights[:-1], 1), mean)
+        mean, classes = min(mean, LARGEST), np.minimum(classes, LARGEST)
+        return np.float32(mean), classes.astype(np.float32)
+
+    def _columns(
+        self, names: Iterable[str], means: tuple, index: np.ndarray | None = None
+    ) -> Iterator[tuple[slice, list[np.ndarray]]]:
+        """Yields the named features of all examples, or of some, a part at a time.
+
+        Each variable is read once, as every read is a copy.
+        """
+        stored = {"age": "seen_at"}
+        needed = {"last", *(stored.get(name, name) for name in names)}
+        held = {k: self._read(k, index) for k in self._variables if k in needed}
+        classes = self._classes
+        if classes is not None and index is not None:
+            classes = classes[index]
+        for rows in chunks(len(held["last"])):
+            part = {name: values[rows] for name, values in held.items()}
+            of_part = None if classes is None else classes[rows]
+            yield rows, list(features(names, part, of_part, means, self.block))
+
+    def features_of(self, index) -> np.ndarray:
+        """Returns `[k, F]`, >= 0: the features of rows `index` as they are now."""
+        rows = np.asarray(index, np.int64)
+        features = np.empty([len(rows), len(self.features)], np.float32)
+        for part, columns in self._columns(self.features, self._means(), rows):
+            for place, column in enumerate(columns):
+                features[part, place] = column
+        return features
+
+    def mean_features(self) -> np.ndarray:
+        """Returns `[F]`, >= 0: the mean of each feature over all n examples."""
+        if self._mean_features is None:
+            total = np.zeros(len(self.features))
+            for _, columns in self._columns(self.features, self._means()):
+                total += [column.sum(dtype=np.float64) for column in columns]
+            self._mean_features = total / self.size
+        return self._mean_features.copy()
+
+    def combine(self, coefficients: np.ndarray) -> tf.Tensor:
+        """Returns `[n]` float64: <coefficients, s_i> of every example.
+
+        Args:
+            coefficients: `[F]`, >= 0. Features with coefficient 0 are not even read.
+
+        Raises:
+            ValueError: if a coefficient is negative or not finite.
+        """
+        score_checks.check_coefficients(coefficients)
+        used = {
+            name: np.float64(value)
+            for name, value in zip(self.features, coefficients, strict=True)
+            if value > 0
+        }
+        total = np.zeros(self.size)
+        for rows, columns in self._columns(used, self._means()):
+            for value, column in zip(used.values(), columns, strict=True):
+                total[rows] += value * column
+        return tf.convert_to_tensor(total)
+
+    def last_norms(self) -> np.ndarray:
+        """Returns `[n]` float32: the norms last observed; NaN where there is none."""
+        last = self._read("last")
+        return np.where(last < 0, np.float32(np.nan), last)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns all that `load` needs, as arrays of its own."""
+        arrays = {name: self._read(name).copy() for name in self._variables}
+        if self._classes is not None:
+            arrays["classes"] = self._classes.copy()
+        return arrays | {"sums": self.sums.copy(), "block": np.int64(self.block)}
+
+    def holds(self, arrays: dict[str, np.ndarray], features: Sequence[str]) -> bool:
+        """Returns whether `arrays`, from `state`, have this table's n and features."""
+        same_classes = ("classes" in arrays) == (self._classes is not None)
+        same_sums = np.shape(arrays["sums"]) == self.sums.shape
+        same_size = len(arrays["last"]) == self.size
+        same_features = tuple(features) == self.features
+        return same_classes and same_sums and same_size and same_features
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes over what `state` returned for a table that `holds` the same.
+
+        Raises:
+            ValueError: if a number in it cannot come from `state`; nothing is changed.
+        """
+        score_checks.check_loaded(arrays, self.state())
+        for name, variable in self._variables.items():
+            variable.assign(arrays[name])
+        if self._classes is not None:
+            self._classes[:] = arrays["classes"]
+        self.sums = np.array(arrays["sums"], np.float64)
+        self.block = int(arrays["block"])
+        self._mean_features = None

@@ -1,0 +1,1 @@
+"""One weighted training step."""

@@ -1,0 +1,118 @@
+"""The backward pass of a training step that takes exact gradient norms as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_osgd.base import keras_compat
+from keras_osgd.losses import shares as loss_shares
+from keras_osgd.norms import scorer as scoring
+from keras_osgd.norms.arrays import widened
+from keras_osgd.norms.calls import Frame
+
+__all__ = ["Backward", "backward"]
+
+
+class Backward(NamedTuple):
+    """What one backward pass gives.
+
+    Attributes:
+        gradients: of the loss, for each trainable weight; `None` where it has none.
+        deltas: of the loss without regularisation, for each tensor asked for.
+        squared_norms: `[m]`, of each example's w f, squared gradient-norm units.
+        squared_gradient: `[]`, of the mean of w f, same units.
+    """
+
+    gradients: list[Any]
+    deltas: list[Any]
+    squared_norms: tf.Tensor
+    squared_gradient: tf.Tensor
+
+
+def backward(
+    model: keras.Model,
+    scorer: scoring.Scorer,
+    tape: tf.GradientTape,
+    frames: Sequence[Frame],
+    losses: tuple[tf.Tensor, tf.Tensor],
+    tensors: list[tf.Tensor],
+    held: tf.Tensor | None,
+) -> Backward:
+    """Returns gradients and exact norms of the forward pass that `tape` recorded.
+
+    A convolution's per-example gradients add up to the batch's, which then need not be
+    computed again: in a graph TensorFlow leaves out what nobody reads.
+
+    Args:
+        model: whose `losses` are those of this forward pass.
+        scorer: knows which calls have a batch axis.
+        tape: persistent.
+        frames: recorded calls.
+        losses: `[]` each, of the batch, importance-weighted and scaled for the
+            optimizer: with regularisation, and without; the same tensor where that
+            depends on the weights alone.
+        tensors: further tensors whose gradients are wanted.
+        held: `[m]`, squared norms taken elsewhere, with BatchNormalization's statistics
+            held; `None` where this pass gives them.
+    """
+    (loss, of_data), variables = losses, model.trainable_weights
+    watched = [keras_compat.tensor_of(v) for v in variables]
+    references = [v.ref() for v in watched]
+    uses = scorer.uses(frames if held is None else [], training=True)
+    sources = (watched, tensors, uses.outputs)
+    own, deltas, of_outputs = tape.gradient(of_data, sources)
+    known = dict(zip(references, own, strict=True)) if held is None else {}
+    measured = uses.measure(of_outputs, known)
+    scale = model.optimizer.scale_loss
+    if of_data is loss:
+        regular = [_of_regularizer(variable, scale) for variable in variables]
+        gradients, own = _apart(references, own, regular, measured.gradients)
+    else:
+        gradients = tape.gradient(loss, watched)
+    size = scorer.batch_size
+    unit = scale(tf.constant(loss_shares.scale(scorer.losses, size)))
+    norms = tf.cast(measured.squared_norms, tf.float32) / tf.square(unit)
+    squared = _squared_norm(own) / tf.square(unit * size)
+    return Backward(gradients, deltas, norms if held is None else held, squared)
+
+
+def _apart(
+    references: Sequence[Any],
+    gradients: Sequence[Any],
+    regular: Sequence[Any],
+    free: dict[Any, tf.Tensor],
+) -> tuple[list[Any], list[Any]]:
+    """Returns the gradients with regularisation and without, by what is cheaper."""
+    whole, own = list(gradients), list(gradients)
+    for i, (gradient, added) in enumerate(zip(gradients, regular, strict=True)):
+        if gradient is None:
+            continue
+        if references[i] in free and not tf.executing_eagerly():
+            own[i] = tf.cast(free[references[i]], gradient.dtype)
+            whole[i] = own[i] if added is None else own[i] + added
+        elif added is not None:
+            own[i] = tf.convert_to_tensor(gradient) - added
+    return whole, own
+
+
+def _squared_norm(gradients: Sequence[Any]) -> tf.Tensor:
+    parts = [
+        tf.cast(tf.reduce_sum(tf.square(widened(tf.convert_to_tensor(g)))), tf.float32)
+        for g in gradients
+        if g is not None
+    ]
+    return tf.add_n([tf.zeros([]), *parts])
+
+
+def _of_regularizer(variable: keras.Variable, scale: Any) -> tf.Tensor | None:
+    """Returns the gradient of a weight's regularisation loss, or `None`."""
+    if variable.regularizer is None:
+        return None
+    own = keras_compat.tensor_of(variable)
+    with tf.GradientTape() as tape:
+        loss = scale(variable.regularizer(variable))
+    return tape.gradient(loss, own)

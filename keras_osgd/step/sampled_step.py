@@ -1,0 +1,153 @@
+"""The weighted training step: where the stages of the method meet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd.base import keras_compat
+from keras_osgd.fit.run import Run
+from keras_osgd.losses import described as losses
+from keras_osgd.losses import shares as loss_shares
+from keras_osgd.norms import last_layer
+from keras_osgd.norms.calls import recording
+from keras_osgd.norms.last_layer_norms import heads_of, last_layer_squares
+from keras_osgd.step import exact_step, skipping
+from keras_osgd.step import metrics as shown_metrics
+from keras_osgd.step.own_train_step import own_train_step, taking_part
+from keras_osgd.step.step_parts import Pass, size_of, update, weights_of
+
+__all__ = ["make_core"]
+
+
+def make_core(model: keras.Model, run: Run, jit_compile: bool) -> Any:
+    """Returns the step up to what it leaves behind, compiled by XLA if asked for."""
+    own = own_train_step(model)
+
+    def core(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+        if own is not None:
+            return own_sampled_step(model, run, data, own)
+        return sampled_step(model, run, data)
+
+    if jit_compile and not model.run_eagerly:
+        return tf.function(core, jit_compile=True, autograph=False)
+    return core
+
+
+def sampled_step(
+    model: keras.Model, run: Run, data: Any
+) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    """Trains on a weighted batch; returns logs, norms `[m]` and the gain ratio `[]`.
+
+    A step whose loss or gradient is not finite changes nothing; its gain ratio is NaN.
+    So is that of a step whose gradient the loss scaler skips at a scale of 1 or less.
+    """
+    x, y, sample = data
+    weights = weights_of(run, sample.probability)
+    combined = losses.weights_for(run.losses, weights, sample.sample_weight)
+    before = skipping.state_before(model)
+    done = _forward_and_backward(model, run, data, weights, combined)
+    with shown_metrics.weighted(model, (weights, sample.sample_weight)):
+        logs = model.compute_metrics(x, y, done.y_pred, sample_weight=combined)
+
+    def apply(gradients: Any) -> None:
+        pairs = zip(gradients, model.trainable_weights, strict=True)
+        model.optimizer.apply_gradients(pairs)
+
+    _, gain = update(model, run, sample, done, apply, before)
+    logs = skipping.shown(logs, model.get_metrics_result())
+    return logs, tf.sqrt((done.exact or done.last_layer)[0]), gain
+
+
+def own_sampled_step(
+    model: keras.Model, run: Run, data: Any, step: Callable
+) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    """Trains on a weighted batch by a user's own step; returns as `sampled_step`.
+
+    It gets (x, y, weights). Where it calls `compute_loss`, norms are taken, by a tape
+    beside its own; where it calls the optimizer, the rate is adapted, and a step that
+    is not finite is skipped. What else it assigned is put back then, if it is among
+    the model's weights or metrics.
+    """
+    x, y, sample = data
+    weights = weights_of(run, sample.probability)
+    combined = losses.weights_for(run.losses, weights, sample.sample_weight)
+    before, seen = skipping.state_before(model), {}
+
+    def at_loss(y_pred: Any, loss: tf.Tensor) -> None:
+        found = heads_of(run.losses, heads, y_pred)
+        scaled = model.optimizer.scale_loss(loss)
+        deltas = tape.gradient(scaled, [head.pre_activation for head in found])
+        squared, squared_gradient = last_layer_squares(
+            model, run.losses, found, deltas, size_of(sample)
+        )
+        last = squared / tf.square(weights), squared_gradient
+        seen["pass"] = Pass(y_pred, loss, [], last, None)
+
+    def at_update(apply: Callable, gradients: list, variables: list | None) -> None:
+        done = seen["pass"]._replace(gradients=gradients)
+        seen["counts"], seen["gain"] = update(
+            model, run, sample, done, lambda _: apply()
+        )
+
+    with (
+        shown_metrics.weighted(model, (weights, sample.sample_weight)),
+        last_layer.recording(model) as heads,
+        tf.GradientTape() as tape,
+        taking_part(model, combined, at_loss, at_update),
+    ):
+        logs = step(model, (x, y, combined))
+    flat: dict[str, Any] = {}
+    for name, value in logs.items():  # as Keras shows results of several metrics
+        flat |= value if isinstance(value, dict) else {name: value}
+    skipping.put_back_unless(seen["counts"], before)
+    logs = skipping.shown(flat, model.get_metrics_result())
+    return logs, tf.sqrt(seen["pass"].last_layer[0]), seen["gain"]
+
+
+def _forward_and_backward(model, run, data, weights, combined) -> Pass:
+    (x, y, sample), size = data, size_of(data[-1])
+    scorer, held = run.scorer, None
+    if scorer is not None and scorer.holds_statistics:
+        alone = tf.cast(scorer(x, y, sample.sample_weight), tf.float32)
+        held = tf.square(weights * alone)
+    with tf.GradientTape(persistent=scorer is not None) as tape:
+        recorded = contextlib.nullcontext([]) if scorer is None else recording(model)
+        with recorded as frames, last_layer.recording(model) as heads:
+            y_pred = keras_compat.call_model(model, x, training=True)
+            loss = keras_compat.compute_loss(model, x, y, y_pred, combined)
+            _track_loss(model, loss, weights, size)
+        scaled = of_data = model.optimizer.scale_loss(loss)
+        if scorer is not None and loss_shares.depends_on_batch(model):
+            beside = loss_shares.beside(model, run.losses, x, y, y_pred)
+            of_data = model.optimizer.scale_loss(loss - beside)
+    found = heads_of(run.losses, heads, y_pred)
+    outputs, exact = [head.pre_activation for head in found], None
+    if scorer is None:
+        sources = model.trainable_weights, outputs
+        gradients, deltas = tape.gradient(scaled, sources)
+    else:
+        done = exact_step.backward(
+            model, scorer, tape, frames, (scaled, of_data), outputs, held
+        )
+        gradients, deltas = done.gradients, done.deltas
+        exact = done.squared_norms / tf.square(weights), done.squared_gradient
+    squared, squared_gradient = last_layer_squares(
+        model, run.losses, found, deltas, size
+    )
+    last = squared / tf.square(weights), squared_gradient
+    return Pass(y_pred, loss, gradients, last, exact)
+
+
+def _track_loss(model, loss, weights, size) -> None:
+    """Shows the self-normalised mean of an epoch: sum w f over sum w.
+
+    Regularisation is in `loss` as well, and shown times m over the epoch's mean sum of
+    weights, which is 1 within a few per cent: taking it out would compute it twice.
+    """
+    total = tf.reduce_sum(weights)
+    keras_compat.track_loss(model, loss * size / total, total)

@@ -1,0 +1,153 @@
+"""Steps whose loss or gradient is not finite: skipped as if they had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_osgd.base import replicas
+from keras_osgd.base.keras_compat import layers_of, tensor_of
+from keras_osgd.base.placement import step_variable
+
+__all__ = [
+    "MOST_IN_A_ROW",
+    "Skips",
+    "all_finite",
+    "put_back",
+    "put_back_unless",
+    "shown",
+    "state_before",
+]
+
+MOST_IN_A_ROW = 10  # skipped steps, after which training stops
+_POLL = 8  # steps between two looks, as the clock's
+
+
+class Skips:
+    """Decides inside the step whether it counts, and counts those skipped in a row.
+
+    After `MOST_IN_A_ROW` of them every step is skipped until `restart`, so that the
+    weights do not depend on when the training thread comes to look.
+
+    Example:
+        >>> skips = Skips()
+        >>> bool(skips.admit(tf.constant(False))), bool(skips.admit(tf.constant(True)))
+        (False, True)
+    """
+
+    def __init__(self) -> None:
+        """Starts with nothing skipped."""
+        self.in_a_row = step_variable(0, tf.int64)
+        self._poll_at = _POLL
+
+    def restart(self) -> None:
+        """Starts counting for a new `fit`."""
+        self.in_a_row.assign(0)
+        self._poll_at = _POLL
+
+    def admit(self, finite: tf.Tensor) -> tf.Tensor:
+        """Returns `[]`, whether the step counts; part of the step.
+
+        Args:
+            finite: `[]`, whether its loss and its gradient are.
+        """
+        before = self.in_a_row.read_value()
+        counts = finite & (before < MOST_IN_A_ROW)
+        self.in_a_row.assign(tf.where(counts, tf.zeros_like(before), before + 1))
+        return counts
+
+    def too_many(self, step: int | None = None) -> bool:
+        """Returns whether training must stop; looks at every eighth step or so.
+
+        Args:
+            step: number of steps done; `None` looks in any case.
+        """
+        if step is not None:
+            if step < self._poll_at:
+                return False
+            self._poll_at = step + _POLL
+        return int(self.in_a_row) >= MOST_IN_A_ROW
+
+
+def all_finite(loss: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:
+    """Returns `[]`, whether the loss and all entries of all gradients are finite.
+
+    A sum is finite only if all its terms are; one that overflows belongs to a gradient
+    that no step could be made with either.
+
+    Args:
+        loss: `[]`, or one value an example.
+        gradients: tensors, `tf.IndexedSlices` or `None`.
+
+    Example:
+        >>> bool(all_finite(tf.ones([]), [tf.constant([1.0, float("inf")]), None]))
+        False
+    """
+    sums = [_total(loss)]
+    for gradient in gradients:
+        if gradient is not None:
+            sums.append(_total(getattr(gradient, "values", gradient)))
+    return tf.math.is_finite(tf.add_n(sums))
+
+
+def _total(values: tf.Tensor) -> tf.Tensor:
+    if values.dtype.size < 4:  # half precision, whose sums overflow
+        values = tf.cast(values, tf.float32)
+    return tf.cast(tf.reduce_sum(values), tf.float64)
+
+
+def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
+    """Returns what a forward pass and the metrics change, with its present values.
+
+    Statistics such as BatchNormalization's, the metrics' sums, and the kernels that
+    SpectralNormalization assigns; without the weights of frozen layers, which a
+    compiled step would have to copy.
+    """
+    layers, spectral = layers_of(model), keras.layers.SpectralNormalization
+    # Outer layers come first: the innermost decides, as in a frozen model it may train.
+    frozen = {id(v): not layer.trainable for layer in layers for v in layer.weights}
+    variables = [*model.non_trainable_weights, *model.metrics_variables]
+    changing = [v for v in variables if not frozen.get(id(v))]
+    changing += [v for x in layers if isinstance(x, spectral) for v in x.weights]
+    changing = {id(v): v for v in changing}
+    return [(v, tf.convert_to_tensor(v)) for v in changing.values()]
+
+
+def put_back(before: Sequence[tuple[keras.Variable, Any]]) -> None:
+    """Undoes what a step has changed, on every replica.
+
+    Args:
+        before: from `state_before`; with the values of all replicas inside `once`.
+    """
+    for variable, value in before:
+        replicas.assign_each(tensor_of(variable), value)
+
+
+def put_back_unless(
+    counts: tf.Tensor, before: Sequence[tuple[keras.Variable, Any]]
+) -> None:
+    """Undoes what a step has changed, if it does not count; `[]`, without replicas."""
+
+    def undo() -> tf.Tensor:
+        put_back(before)
+        return counts
+
+    tf.cond(counts, lambda: counts, undo)
+
+
+def shown(logs: dict[str, Any], results: dict[str, Any]) -> dict[str, tf.Tensor]:
+    """Returns a step's logs, with the metrics as they are now.
+
+    Args:
+        logs: of the step; others than metrics are the user's own.
+        results: of the metrics now.
+    """
+    logs = keras.tree.map_structure(tf.convert_to_tensor, logs)
+    for name in logs.keys() & results.keys():
+        value = tf.cast(results[name], logs[name].dtype)
+        if value.shape == logs[name].shape:
+            logs[name] = value
+    return logs

@@ -1,0 +1,1 @@
+"""Tools that users call before or after `fit`."""

@@ -1,0 +1,199 @@
+"""Which labels are probably wrong, by what was learned of the examples in training."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_osgd.base.csv_table import first_lines, write_table
+from keras_osgd.data import training_data
+from keras_osgd.data.datasets import as_in_fit
+from keras_osgd.data.training_data import TrainingData
+from keras_osgd.scores.most_sampled import refuse_count
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.tools.class_probabilities import class_probabilities
+
+__all__ = ["LabelSuspects", "find_label_errors", "suspicion"]
+
+# Chosen for trainings of 4 to 30 epochs, with and without Dropout, with flips to any
+# and to like classes, on seeds that are not reported.
+_PRIOR = 5.0  # draws: a few visits tell less than the prediction does
+_RARITY = 0.05  # more helps with flips to any class, and harms with those to like ones
+_LEAST_TRUST, _TRUST = 0.5, 8.0  # in predictions
+_DRAWN_MOST = 0.02  # the share of the examples that tells how far to trust
+_LEARNED = 0.03  # of them by heart: the trust falls by a factor of e
+
+
+class LabelSuspects(NamedTuple):
+    """Examples whose labels may be wrong, the most suspicious first.
+
+    Attributes:
+        index: `[k]` int64, rows of the data.
+        score: `[k]` float64, falling; about 0 for an ordinary example.
+        label: `[k]` int64, the class given by y.
+        suggested: `[k]` int64, the class most probable beside it by the model.
+        times_seen: `[k]` int64, how often each was trained on.
+    """
+
+    index: np.ndarray
+    score: np.ndarray
+    label: np.ndarray
+    suggested: np.ndarray
+    times_seen: np.ndarray
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes a table with a line of names and one line for each example."""
+        write_table(path, self._fields, self)
+
+    def __str__(self) -> str:
+        """Returns the first lines of the table."""
+        return first_lines(self._fields, self)
+
+
+def find_label_errors(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    k: int = 1000,
+    sample_weight: Any = None,
+    batch_size: int = 256,
+) -> LabelSuspects:
+    """Returns the k examples whose labels are the most likely to be wrong.
+
+    Where a label is wrong, the gradient is large whenever the example is seen, and it
+    is drawn again and again. A network that is trained long enough learns wrong labels
+    by heart, and its predictions then tell nothing; the count of draws remains. Hence
+    `suspicion` goes by the draws, and by the predictions as far as these have not
+    learned what is drawn most. Without draws by importance there is nothing to go by
+    that a ranking of predictions does not have: such models are refused.
+
+    Args:
+        model: one of ours, trained by `fit` with importance sampling on these very
+            rows, or loaded with the scores of such a training; one output, whose loss
+            is a crossentropy.
+        x: as given to `fit`, with `validation_split` the rows that were left to train
+            on: arrays or tensors, nested or not, n examples; or, without y, a dataset,
+            or what `data.indexed` or `data.records` returned.
+        y: `[n]` or `[n, 1]` class numbers, zeros and ones, or one-hot `[n, classes]`.
+        k: examples returned, at least 1; all of them if there are fewer.
+        sample_weight: as given to `fit`; with `class_weight`, the product.
+        batch_size: examples predicted at once; changes time and memory only.
+
+    Raises:
+        ValueError: if nothing was learned of any example, or of others than these; for
+            labels that are no classes, losses that are no crossentropy, and several
+            outputs.
+
+    Example:
+        >>> import keras_osgd
+        >>> layers = [keras.Input((1,)), keras.layers.Dense(1, "sigmoid")]
+        >>> model = keras_osgd.Sequential(layers)
+        >>> model.compile("sgd", "binary_crossentropy")
+        >>> x, y = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1])
+        >>> history = model.fit(x, y, batch_size=2, epochs=3, verbose=0)
+        >>> find_label_errors(model, x, y, k=2).index.shape
+        (2,)
+    """
+    refuse_count(k)
+    x = as_in_fit(model, x)
+    data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
+    state = _learned(model, data)
+    labels = _labels(data)
+    probabilities = class_probabilities(model, data)
+    taken: list[np.ndarray] = []
+    state.undivided(lambda: taken.append(state.times_drawn.astype(np.int64)))
+    score, suggested = suspicion(taken[0], labels, probabilities)
+    index = np.argsort(-score, kind="stable")[:k]
+    columns = (a[index] for a in (score, labels, suggested, taken[0]))
+    return LabelSuspects(index, *columns)
+
+
+def suspicion(
+    times_drawn: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how suspicious each label is, and the class that is likelier.
+
+    With t the draws, z the label, s the most probable other class and q the model's
+    probability of z, the score is
+
+        log((t + 5) / (mean of t + 5 over label z))
+        - log(share of s among the examples of label z) / 20 + c (1 - q).
+
+    The first term is the history: hard examples and wrong ones are drawn more. The
+    second tells them apart: hard examples lie between classes that are often confused,
+    where wrong labels lie anywhere. The third is the prediction, which is worth much
+    until labels are learned by heart: c = 1/2 + 8 e^(-L/0.03), L being the share of the
+    2 % of the examples with the largest first term whose label the model predicts.
+
+    Args:
+        times_drawn: `[n]`, >= 0.
+        labels: `[n]`, classes from 0 on.
+        probabilities: `[n, classes]`, >= 0, rows sum to 1; at least two classes.
+
+    Returns:
+        `[n]` float64 and `[n]` int64.
+
+    Example:
+        >>> probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]])
+        >>> suspicion(np.array([1, 4, 1]), np.array([0, 0, 1]), probabilities)[1]
+        array([1, 1, 0])
+    """
+    rows, classes = np.arange(len(labels)), probabilities.shape[1]
+    others = np.array(probabilities, np.float64)
+    own = others[rows, labels]
+    others[rows, labels] = -1.0
+    suggested = others.argmax(axis=1)
+    seen = times_drawn + _PRIOR
+    sizes = np.maximum(np.bincount(labels, minlength=classes), 1)
+    usual = np.bincount(labels, seen, minlength=classes) / sizes
+    pairs = np.bincount(labels * classes + suggested, minlength=classes**2)
+    share = pairs.reshape(classes, classes)[labels, suggested] / sizes[labels]
+    drawn = np.log(seen / usual[labels])
+    most = np.argsort(-drawn, kind="stable")[: max(1, int(_DRAWN_MOST * len(rows)))]
+    learned = (own[most] >= others[most].max(axis=1)).mean()
+    trust = _LEAST_TRUST + _TRUST * np.exp(-learned / _LEARNED)
+    return drawn - _RARITY * np.log(share) + trust * (1 - own), suggested
+
+
+def _learned(model: keras.Model, data: TrainingData) -> SamplingState:
+    """Returns what was learned in training, if it was of these rows."""
+    held = getattr(model, "sampling_held", None)
+    state = getattr(held, "state", None)
+    if state is None or state.table is None or not state.times_drawn.any():
+        method = getattr(model, "sampling", None)
+        how = "Keras' own class" if method is None else f"compiled with {method!r}"
+        raise ValueError(
+            "There must have been a `fit` with importance sampling, which counts the "
+            f"draws. Received: a {type(model).__name__} without, {how}. Train it with "
+            '`sampling="rais"`, if need be after `keras_osgd.accelerate(model)`, or '
+            "load weights that were saved after such training."
+        )
+    if held.run is not None:
+        held.run.settle()
+    if state.fingerprint != data.fingerprint():
+        n, other = state.table.size, ", with other values, types or weights"
+        kinds = [str(leaf.dtype) for leaf in keras.tree.flatten(data.arrays[:2])]
+        raise ValueError(
+            f"The data must be what the model was trained on, {n} examples in their "
+            f"order. Received: {data.n} of type {', '.join(kinds)}"
+            f"{other if data.n == n else ''}. Pass x, y and `sample_weight` as they "
+            "were given to `fit`, without the rows that `validation_split` took."
+        )
+    return state
+
+
+def _labels(data: TrainingData) -> np.ndarray:
+    """Returns `[n]` int64, the class that y gives each example."""
+    classes = data.classes()
+    y = keras.tree.flatten(data.arrays[1])[0]
+    if classes is None:
+        raise ValueError(
+            "`y` must be classes: their numbers, zeros and ones, or one-hot rows. "
+            f"Received: y of shape {np.shape(y)} and type {y.dtype}. Labels can be "
+            "wrong in classification only."
+        )
+    one_hot = y.ndim == 2 and y.shape[1] > 1
+    return classes.astype(np.int64) + (0 if one_hot else int(y.min()))
