@@ -1,7 +1,7 @@
 """Long checks, which the ordinary tests only begin.
 
-python tests/endurance.py kills [COUNT]    SIGKILL at random moments, and going on
-python tests/endurance.py soak [EPOCHS]    memory, speed and sums over many epochs
+python -m tests.endurance kills [COUNT]    SIGKILL at random moments, and going on
+python -m tests.endurance soak [EPOCHS]    memory, speed and sums over many epochs
 """
 
 import json
@@ -16,8 +16,6 @@ import tempfile
 import time
 import warnings
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 EPOCHS = 60  # of 15 steps: longer than the kills take
@@ -27,11 +25,11 @@ def train(directory: pathlib.Path, log: pathlib.Path, pause: float) -> None:
     """Trains until the end or a kill, with a checkpoint as often as can be."""
     import keras
     import numpy as np
-    import small
-    from test_checkpoint import net
 
     from keras_osgd.callbacks import Checkpoint
     from keras_osgd.sampling import RAIS
+    from tests.helpers import small
+    from tests.helpers.checkpoints import net
 
     class Log(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -73,7 +71,7 @@ def kills(count: int) -> str:
     rng = random.Random(0)
     folder = pathlib.Path(tempfile.mkdtemp())
     alone, killed = folder / "alone", folder / "killed"
-    command = [sys.executable, __file__, "train"]
+    command = [sys.executable, "-m", "tests.endurance", "train"]
     alone.mkdir()
     killed.mkdir()
     reference = [*command, str(alone), str(folder / "alone.log"), "0"]

@@ -1,6 +1,6 @@
 """Every private name of Keras that the package cannot do without.
 
-`tests/test_keras_compat.py` fails, and says what broke, when Keras changes one.
+`tests/base/test_keras_compat.py` fails, and says what broke, when Keras changes one.
 """
 
 from __future__ import annotations

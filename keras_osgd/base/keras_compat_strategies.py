@@ -1,6 +1,6 @@
 """What Keras' own training lacks under `tf.distribute`, by private names.
 
-`tests/test_replicas.py` fails, and says what broke or what Keras has mended, when Keras
+`tests/fit/test_replicas.py` fails, and says what broke or what Keras has mended, when Keras
 changes one.
 """
 

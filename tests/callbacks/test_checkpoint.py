@@ -1,0 +1,526 @@
+"""Going on from a checkpoint: bit for bit, from every state of a run."""
+
+import os
+import shutil
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import keras_osgd
+from keras_osgd.callbacks import Checkpoint, checkpoint_files
+from keras_osgd.sampling import RAIS, Oracle
+from tests.helpers import small
+from tests.helpers.checkpoints import ENDS, EveryState, net, saved_midway, state_of
+from tests.helpers.paths import ROOT
+
+FIXTURE = ROOT / "tests" / "fixtures" / "checkpoint_1"  # of format 1
+
+
+class Draws(keras.callbacks.Callback):
+    """Keeps the rows that every step was trained on, by step."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        run = self.model.sampling_run
+        before = max(0, run.clock.step - self.model.steps_per_execution)
+        for step in range(before, run.clock.step):
+            row = run.buffers.index[step % run.buffers.rows]
+            self.rows[step] = row.numpy().tolist()
+
+
+CASES = {
+    # Sampling, steps per execution, epochs, and of how many states one is restored.
+    "rais": (lambda: RAIS(seed=3), 1, 6, 3),
+    "executions": (lambda: RAIS(seed=3), 5, 6, 1),
+    "independent": (lambda: RAIS(seed=3, draws="independent"), 1, 5, 7),
+    "ordinary epochs": (lambda: RAIS(seed=3, adapt_learning_rate=False), 1, 5, 7),
+    "oracle": (lambda: Oracle(seed=3, refresh=10), 1, 3, 4),
+}
+NEW_EVERY = 20  # states; the model of the last state is at another one, with its traces
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_restore_of_any_state_goes_on_bit_for_bit(case, tmp_path, capsys):
+    sampling, per_execution, epochs, one_of = CASES[case]
+    whole, everywhere = net(sampling(), per_execution), Draws()
+    saving = EveryState(tmp_path / "all", every=1, keep=10**6)
+    history = small.fit(whole, epochs=epochs, callbacks=[saving, everywhere])
+    saved = sorted((tmp_path / "all").glob("*.npz"))
+    steps = int(whole.optimizer.iterations)
+    assert len(saved) >= steps // per_execution
+    assert steps > 50 or case == "oracle"  # into the second block
+    expected = state_of(whole)
+    for number, path in enumerate(saved[::one_of]):
+        directory = tmp_path / path.stem
+        directory.mkdir()
+        for suffix in (".npz", ".json"):
+            shutil.copy(path.with_suffix(suffix), directory)
+        if number % NEW_EVERY == 0:
+            model = net(sampling(), per_execution)
+        keras.utils.set_random_seed(number)  # nothing of the process may matter
+        goes_on, draws = Checkpoint(directory, every=10**6), Draws()
+        resumed = small.fit(model, epochs=epochs, callbacks=[goes_on, draws], verbose=2)
+        assert "not bit-exact" not in capsys.readouterr().out
+        assert all(everywhere.rows[step] == rows for step, rows in draws.rows.items())
+        for a, b in zip(expected, state_of(model), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for name, values in resumed.history.items():
+            assert values == history.history[name][-len(values) :]
+
+
+def going_on(directory, sampling, capsys, x=small.X, y=small.Y, **options):
+    """Goes on from a directory and returns the model and what was printed."""
+    model = net(sampling)
+    capsys.readouterr()
+    callback = Checkpoint(directory, scores=options.pop("scores", "keep"))
+    options = {"epochs": 4, "verbose": 2, "callbacks": [callback], **options}
+    small.fit(model, x, y, **options)
+    return model, capsys.readouterr().out
+
+
+def test_another_number_of_examples_is_refused_with_the_remedy(tmp_path, capsys):
+    saved_midway(tmp_path, RAIS(seed=3))
+    x, y = small.X[:59], small.Y[:59]
+    message = "was made for 60 examples, the data has 59.*start the scores afresh"
+    with pytest.raises(ValueError, match=message):
+        going_on(tmp_path, RAIS(seed=3), capsys, x, y)
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys, x, y, scores="reset")
+    assert "not bit-exact: scores start afresh" in said
+    assert model.sampling_state.table.size == 59
+
+
+def test_rows_in_another_order_are_refused_with_how_many_differ(tmp_path, capsys):
+    saved_midway(tmp_path, RAIS(seed=3))
+    order = np.arange(60)
+    order[[0, 59]] = order[[59, 0]]
+    # Of 64 probes in 60 rows, two see the first and two the last.
+    differ = np.isin(np.linspace(0, 59, 64).astype(int), [0, 59]).sum()
+    message = rf"fingerprint differs \({differ} of 64 probe rows\).*scores=\"reset\""
+    with pytest.raises(ValueError, match=message):
+        going_on(tmp_path, RAIS(seed=3), capsys, small.X[order], small.Y[order])
+
+
+CHANGES = {
+    "batch_size 4 → 8": ({}, {"batch_size": 8}),
+    "floor 0.05 → 0.1": ({"floor": 0.1}, {}),
+    "draws reshuffled → independent": ({"draws": "independent"}, {}),
+    "features": ({"features": ("constant", "last")}, {}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_settings_are_taken_and_said_not_to_be_bit_exact(
+    change, tmp_path, capsys
+):
+    sampling, options = CHANGES[change]
+    saved_midway(tmp_path, RAIS(seed=3), epochs=9, stop_after=70)
+    Checkpoint(tmp_path).restore(before := net(RAIS(seed=3)))
+    iterations = 70 + float(before.sampling_state.lead)
+    options = {"epochs": 6, **options}
+    model, said = going_on(tmp_path, RAIS(seed=3, **sampling), capsys, **options)
+    assert f"not bit-exact: {change}" in said
+    after = model.sampling_state
+    if change == "features":
+        assert after.drawn == float(model.optimizer.iterations - 70) * 4
+    else:
+        assert after.drawn > before.sampling_state.drawn - 2 * 50 * 4
+        assert after.table.share_unseen == 0
+    # What is left of the epochs, in effective iterations, at either batch size.
+    steps = float(model.optimizer.iterations) + float(after.lead) - iterations
+    left = (6 - iterations / 15) * 60 / options.get("batch_size", 4)
+    assert abs(steps - left) < 3
+
+
+def test_schedules_go_on_where_they_were_if_the_scores_start_afresh(tmp_path, capsys):
+    saved_midway(tmp_path, RAIS(seed=3), epochs=9, stop_after=70)
+    saved = Checkpoint(tmp_path).restore(model := net(RAIS(seed=3)))
+    lead = float(model.sampling_state.lead)
+    assert lead != 0
+    again, _ = going_on(tmp_path, RAIS(seed=3), capsys, scores="reset", epochs=0)
+    assert saved.exists()
+    assert float(again.sampling_state.lead) == lead
+
+
+def test_scores_are_reset_once_and_an_interrupted_run_on_the_data_goes_on(
+    tmp_path, capsys
+):
+    saved_midway(tmp_path, RAIS(seed=3), stop_after=4)
+    x, y = small.X[:59], small.Y[:59]
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.sampling_run.clock.step == 5:
+                raise InterruptedError
+
+    saving = EveryState(tmp_path, every=1, scores="reset")
+    with pytest.raises(InterruptedError):
+        small.fit(net(RAIS(seed=3)), x, y, epochs=2, callbacks=[Stop(), saving])
+    options = {"x": x, "y": y, "scores": "reset"}
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=2, **options)
+    assert "at step 4, bit-exact" in said
+    again, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=2, **options)
+    assert "complete after epoch 2" in said
+    for a, b in zip(state_of(model), state_of(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    _, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=3, **options)
+    assert "not bit-exact: scores start afresh" in said  # another training
+
+
+def test_another_model_or_optimizer_is_refused_before_any_step(tmp_path):
+    saved_midway(tmp_path, RAIS(seed=3))
+    other = small.model()
+    with pytest.raises(ValueError, match="made with this model.*the model has 2"):
+        small.fit(other, callbacks=[Checkpoint(tmp_path)])
+    model = net(RAIS(seed=3))
+    # One has other variables, the other variables of the same shapes.
+    for optimizer, named in (("adam", "Adam"), ("rmsprop", "RMSprop")):
+        model.compile(optimizer, small.crossentropy(), sampling=RAIS(seed=3))
+        weights = model.get_weights()
+        message = f"made with this optimizer. Received: SGD in .* has {named}"
+        with pytest.raises(ValueError, match=message):
+            small.fit(model, callbacks=[Checkpoint(tmp_path)])
+        for before, after in zip(weights, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(before, after)
+    model.compile("sgd", small.crossentropy())
+    message = "made with this optimizer. Received: 8 variables .* has 2"
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(tmp_path).restore(model)
+
+
+def test_a_finished_training_is_loaded_and_one_of_more_epochs_goes_on(tmp_path, capsys):
+    whole = net(RAIS(seed=3))
+    small.fit(whole, epochs=6, callbacks=[Checkpoint(tmp_path / "six")])
+    shorter = net(RAIS(seed=3))
+    small.fit(shorter, epochs=4, callbacks=[Checkpoint(tmp_path / "four")])
+    model, said = going_on(tmp_path / "four", RAIS(seed=3), capsys)
+    assert "complete after epoch 4: its end is loaded" in said
+    for a, b in zip(state_of(shorter), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    model, said = going_on(tmp_path / "four", RAIS(seed=3), capsys, epochs=6)
+    assert "Resumed epoch 5" in said
+    assert "bit-exact" in said
+    for a, b in zip(state_of(whole), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_goes_on_alike(tmp_path, callbacks, epochs, stop_after):
+    """Compares a run that was killed with one that was not."""
+    data = {"epochs": epochs, "validation_data": (small.X, small.Y)}
+    whole = net(RAIS(seed=3))
+    saving = Checkpoint(tmp_path / "whole")
+    history = small.fit(whole, callbacks=[*callbacks("whole"), saving], **data)
+    data.pop("epochs")
+    directory = tmp_path / "killed"
+    options = {"epochs": epochs, "stop_after": stop_after, **data}
+    saved_midway(directory, RAIS(seed=3), callbacks=callbacks("killed"), **options)
+    model = net(RAIS(seed=3))
+    given = [*callbacks("killed"), Checkpoint(directory)]
+    resumed = small.fit(model, callbacks=given, epochs=epochs, **data)
+    for a, b in zip(state_of(whole), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert resumed.epoch == history.epoch[-len(resumed.epoch) :]
+    for name, values in resumed.history.items():
+        assert values == history.history[name][-len(values) :]
+    return history
+
+
+def test_callbacks_go_on_with_their_patience_and_their_best_weights(tmp_path):
+    def callbacks(_):
+        options = {"monitor": "val_loss", "min_delta": 0.05}
+        plateau = keras.callbacks.ReduceLROnPlateau(patience=2, **options)
+        return [
+            plateau,
+            keras.callbacks.EarlyStopping(
+                patience=4, restore_best_weights=True, **options
+            ),
+        ]
+
+    history = assert_goes_on_alike(tmp_path, callbacks, epochs=30, stop_after=70)
+    assert 1 < len(history.epoch) < 30
+
+
+def test_rates_that_a_callback_multiplies_each_epoch_are_not_multiplied_twice(tmp_path):
+    def callbacks(_):
+        return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.8 * rate)]
+
+    assert_goes_on_alike(tmp_path, callbacks, epochs=4, stop_after=20)
+
+
+def test_it_goes_with_keras_callbacks_all_at_once(tmp_path):
+    def callbacks(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        best = tmp_path / name / "best.weights.h5"
+        return [
+            keras.callbacks.BackupAndRestore(tmp_path / name / "backup", save_freq=3),
+            keras.callbacks.ModelCheckpoint(
+                best, save_best_only=True, save_weights_only=True
+            ),
+            keras.callbacks.EarlyStopping(patience=9, restore_best_weights=True),
+            keras.callbacks.TerminateOnNaN(),
+        ]
+
+    assert_goes_on_alike(tmp_path, callbacks, epochs=4, stop_after=32)
+    whole, killed = (tmp_path / n / "best.weights.h5" for n in ("whole", "killed"))
+    a, b = net(RAIS(seed=3)), net(RAIS(seed=3))
+    a.load_weights(whole)
+    b.load_weights(killed)
+    np.testing.assert_array_equal(small.flat(a), small.flat(b))
+
+
+def test_weights_that_are_not_numbers_are_never_saved(tmp_path):
+    model = net("uniform")
+    saving = Checkpoint(tmp_path, every=1)
+    x = small.X.copy()
+    x[40] = np.nan  # in the eleventh step
+    stops = keras.callbacks.TerminateOnNaN()
+    options = {"epochs": 2, "shuffle": False, "callbacks": [stops, saving]}
+    with pytest.warns(UserWarning, match="variables are not finite.*last good") as told:
+        small.fit(model, x, **options)
+    assert str(saving.newest) in str(told[-1].message)
+    good = net("uniform")
+    Checkpoint(tmp_path).restore(good)
+    assert np.isfinite(small.flat(good)).all()
+    assert 0 < float(good.optimizer.iterations) <= 10
+
+
+def test_three_failures_in_a_row_end_training_and_fewer_do_not(tmp_path, monkeypatch):
+    real, failing = checkpoint_files.write, []
+
+    def write(*args):
+        if failing.pop(0):
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint_files, "write", write)
+    failing[:] = [False, True, True, False, True, True, False]
+    said = small.warned(
+        small.fit, net(RAIS(seed=3)), epochs=6, callbacks=[Checkpoint(tmp_path)]
+    )
+    said = [text for text in said if "No space left" in text]
+    assert len(said) == 4
+    assert all("Training goes on" in text for text in said)
+    assert str(tmp_path / "checkpoint-00000001.npz") in said[0]
+    failing[:] = [False, True, True, True]
+    fresh = tmp_path / "fresh"
+    with pytest.raises(RuntimeError, match="failure number 3.*start again"):
+        small.fit(net(RAIS(seed=3)), epochs=9, callbacks=[Checkpoint(fresh)])
+    Checkpoint(fresh).restore(net(RAIS(seed=3)))
+
+
+def test_training_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
+    done, real, taken = threading.Event(), checkpoint_files.write, []
+
+    def write(directory, arrays, details, keep):
+        taken.append(details["step"])
+        assert done.wait(60)
+        return real(directory, arrays, details, keep)
+
+    class Done(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                done.set()
+
+    monkeypatch.setattr(checkpoint_files, "write", write)
+    saving = Checkpoint(tmp_path, every=1)
+    small.fit(net(RAIS(seed=3)), epochs=4, callbacks=[Done(), saving])
+    assert taken[0] == 1
+    assert taken[1] >= 40  # nothing was copied while the disk was busy
+
+
+def test_uniform_training_goes_on_from_the_interrupted_epochs_beginning(
+    tmp_path, capsys
+):
+    saved_midway(tmp_path, "uniform", stop_after=20)
+    model, said = going_on(tmp_path, "uniform", capsys)
+    assert "Resumed epoch 2" in said
+    assert "from the epoch's beginning, not bit-exact" in said
+    assert float(model.optimizer.iterations) == 20 + 3 * 15
+    _, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=5)
+    assert "not bit-exact: sampling Uniform → RAIS" in said
+
+
+class Net(keras_osgd.Model):
+    """Is built by the first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.head(x)
+
+
+@pytest.mark.parametrize("sampling", ["rais", "uniform"])
+def test_a_model_that_is_not_built_goes_on_too(sampling, tmp_path):
+    def made():
+        keras.utils.set_random_seed(0)
+        model = Net()
+        model.compile("sgd", small.crossentropy(), sampling=sampling)
+        return model
+
+    first, second = made(), made()
+    small.fit(first, epochs=2, callbacks=[Checkpoint(tmp_path)])
+    assert not second.built
+    small.fit(second, epochs=2, callbacks=[Checkpoint(tmp_path)])
+    np.testing.assert_array_equal(small.flat(first), small.flat(second))
+
+
+def test_arguments_and_models_that_cannot_be_are_refused(tmp_path):
+    for every in (0, -1, True, "step", 1.5):
+        with pytest.raises(ValueError, match="`every` must be"):
+            Checkpoint(tmp_path, every=every)
+    with pytest.raises(ValueError, match="`keep`.* at least 1"):
+        Checkpoint(tmp_path, keep=0)
+    with pytest.raises(ValueError, match="`scores` must be"):
+        Checkpoint(tmp_path, scores="forget")
+    with pytest.raises(ValueError, match="one `Checkpoint` at most"):
+        small.fit(small.model(), callbacks=[Checkpoint(tmp_path), Checkpoint(tmp_path)])
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    plain.compile("sgd", small.crossentropy())
+    with pytest.raises(ValueError, match="must train a model of keras_osgd"):
+        plain.fit(small.X, small.Y, verbose=0, callbacks=[Checkpoint(tmp_path)])
+    with pytest.raises(ValueError, match="There must be a checkpoint to restore"):
+        Checkpoint(tmp_path).restore(small.model())
+    with pytest.raises(ValueError, match="must be compiled as in training.*is not"):
+        Checkpoint(FIXTURE).restore(keras.Sequential([keras.Input((4,))]))
+
+
+class Signal(keras.callbacks.Callback):
+    """Sends this process a signal, as a user or a scheduler does."""
+
+    def __init__(self, number, step, times=1):
+        super().__init__()
+        self.number, self.step, self.times, self.steps = number, step, times, 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.steps += 1
+        if self.steps == self.step:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_ends_training_after_its_step_with_a_checkpoint(
+    number, tmp_path, capsys
+):
+    whole = net(RAIS(seed=3))
+    small.fit(whole, epochs=4)
+    handlers = [signal.getsignal(n) for n in ENDS]
+    given = [Checkpoint(tmp_path), Signal(number, step=22)]
+    with pytest.raises(ENDS[number]) as raised:
+        small.fit(net(RAIS(seed=3)), epochs=4, callbacks=given)
+    if number == signal.SIGTERM:
+        assert raised.value.code == 143  # what a shell reports of a terminated process
+    name = signal.Signals(number).name
+    said = f"{name}: training ends. The last good checkpoint is {given[0].newest}."
+    assert said in capsys.readouterr().out
+    assert [signal.getsignal(n) for n in ENDS] == handlers
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys)
+    assert "at step 22, bit-exact" in said
+    for a, b in zip(state_of(whole), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_ends_training_after_validation(
+    tmp_path, capsys
+):
+    given = [Checkpoint(tmp_path), Signal(signal.SIGINT, step=15)]
+    validation = {"validation_data": (small.X, small.Y)}
+    with pytest.raises(KeyboardInterrupt):
+        small.fit(net(RAIS(seed=3)), epochs=4, callbacks=given, **validation)
+    _, said = going_on(tmp_path, RAIS(seed=3), capsys)
+    assert "Resumed epoch 2" in said
+    assert "at step 15, bit-exact" in said
+
+
+def test_a_signal_in_validation_saves_what_was_trained_at_once(tmp_path, capsys):
+    own, then = tmp_path / "own", tmp_path / "then"
+
+    class InValidation(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch, logs=None):
+            if batch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if batch == 2:  # a kill may be next
+                shutil.copytree(own, then)
+
+    validation = {"validation_data": (small.X, small.Y)}
+    given = [Checkpoint(own), InValidation()]
+    with pytest.raises(SystemExit):
+        small.fit(net(RAIS(seed=3)), epochs=3, callbacks=given, **validation)
+    assert len(list(then.glob("*.json"))) == 1
+    assert len(list(own.glob("*.json"))) == 2  # the other one after validation
+    whole = net(RAIS(seed=3))
+    small.fit(whole, epochs=3, **validation)
+    for directory in (own, then):
+        model, said = going_on(directory, RAIS(seed=3), capsys, epochs=3, **validation)
+        assert "Resumed epoch 2" in said
+        assert "at step 15, bit-exact" in said
+        for a, b in zip(state_of(whole), state_of(model), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_second_ctrl_c_is_obeyed_at_once(tmp_path):
+    model = net(RAIS(seed=3))
+    given = [Checkpoint(tmp_path), Signal(signal.SIGINT, step=22, times=2)]
+    with pytest.raises(KeyboardInterrupt):
+        small.fit(model, epochs=4, callbacks=given)
+    assert float(model.optimizer.iterations) == 21
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_users_own_is_called_after_the_checkpoint(tmp_path):
+    seen = []
+
+    def handler(number, frame):
+        seen.append(sorted(path.name for path in tmp_path.glob("*.json")))
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        model = net(RAIS(seed=3))
+        given = [Checkpoint(tmp_path, every=10**6), Signal(signal.SIGTERM, step=5)]
+        small.fit(model, epochs=2, callbacks=given)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [["checkpoint-00000001.json"]]
+    assert float(model.optimizer.iterations) > 5
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread(tmp_path):
+    handlers = [signal.getsignal(n) for n in ENDS]
+    found = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            found.append([signal.getsignal(n) for n in ENDS])
+
+    model = net(RAIS(seed=3))
+    given = {"callbacks": [Checkpoint(tmp_path), Look()]}
+    thread = threading.Thread(target=small.fit, args=[model], kwargs=given)
+    thread.start()
+    thread.join()
+    assert found and all(each == handlers for each in found)
+    assert Checkpoint(tmp_path).restore(net(RAIS(seed=3))).exists()
+
+
+def test_a_checkpoint_of_the_first_version_loads_for_ever(tmp_path, capsys):
+    shutil.copytree(FIXTURE, tmp_path / "first")
+    model, said = going_on(tmp_path / "first", RAIS(seed=3), capsys)
+    assert "Resumed epoch 2" in said
+    assert "at step 20, bit-exact" in said
+    assert model.sampling_state.blocks > 0
+    # What was saved is what is there, whatever later versions compute from it.
+    arrays = dict(np.load(next(FIXTURE.glob("*.npz"))))
+    Checkpoint(FIXTURE).restore(model := net(RAIS(seed=3)))
+    for order, variable in enumerate(model.variables):
+        saved = arrays[f"variables/model/{order}"]
+        np.testing.assert_array_equal(variable.numpy(), saved)
+    for name, value in model.sampling_state.collect().items():
+        if name in ("gain", "lead", "owed") or name.startswith("table."):
+            np.testing.assert_array_equal(value, arrays[f"state/{name}"])

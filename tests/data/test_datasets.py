@@ -1,0 +1,450 @@
+"""Datasets in `fit`: read once, drawn from, and transformed anew at every visit."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_osgd
+from keras_osgd.callbacks import Checkpoint
+from keras_osgd.data import indexed
+from keras_osgd.data import stored_columns as columns
+from keras_osgd.sampling import RAIS
+from tests.helpers import small
+from tests.helpers.small import BATCH_SIZE, X, Y
+
+EXAMPLES = tf.data.Dataset.from_tensor_slices((X, Y))
+BATCHES = EXAMPLES.batch(BATCH_SIZE)
+N = len(X)
+
+
+class Sequence(keras.utils.PyDataset):
+    """Batches of three, the last one smaller, that note when they are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def __len__(self):
+        return 15
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        rows = slice(4 * index, 4 * index + 4)
+        return X[rows], Y[rows]
+
+
+def counted(read: list[int]) -> tf.data.Dataset:
+    """Returns a dataset that notes how often it is begun."""
+
+    def examples():
+        read.append(1)
+        yield from zip(X, Y, strict=True)
+
+    specs = tf.TensorSpec([4], tf.float32), tf.TensorSpec([], tf.int64)
+    return tf.data.Dataset.from_generator(examples, output_signature=specs)
+
+
+def noisy(x, y, seed):
+    """Augments an example or a batch by numbers of the seed alone."""
+    return x + tf.random.stateless_normal(tf.shape(x), seed, stddev=0.1), y
+
+
+def trained(data, **options):
+    model = small.model()
+    model.fit(data, **{"verbose": 0, "epochs": 5, **options})
+    return small.flat(model)
+
+
+# In `fit`
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        BATCHES,
+        BATCHES.prefetch(2),
+        EXAMPLES.batch(BATCH_SIZE, drop_remainder=True),
+        EXAMPLES.filter(lambda x, y: True).batch(BATCH_SIZE),  # of unknown length
+        Sequence(),
+    ],
+    ids=["batches", "prefetched", "of fixed size", "of unknown length", "PyDataset"],
+)
+def test_a_dataset_of_batches_trains_as_its_arrays_do(source):
+    model = small.model()
+    small.fit(model, epochs=5)
+    np.testing.assert_array_equal(trained(source), small.flat(model))
+
+
+def test_examples_read_by_hand_take_the_batch_size_of_fit():
+    model = small.model()
+    small.fit(model, epochs=5)
+    examples = indexed(EXAMPLES, verbose=False)
+    assert len(examples) == N and examples.batch_size is None
+    by_hand = trained(examples, batch_size=BATCH_SIZE)
+    np.testing.assert_array_equal(by_hand, small.flat(model))
+
+
+def test_the_weights_of_a_dataset_and_of_classes_are_multiplied():
+    weights = np.linspace(0.5, 1.5, N).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices(({"a": X}, Y, weights)).batch(4)
+    classes = {0: 1.0, 1: 3.0, 2: 0.5}
+
+    def model():
+        keras.utils.set_random_seed(0)
+        inputs = {"a": keras.Input((4,), name="a")}
+        made = keras_osgd.Model(inputs, keras.layers.Dense(3)(inputs["a"]))
+        made.compile("sgd", small.crossentropy(), sampling=RAIS(seed=0))
+        return made
+
+    models = model(), model()
+    models[0].fit(dataset, epochs=5, class_weight=classes, verbose=0)
+    options = {"sample_weight": weights, "class_weight": classes, "epochs": 5}
+    small.fit(models[1], {"a": X}, Y, **options)
+    np.testing.assert_array_equal(*map(small.flat, models))
+
+
+def test_class_weights_are_kept_beside_a_map_that_knows_of_none():
+    classes = {0: 1.0, 1: 3.0, 2: 0.5}
+    models = small.model(), small.model()
+    data = indexed(BATCHES, map=lambda x, y: (x + 0.0, y), verbose=False)
+    models[0].fit(data, epochs=5, class_weight=classes, verbose=0)
+    small.fit(models[1], epochs=5, class_weight=classes)
+    np.testing.assert_array_equal(*map(small.flat, models))
+
+
+def test_the_same_dataset_is_read_once_however_often_it_is_trained_on():
+    read = []
+    dataset, model = counted(read).batch(4), small.model()
+    model.fit(dataset, verbose=0)
+    first = len(read)
+    scores = model.sampling_state.table
+    model.fit(dataset, verbose=0)
+    assert len(read) == first
+    assert model.sampling_state.table is scores
+    model.fit(dataset.take(15), verbose=0)
+    assert len(read) > first
+
+
+def test_a_shuffled_dataset_is_taken_in_the_order_it_came_in():
+    model = small.model()
+    model.fit(EXAMPLES.shuffle(N, seed=1).batch(4), verbose=0)
+    assert model.sampling_state.table.size == N
+
+
+def test_uniform_training_is_keras_own_on_the_same_examples():
+    examples = indexed(BATCHES, verbose=False)
+    ours, plain = small.model(sampling="uniform"), small.model(sampling="uniform")
+    ours.fit(examples, epochs=3, shuffle=False, verbose=0)
+    keras.Model.fit(plain, X, Y, batch_size=4, epochs=3, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(*map(small.flat, (ours, plain)))
+    ours.fit(examples, verbose=0)  # shuffled
+    assert not np.array_equal(*map(small.flat, (ours, plain)))
+
+
+def test_a_plain_dataset_has_every_example_once_in_an_order_of_its_own():
+    examples = indexed(EXAMPLES, verbose=False)
+    batches = examples.dataset(7, seed=0)
+    epochs = [np.concatenate([x for x, _ in batches]) for _ in range(2)]
+    assert not np.array_equal(*epochs)
+    for epoch in epochs:
+        np.testing.assert_array_equal(*(a[np.lexsort(a.T)] for a in (epoch, X)))
+    unshuffled = np.concatenate([x for x, _ in examples.dataset(7, shuffle=False)])
+    np.testing.assert_array_equal(unshuffled, X)
+
+
+def test_norms_and_checks_take_what_fit_takes():
+    model = small.model()
+    expected = keras_osgd.gradient_norms(model, X, Y)
+    found = keras_osgd.gradient_norms(model, indexed(EXAMPLES, verbose=False))
+    np.testing.assert_array_equal(found, expected)
+    shifted = indexed(EXAMPLES, map=lambda x, y: (x + 1.0, y), verbose=False)
+    np.testing.assert_allclose(
+        keras_osgd.gradient_norms(model, shifted),
+        keras_osgd.gradient_norms(model, X + 1.0, Y),
+        rtol=1e-6,
+    )
+    assert keras_osgd.check(model, BATCHES, print_fn=None) == []
+    wrong = tf.data.Dataset.from_tensor_slices((X, Y + 7)).batch(4)
+    [finding] = keras_osgd.check(model, wrong, print_fn=None)
+    assert "y has label" in finding.text
+    [finding] = keras_osgd.check(model, BATCHES.repeat(), print_fn=None)
+    assert "infinite" in finding.text
+
+
+def test_statistics_are_recalibrated_on_what_the_map_makes():
+    def model():
+        layers = [keras.Input((4,)), keras.layers.BatchNormalization()]
+        return keras.Sequential(layers)
+
+    models = model(), model()
+    doubled = indexed(EXAMPLES, map=lambda x, y: (2 * x, y), verbose=False)
+    keras_osgd.recalibrate_batch_normalization(models[0], doubled)
+    keras_osgd.recalibrate_batch_normalization(models[1], 2 * X)
+    np.testing.assert_allclose(*map(small.flat, models), rtol=1e-6)
+
+
+# At every visit
+
+
+class Seen(keras.layers.Layer):
+    """Notes what it is called with while training."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def call(self, inputs, training=False):
+        if training and not tf.is_symbolic_tensor(inputs):
+            self.rows.append(inputs.numpy())
+        return inputs
+
+
+def seeing():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((4,)), Seen(), keras.layers.Dense(3)]
+    model = keras_osgd.Sequential(layers)
+    loss, sampling = small.crossentropy(), RAIS(seed=7)
+    model.compile("sgd", loss, sampling=sampling, run_eagerly=True)
+    return model
+
+
+def seeds_as_x(x, y, seed):
+    return tf.zeros_like(x) + tf.cast(seed[1], x.dtype), y
+
+
+def test_each_visit_of_an_example_has_a_seed_of_its_own_across_fits():
+    model = seeing()
+    examples = indexed(EXAMPLES, map=seeds_as_x, verbose=False)
+    for _ in range(2):
+        model.fit(examples, batch_size=4, epochs=5, verbose=0)
+    drawn = np.concatenate(model.layers[0].rows)[:, 0]
+    np.testing.assert_array_equal(drawn, np.arange(len(drawn)))
+    assert len(drawn) == 4 * int(model.optimizer.iterations)
+
+
+def test_each_batch_has_a_seed_of_its_own():
+    model = seeing()
+    model.fit(indexed(BATCHES, map=seeds_as_x, verbose=False), epochs=5, verbose=0)
+    drawn = np.stack(model.layers[0].rows)[:, :, 0]
+    steps = np.arange(len(drawn))[:, None]
+    np.testing.assert_array_equal(drawn, np.broadcast_to(4 * steps, drawn.shape))
+
+
+@pytest.mark.parametrize("source", [EXAMPLES, BATCHES], ids=["examples", "batches"])
+def test_what_is_drawn_at_random_is_the_same_for_two_runs_with_one_seed(source):
+    runs = [
+        trained(indexed(source, map=noisy, verbose=False), batch_size=4)
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*runs)
+    plain = trained(indexed(source, verbose=False), batch_size=4)
+    assert not np.array_equal(runs[0], plain)
+
+
+def test_a_run_with_augmentation_is_gone_on_with_bit_for_bit(tmp_path):
+    examples = indexed(BATCHES, map=noisy, verbose=False)
+    whole, begun, resumed = small.model(), small.model(), small.model()
+    for model, epochs in ((whole, 6), (begun, 2)):
+        callbacks = [Checkpoint(tmp_path / str(epochs), every=1)]
+        model.fit(examples, epochs=epochs, callbacks=callbacks, verbose=0)
+    callbacks = [Checkpoint(tmp_path / "2")]
+    resumed.fit(examples, epochs=6, callbacks=callbacks, verbose=0)
+    np.testing.assert_array_equal(*map(small.flat, (whole, resumed)))
+
+
+@pytest.mark.parametrize(
+    "map",
+    [
+        lambda x, y: (x * 2.0, y),
+        lambda x, y: (tf.concat([x, x[:2]], axis=-1), tf.one_hot(y, 3)),
+        lambda x, y: ({"a": x}, (y, x)),
+        noisy,
+    ],
+)
+def test_a_map_of_examples_is_that_of_each_alone(map):
+    examples = indexed(EXAMPLES, map=map, verbose=False)
+    seeds = tf.constant([[5, i] for i in range(6)], tf.int64)
+    taken = tf.constant(X[:6]), tf.constant(Y[:6]), None
+    x, y, weight = examples.transform(taken, seeds)
+    assert weight is None
+    for i in range(6):
+        more = {"seed": seeds[i]} if map is noisy else {}
+        alone = map(tf.constant(X[i]), tf.constant(Y[i]), **more)
+        keras.tree.map_structure(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6),
+            (x, y),
+            alone,
+        )
+
+
+def test_a_map_with_an_if_on_tensors_is_converted_as_in_tf_data():
+    def sign(x, y):
+        if tf.reduce_sum(x) > 0:
+            return x, y
+        return -x, y
+
+    examples = indexed(EXAMPLES, map=sign, verbose=False)
+    taken = tf.constant(X), tf.constant(Y), None
+    x, _, _ = examples.transform(taken, tf.zeros([N, 2], tf.int64))
+    assert (x.numpy().sum(axis=1) >= 0).all()
+
+
+# On disk
+
+
+def test_a_cache_is_written_once_and_read_in_place(tmp_path):
+    read = []
+    first = indexed(counted(read), cache=tmp_path, verbose=False)
+    begun = len(read)
+    again = indexed(counted(read), cache=tmp_path, verbose=False)
+    assert len(read) == begun + 1  # its first examples, to see that it is the same
+    assert isinstance(again.arrays[0], np.memmap)
+    for examples in (first, again):
+        np.testing.assert_array_equal(examples.arrays[0], X)
+        np.testing.assert_array_equal(examples.arrays[1], Y)
+    model = small.model()
+    small.fit(model, epochs=5)
+    cached = trained(again, batch_size=BATCH_SIZE)
+    np.testing.assert_array_equal(cached, small.flat(model))
+
+
+def test_a_cache_of_many_batches_holds_all_of_them(tmp_path):
+    for _ in range(2):  # written, and read
+        examples = indexed(BATCHES, cache=tmp_path, verbose=False)
+        np.testing.assert_array_equal(examples.arrays[0], X)
+        np.testing.assert_array_equal(examples.arrays[1], Y)
+
+
+def test_a_cache_that_was_not_finished_is_written_anew(tmp_path):
+    indexed(EXAMPLES, cache=tmp_path, verbose=False)
+    (tmp_path / "examples.json").unlink()  # it comes last
+    (tmp_path / "column-0.raw").write_bytes(b"half")
+    again = indexed(EXAMPLES, cache=tmp_path, verbose=False)
+    np.testing.assert_array_equal(again.arrays[0], X)
+
+
+def test_a_cache_of_other_columns_is_refused(tmp_path):
+    indexed(EXAMPLES, cache=tmp_path, verbose=False)
+    other = EXAMPLES.map(lambda x, y: (x[:3], y))
+    with pytest.raises(ValueError, match=r"`cache` must hold.*\(4,\).*\(3,\).*Delete"):
+        indexed(other, cache=tmp_path, verbose=False)
+
+
+def test_strings_are_kept_in_memory_and_refused_on_disk(tmp_path):
+    words = tf.data.Dataset.from_tensor_slices((["a", "bc"], [0, 1]))
+    assert indexed(words, verbose=False).arrays[0].tolist() == [b"a", b"bc"]
+    with pytest.raises(ValueError, match="must be numbers. Received: strings"):
+        indexed(words, cache=tmp_path, verbose=False)
+
+
+# Refused
+
+
+def test_what_is_larger_than_the_limit_names_the_cache():
+    with pytest.raises(ValueError, match="memory_limit=100 bytes.*cache=directory"):
+        indexed(EXAMPLES, memory_limit=100, verbose=False)
+
+
+class Endless(Sequence):
+    """Has no number of batches."""
+
+    num_batches = None
+
+
+def test_a_py_dataset_without_end_is_refused():
+    with pytest.raises(ValueError, match="must be finite.*None. Define `__len__`"):
+        small.model().fit(Endless(), verbose=0)
+
+
+def test_floats_are_read_as_floatx():
+    wide = EXAMPLES.map(lambda x, y: (tf.cast(x, tf.float64), y))
+    x = indexed(wide, verbose=False).arrays[0]
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, X)
+
+
+class Augmenting(Sequence):
+    """Draws at random whenever it is read."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + np.random.default_rng().normal(size=x.shape), y
+
+
+def test_a_py_dataset_that_augments_is_not_frozen_in_silence():
+    with pytest.raises(ValueError, match="4 of 4 examples.*random part.*map=augment"):
+        small.model().fit(Augmenting(), verbose=0)
+
+
+def test_random_examples_are_not_frozen_in_silence():
+    generator = tf.random.Generator.from_seed(0)
+    random = EXAMPLES.map(lambda x, y: (x + generator.normal([4]), y))
+    with pytest.raises(ValueError, match="60 of 60 examples.*map=augment"):
+        indexed(random, verbose=False)
+    with pytest.raises(ValueError, match="4 of 4 examples.*map=augment"):
+        small.model().fit(random.batch(4), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text"),
+    [
+        (EXAMPLES.repeat(), "is infinite.*`dataset.take"),
+        (EXAMPLES.take(0), "has 0 examples"),
+        (EXAMPLES.batch(20, drop_remainder=True), "Pass `batched=True`"),
+    ],
+)
+def test_datasets_that_cannot_be_read_once_are_refused(dataset, text):
+    with pytest.raises(ValueError, match=text):
+        indexed(dataset, verbose=False)
+
+
+def test_examples_of_several_shapes_are_refused():
+    def examples():
+        yield np.zeros([1, 3], "float32"), np.zeros([1])
+        yield np.zeros([1, 4], "float32"), np.zeros([1])
+
+    specs = tf.TensorSpec([None, None], tf.float32), tf.TensorSpec([None], tf.float64)
+    dataset = tf.data.Dataset.from_generator(examples, output_signature=specs)
+    with pytest.raises(ValueError, match=r"float32\[3\].*then float32\[4\].*Pad"):
+        indexed(dataset, verbose=False)
+
+
+def test_single_examples_in_fit_name_batch():
+    with pytest.raises(ValueError, match=r"must consist of batches.*`\.batch"):
+        small.model().fit(EXAMPLES, verbose=0)
+
+
+@pytest.mark.parametrize("data", [BATCHES, indexed(BATCHES, verbose=False)])
+def test_arguments_that_keras_refuses_with_a_dataset_are_refused(data):
+    for name, value in (("y", Y), ("sample_weight", np.ones(N))):
+        with pytest.raises(ValueError, match=f"`{name}` must not be given"):
+            small.model().fit(data, verbose=0, **{name: value})
+    with pytest.raises(ValueError, match="must be of arrays.*`validation_data`"):
+        small.model().fit(data, verbose=0, validation_split=0.5)
+
+
+def test_a_map_that_returns_something_else_is_refused():
+    examples = indexed(EXAMPLES, map=lambda x, y: x, verbose=False)
+    with pytest.raises(ValueError, match=r"must return \(x, y\)"):
+        small.model().fit(examples, batch_size=4, verbose=0)
+
+
+def test_a_dataset_without_targets_is_refused():
+    with pytest.raises(ValueError, match="`y` must be given"):
+        small.model().fit(tf.data.Dataset.from_tensor_slices(X).batch(4), verbose=0)
+
+
+# Hashes
+
+
+def test_rows_that_differ_in_any_one_value_have_other_hashes():
+    base = [X[:1], Y[:1], np.array([[b"word"]], object)]
+    changed = [[leaf.copy() for leaf in base] for _ in range(6)]
+    for place in range(4):
+        changed[place][0][0, place] = np.nextafter(changed[place][0][0, place], 9)
+    changed[4][1][0] += 1
+    changed[5][2][0, 0] = b"ward"
+    hashes = [columns.row_hashes(leaves)[0] for leaves in (base, *changed)]
+    assert len(set(hashes)) == 7
+    assert columns.row_hashes([leaf.copy() for leaf in base])[0] == hashes[0]

@@ -1,0 +1,391 @@
+"""The experiments' report says what its records say, and hides nothing."""
+
+import collections
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from tests.helpers.paths import ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+
+from benchmark_records import Records  # noqa: E402
+from experiments import studies  # noqa: E402
+from experiments.reporting import write  # noqa: E402
+from experiments.reporting.comparison import compare  # noqa: E402
+from experiments.reporting.runs import group_runs  # noqa: E402
+from experiments.studies import Contender  # noqa: E402
+
+STEPS = 100  # in an epoch of uniform training: n = 6400, m = 64
+LENGTHS = (4, 6, 8, 12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(studies.Study):
+    """A study of few trials, with the same seeds on all data."""
+
+    trials: int = 3
+    seeds: tuple = (0, 1, 2, 3, 4)
+
+    def seeds_of(self, contender):
+        return self.seeds
+
+
+def curve(steps):
+    """Test error of uniform training, in percent: a + b / steps."""
+    return 8.0 + 1200.0 / steps
+
+
+def record(contender, purpose="error", rate=0.04, seed=0, **figures):
+    steps = figures.pop("steps", contender.epochs * STEPS)
+    error = figures.pop("error", curve(steps))
+    milliseconds = figures.pop("milliseconds", 2.0)
+    parameter = figures.pop("parameter", None)
+    key = dict(rate=rate, parameter=parameter, seed=seed, purpose=purpose)
+    marks = np.arange(1, int(contender.epochs) + 1) / int(contender.epochs)
+    made = {
+        "key": {**dataclasses.asdict(contender), **key},
+        "steps": steps,
+        "gradients": steps * 64,
+        "forward": 3200,
+        "epochs_processed": steps / STEPS,
+        "effective_epochs": contender.epochs,
+        "seconds": steps * milliseconds / 1000,
+        "first_step_seconds": 1.5,
+        "validation": {"error": error - 0.5, "balanced_error": 2 * error - 0.5},
+        "history": {
+            "steps": (marks * steps).tolist(),
+            "validation_error": (error + 3 * (1 - marks)).tolist(),
+        },
+        "n": 6400,
+        "failed": None,
+        "measures": {},
+        "environment": {},
+    }
+    if purpose == "error":
+        made["test"] = {"error": error, "balanced_error": 2 * error}
+    return made | figures
+
+
+def runs_of(contender, seeds=range(5), noise=None, rates=(0.02, 0.04, 0.08), **figures):
+    """Everything a study asks of a contender; the rate in the middle is the best."""
+    made = [
+        record(contender, "tune", rate, error=9 + abs(i - len(rates) // 2))
+        for i, rate in enumerate(rates)
+    ]
+    best = rates[len(rates) // 2]
+    for i, seed in enumerate(seeds):
+        run = record(contender, "error", best, seed, **figures)
+        if noise is not None:
+            run["test"]["error"] += noise[i]
+            run["validation"]["error"] += noise[i]
+        made.append(run)
+    return [*made, *(record(contender, "seconds", best, i, **figures) for i in (0, 1))]
+
+
+def world(methods, data="fashion", name="main"):
+    """Returns a study of uniform training and `methods`, and its records."""
+    uniform = [Contender(data, "cnn", "uniform", epochs) for epochs in LENGTHS]
+    others = {Contender(data, "cnn", *of): figures for of, figures in methods.items()}
+    made = [run for contender in uniform for run in runs_of(contender)]
+    for contender, figures in others.items():
+        made += runs_of(contender, **figures)
+    study = Study(name, name.title(), "What for?", (*uniform, *others))
+    return study, made
+
+
+def records_of(tmp_path, made):
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(run) + "\n" for run in made))
+    return Records(path)
+
+
+def report(tmp_path, study, made, metric="error", **options):
+    write(
+        records_of(tmp_path, made),
+        {study.name: study},
+        tmp_path,
+        lambda data: metric,
+        lambda name: {"rais": "RAIS"}.get(name, name),
+        **options,
+    )
+    return (tmp_path / "report.md").read_text()
+
+
+def first_paragraph(text):
+    return text.split("\n\n")[1]
+
+
+def only_comparison(study, made, metric="error", **options):
+    (group,) = group_runs(made, [study], lambda data: metric)
+    (comparison,) = compare(group, **options)
+    return comparison
+
+
+# Uniform training of T = 8 has the same error; each step costs 1.1 times as much.
+SIX_TENTHS = {"steps": 480, "error": curve(800), "milliseconds": 2.2}
+SLOW = {"steps": 720, "error": curve(800)}
+
+
+def test_a_contender_at_a_known_ratio_gets_exactly_that_ratio():
+    comparison = only_comparison(*world({("rais", 8): SIX_TENTHS}), resamples=50)
+    for steps in (comparison.steps, comparison.steps_by_validation):
+        assert steps.sign == "="
+        np.testing.assert_allclose([steps.value, steps.low, steps.high], 0.6)
+    seconds = [comparison.seconds, comparison.seconds_by_validation]
+    np.testing.assert_allclose([x.value for x in seconds], 0.6 * 1.1)
+    # 480 steps lie eight tenths of the way from 400 to 600.
+    between = 0.6 * curve(400) + 0.4 * curve(600)
+    assert comparison.difference.value == pytest.approx(curve(800) - between)
+
+
+def test_balanced_error_is_compared_where_it_is_the_metric(tmp_path):
+    study, made = world({("rais", 8): SIX_TENTHS})
+    for run in made:
+        run["validation"]["error"] = 5.0
+        if "test" in run:
+            run["test"]["error"] = 7.77
+    comparison = only_comparison(study, made, "balanced_error", resamples=5)
+    assert comparison.steps.value == pytest.approx(0.6)
+    text = report(tmp_path, study, made, "balanced_error")
+    assert "test balanced error, %" in text and "7.77" in text
+    assert f"{2 * curve(800):.2f}" in text
+
+
+def test_intervals_cover_the_truth_as_often_as_they_claim():
+    rng, covered, trials = np.random.default_rng(0), 0, 100
+    contender = Contender("fashion", "cnn", "rais", 8)
+    uniform = [Contender("fashion", "cnn", "uniform", epochs) for epochs in LENGTHS]
+    study = Study("main", "", "", (*uniform, contender), trials=1)
+    for _ in range(trials):
+        shared = rng.normal(0, 0.1, 5)  # what a seed does to every method alike
+        made = []
+        for item in study.contenders:
+            figures = SIX_TENTHS if item is contender else {}
+            noise = shared + rng.normal(0, 0.1, 5)
+            made += runs_of(item, noise=noise, rates=(0.04,), **figures)
+        steps = only_comparison(study, made, resamples=200).steps
+        covered += steps.low <= 0.6 <= steps.high
+    # Two standard errors of 95 % in 100 trials are 4 %.
+    assert covered / trials > 0.9
+
+
+def test_intervals_pair_the_seeds_that_methods_share():
+    noise = np.array([-0.3, 0.2, 0.1, 0.4, -0.4])
+    uniform = [Contender("fashion", "cnn", "uniform", epochs) for epochs in LENGTHS]
+    contender = Contender("fashion", "cnn", "rais", 8)
+    study = Study("main", "", "", (*uniform, contender))
+    made = [run for item in uniform for run in runs_of(item, noise=noise)]
+    paired = only_comparison(
+        study, made + runs_of(contender, noise=noise, **SIX_TENTHS)
+    )
+    np.testing.assert_allclose([paired.steps.low, paired.steps.high], 0.6)
+    crossed = runs_of(contender, noise=noise[::-1], **SIX_TENTHS)
+    assert only_comparison(study, made + crossed).steps.high > 0.65
+
+
+@pytest.mark.parametrize(
+    ("error", "sign", "value", "low", "high"),
+    [
+        (curve(1200) - 1, "<=", 480 / 1200, -np.inf, 480 / 1200),
+        (curve(400) + 1, ">=", 480 / 400, 480 / 400, np.inf),
+    ],
+)
+def test_errors_beyond_the_curve_give_bounds(error, sign, value, low, high):
+    figures = SIX_TENTHS | {"error": error}
+    steps = only_comparison(*world({("rais", 8): figures}), resamples=20).steps
+    assert steps.sign == sign
+    np.testing.assert_allclose([steps.value, steps.low, steps.high], [value, low, high])
+
+
+def test_the_first_paragraph_names_what_loses_and_what_does_not_differ(tmp_path):
+    win, made = world({("rais", 8): SIX_TENTHS})
+    loss, lost = world({("rais", 8): SIX_TENTHS | {"steps": 960}}, data="words")
+    draw, drawn = world(
+        {("rais", 8): SIX_TENTHS | {"steps": 800, "milliseconds": 2.0}}, data="letter"
+    )
+    every = (*win.contenders, *loss.contenders, *draw.contenders)
+    study = dataclasses.replace(win, contenders=every)
+    paragraph = first_paragraph(report(tmp_path, study, made + lost + drawn))
+    assert "in 3 comparisons" in paragraph
+    assert "**Steps**: fewer in 1, not shown to differ in 1, more in 1." in paragraph
+    assert "More: words, cnn (T = 8) 1.20 (1.20 to 1.20)." in paragraph
+    assert "More: words, cnn (T = 8) 1.32 (1.32 to 1.32)." in paragraph
+    assert "Not shown to differ: letter, cnn (T = 8) 1.00 (1.00 to 1.00)." in paragraph
+    assert "fashion" not in paragraph
+
+
+def test_targets_say_met_or_missed_and_by_how_much(tmp_path):
+    text = report(
+        tmp_path,
+        *world({("rais", 8): SIX_TENTHS, ("infobatch", 8): SLOW}),
+        rivals={"infobatch"},
+    )
+    lines = [line for line in text.splitlines() if line.startswith("| fashion, cnn:")]
+    lines = [line.replace(" (0.60 to 0.60)", "") for line in lines]
+    lines = [line.replace(" (0.66 to 0.66)", "") for line in lines]
+    assert lines[0].endswith(
+        "| 0.55 | fashion, cnn (T = 8) | 0.60 | **missed** by 0.050 |"
+    )
+    assert lines[1].endswith(
+        "| 0.60 | fashion, cnn (T = 8) | 0.66 | **missed** by 0.060 |"
+    )
+    assert "| fashion, mlp: steps at equal test error | 0.55 | - | - | not meas" in text
+    assert (
+        "| 1.03 | fashion, cnn (T = 8) | 0.66 (0.66 to 0.66) | met by 0.370 |" in text
+    )
+    assert "| 1.00 | fashion, cnn (T = 8) | 0.73 | met by 0.267 |" in text
+    assert "Best rival: infobatch, T = 8, with 0.90 (0.90 to 0.90) of unif" in text
+
+
+def test_missing_runs_failures_and_edges_are_shown(tmp_path):
+    study, made = world(
+        {
+            ("rais", 8): {"seeds": range(3)},
+            ("diverging", 8): {"error": 90.0, "failed": "loss is not finite"},
+            ("edgy", 8): {"rates": (0.04, 0.05, 0.03)},
+        }
+    )
+    extra = Contender("fashion", "cnn", "never_run", 8)
+    unrun = Contender("words", "cnn", "rais", 8)
+    study = dataclasses.replace(study, contenders=(*study.contenders, extra, unrun))
+    edge = record(study.contenders[-3], "tune", 0.16, error=1.0)
+    swapped = [edge if run is _last_trial(made) else run for run in made]
+    text = report(tmp_path, study, swapped)
+    rows = {line.split(" | ")[0]: line for line in reversed(text.splitlines())}
+    table = text[text.index("### fashion, cnn") :]
+    rows = {line.split(" | ")[0]: line for line in reversed(table.splitlines())}
+    assert "2 diverged" not in rows["| uniform"]
+    assert rows["| RAIS"].endswith("3 of 5 runs done |")
+    assert rows["| diverging"].endswith("5 of 5 diverged |")
+    assert rows["| edgy"].endswith("0 of 5 runs done; edge: rate |")
+    assert rows["| never_run"].endswith("0 of 3 tuning runs done; 0 of 5 runs done |")
+    paragraph = first_paragraph(text)
+    assert "Runs are still missing in: fashion, cnn (T = 8)." in paragraph
+    assert "Not compared yet: words, cnn (T = 8)." in paragraph
+
+
+def _last_trial(made):
+    return [run for run in made if run["key"]["purpose"] == "tune"][-1]
+
+
+def test_runs_at_another_rate_or_of_another_study_do_not_count():
+    study, made = world({("rais", 8): SIX_TENTHS})
+    contender = study.contenders[-1]
+    stray = [
+        record(contender, "error", 0.02, seed=0, error=1.0),
+        record(contender, "error", 0.04, seed=9, error=1.0),
+        record(contender, "seconds", 0.02, milliseconds=99.0),
+    ]
+    comparison = only_comparison(study, made + stray, resamples=5)
+    assert comparison.steps.value == pytest.approx(0.6)
+    assert comparison.seconds.value == pytest.approx(0.66)
+
+
+def test_uniform_training_timed_at_one_length_is_timed_at_all():
+    study, made = world({("rais", 8): SIX_TENTHS})
+    kept = [
+        run
+        for run in made
+        if (run["key"]["purpose"], run["key"]["method"]) != ("seconds", "uniform")
+        or run["key"]["epochs"] == 8
+    ]
+    assert len(kept) < len(made)
+    comparison = only_comparison(study, kept, resamples=5)
+    assert comparison.seconds.value == pytest.approx(0.66)
+
+
+def test_a_method_timed_at_one_length_is_timed_at_all():
+    twice = {("rais", 8): SIX_TENTHS, ("rais", 4): SIX_TENTHS}
+    study, made = world(twice)
+    kept = [
+        run
+        for run in made
+        if (run["key"]["purpose"], run["key"]["method"]) != ("seconds", "rais")
+        or run["key"]["epochs"] == 4
+    ]
+    assert len(kept) < len(made)
+    for records in (made, kept):
+        [group] = group_runs(records, [study], lambda data: "error")
+        own = {runs.contender.epochs: runs for runs in group.runs if runs.timed}
+        seconds = [own[epochs].step_seconds for epochs in (4, 8)]
+        assert seconds[0] == seconds[1]
+
+
+def test_measures_become_tables_whatever_their_names(tmp_path):
+    study, made = world({("rais", 8): SIX_TENTHS}, name="oracle")
+    for run in made:
+        key = run["key"]
+        if key["method"] == "rais" and key["purpose"] == "error":
+            shift = key["seed"] - 2.0
+            run["measures"] = {
+                "precision": 0.75 + shift,
+                "variance": [{"true_gain": 2.5 + shift}, {"true_gain": 3.5, "late": 7}],
+                "parts": {"drawing": 0.25 + shift, "planning": 0.5},
+            }
+    text = report(tmp_path, study, made)
+    assert "| run | precision |" in text
+    assert "| fashion, cnn: RAIS, T = 8 | 0.75 |" in text
+    assert "|  | true gain | late |\n| --- | --- | --- |\n| 1 | 2.5 | - |" in text
+    assert "| 2 | 3.5 | 7 |" in text
+    assert "| drawing | 0.25 |\n| planning | 0.5 |" in text
+
+
+def test_an_interval_is_shown_by_its_mean_ends_and_longer_lists_are_not(tmp_path):
+    made = [
+        {"step": {"keras": {"quartiles": [low, 3.0], "all": [1.0, 2.0, 7.125]}}}
+        for low in (1.0, 2.0)
+    ]
+    contender = Contender("fashion", "cnn", "overhead", 1)
+    study = Study("overhead", "Overhead", "What for?", (contender,), trials=0, seeds=())
+    records = [
+        record(contender, "seconds", seed=seed, measures=measures)
+        for seed, measures in enumerate(made)
+    ]
+    text = report(tmp_path, study, records)
+    assert "| keras | 1.5-3 |" in text and "7.125" not in text
+
+
+def test_a_study_without_tuning_shows_its_measures(tmp_path):
+    contender = Contender("fashion", "cnn", "overhead", 1)
+    study = Study("overhead", "Overhead", "What for?", (contender,), trials=0, seeds=())
+    made = [record(contender, "seconds", measures={"step": 1.25})]
+    assert "| fashion, cnn: overhead, T = 1 | 1.25 |" in report(tmp_path, study, made)
+
+
+def test_a_report_made_twice_is_the_same(tmp_path):
+    noise = np.linspace(-0.2, 0.2, 5)
+    study, made = world({("rais", 8): SIX_TENTHS | {"noise": noise}})
+    first, again = (report(tmp_path, study, made) for _ in range(2))
+    assert first == again
+
+
+def test_every_figure_that_the_report_shows_is_written(tmp_path):
+    methods = {("rais", 8): SIX_TENTHS, ("infobatch", 8): {"error": 90.0}}
+    text = report(tmp_path, *world(methods))
+    shown = collections.Counter(
+        line[line.index("](") + 2 : -1]
+        for line in text.splitlines()
+        if line[:2] == "!["
+    )
+    assert set(shown) == {path.name for path in tmp_path.glob("*.png")}
+    assert len(shown) == 3 and max(shown.values()) == 1
+    assert all((tmp_path / name).stat().st_size < 200_000 for name in shown)
+
+
+def test_nothing_recorded_is_still_a_report(tmp_path):
+    study, _ = world({("rais", 8): {}})
+    text = report(tmp_path, study, [])
+    assert "in 0 comparisons" in first_paragraph(text)
+    assert "0 of 5 runs done" in text
+
+
+def test_a_method_without_uniform_training_to_compare_with_is_still_shown(tmp_path):
+    study, made = world({("rais", 8): SIX_TENTHS})
+    kept = [run for run in made if run["key"]["method"] == "rais"]
+    text = report(tmp_path, study, kept)
+    assert f"| RAIS | 8 | 0.04 | - | 5 | {curve(800):.2f}" in text
+    assert "Not compared yet: fashion, cnn (T = 8)." in first_paragraph(text)

@@ -1,0 +1,195 @@
+"""Losses, norms and floors that are out of the ordinary."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_osgd
+from keras_osgd.fit import checks
+from keras_osgd.sampling import RAIS
+from tests.helpers import small
+from tests.helpers.small import BATCH_SIZE, EPOCHS, X, Y
+
+# Row 15
+
+
+def test_norms_thirty_orders_apart_keep_every_probability_above_the_floor():
+    monitor = keras_osgd.callbacks.SamplingMonitor()
+    still = keras.optimizers.SGD(0.0)
+    model = small.model(optimizer=still, sampling=RAIS(floor=0.1, seed=0))
+    scales = np.geomspace(1e-15, 1e15, 60)
+    small.fit(model, epochs=EPOCHS, callbacks=[monitor], sample_weight=scales)
+    probabilities = monitor.probabilities()
+    np.testing.assert_allclose(probabilities.sum(), 1.0, rtol=1e-12)
+    assert probabilities.min() >= 0.1 / 60 * (1 - 1e-12)
+    assert probabilities.argmax() == 59 and probabilities[59] > 3 / 60
+
+
+# Row 16
+
+
+def test_no_floor_trains_with_a_warning_that_names_the_largest_weight():
+    model = small.model(sampling=RAIS(floor=0.0, retreat_below=0.0, seed=0))
+    scales = np.geomspace(0.01, 100, 60)
+    messages = small.warned(small.fit, model, epochs=EPOCHS, sample_weight=scales)
+    (message,) = [m for m in messages if "`floor` is 0" in m]
+    assert float(message.split("now ")[1].split(". ")[0]) > 1.5
+    assert np.isfinite(small.flat(model)).all()
+
+
+def test_the_warning_of_no_floor_comes_once_and_only_then():
+    model = small.model()
+    assert small.warned(checks.warn_of_floor, model, RAIS(floor=0.1), 9.0) == []
+    messages = small.warned(checks.warn_of_floor, model, RAIS(floor=0), 1234.5)
+    assert len(messages) == 1 and "largest weight is now 1.23e+03." in messages[0]
+    assert small.warned(checks.warn_of_floor, model, RAIS(floor=0), 9.0) == []
+    [message] = small.warned(checks.warn_of_floor, small.model(), RAIS(floor=0))
+    assert "undo much training. Use 0.05." in message
+
+
+@pytest.mark.parametrize("floor", [-0.01, 1.01, float("nan")])
+def test_a_floor_that_is_no_share_raises(floor):
+    with pytest.raises(
+        ValueError, match=rf"`floor` must be in \[0, 1\].*floor={floor}"
+    ):
+        small.model(sampling=RAIS(floor=floor))
+
+
+# Row 17
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_a_loss_without_a_value_for_each_example_raises_with_its_shape(axis):
+    def lumped(y_true, y_pred):
+        return keras.ops.mean(y_pred, axis=axis)
+
+    # Two outputs: over two examples a mean over axis 0 has the right shape by chance.
+    shape = r"\(\)" if axis is None else r"\(2,\)"
+    with pytest.raises(
+        ValueError, match=f"one value per example; lumped got shape {shape}. Use Keras"
+    ):
+        small.fit(small.model(lumped, units=2), X, X[:, :2])
+
+
+# Row 18
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none", None])
+def test_a_summed_loss_trains_as_the_mean_at_the_rate_times_the_batch_size(reduction):
+    mean = small.model(optimizer=keras.optimizers.SGD(0.2))
+    summed = small.model(
+        small.crossentropy(reduction=reduction),
+        optimizer=keras.optimizers.SGD(0.2 / BATCH_SIZE),
+    )
+    for model in (mean, summed):
+        small.fit(model, epochs=EPOCHS)
+    np.testing.assert_allclose(small.flat(summed), small.flat(mean), rtol=2e-4)
+    scores = [m.sampling_state.table.last_norms() for m in (summed, mean)]
+    np.testing.assert_allclose(*scores, rtol=2e-4)
+
+
+def test_a_loss_divided_by_the_sum_of_weights_raises():
+    loss = small.crossentropy(reduction="mean_with_sample_weight")
+    with pytest.raises(ValueError, match="divides by.*biases the gradient.*'sum_over_"):
+        small.fit(small.model(loss))
+
+
+# Row 24
+
+
+def two_outputs(losses: dict):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    names = {"kind": 3, "size": 1}
+    outputs = {
+        n: keras.layers.Dense(units, name=n)(inputs) for n, units in names.items()
+    }
+    model = keras_osgd.Model(inputs, outputs)
+    model.compile("sgd", losses, sampling=RAIS(seed=0))
+    return model
+
+
+def test_the_squared_norms_of_several_outputs_are_summed():
+    y = {"kind": Y, "size": X[:, :1]}
+    both = two_outputs({"kind": small.crossentropy(), "size": "mse"})
+    alone = [
+        two_outputs({"kind": small.crossentropy(), "size": None}),
+        two_outputs({"kind": None, "size": "mse"}),
+    ]
+    with pytest.warns(UserWarning, match="Gradients do not exist"):  # Keras' own
+        for model in (both, *alone):
+            model.optimizer.learning_rate = 0.0
+            small.fit(model, X, y)
+    norms = [m.sampling_state.table.last_norms() for m in (both, *alone)]
+    np.testing.assert_allclose(norms[0] ** 2, norms[1] ** 2 + norms[2] ** 2, rtol=1e-5)
+
+
+def test_all_bad_losses_among_several_are_named_with_their_outputs():
+    def scalar(y_true, y_pred):
+        return keras.ops.mean(y_pred)
+
+    y = {"kind": Y, "size": X[:, :1]}
+    model = two_outputs({"kind": small.crossentropy(), "size": scalar})
+    with pytest.raises(ValueError, match=r"; scalar of output size got shape \(\)\."):
+        small.fit(model, X, y)
+    model = two_outputs({"kind": scalar, "size": scalar})
+    kind, size = (rf"scalar of output {name} got shape \(\)" for name in y)
+    with pytest.raises(ValueError, match=f"one value per example; {kind}, {size}. Use"):
+        small.fit(model, X, y)
+
+
+# Row 23
+
+
+class Noisy(keras.layers.Layer):
+    """Neither a rule nor a second pass over one example gives its gradients."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dropout = keras.layers.Dropout(0.5)
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
+    def call(self, inputs):
+        return self.dropout(inputs * self.scale)
+
+
+def noisy(norm: str, loss=None):
+    layers = [Noisy(name="first"), Noisy(name="second"), keras.layers.Dense(3)]
+    model = keras_osgd.Sequential([keras.Input((4,)), *layers])
+    model.compile("sgd", loss or small.crossentropy(), sampling=RAIS(norm=norm))
+    return model
+
+
+def test_all_layers_without_exact_norms_are_listed_by_fit_with_the_way_out():
+    both = r"first \(Noisy\)(.|\n)*second \(Noisy\)(.|\n)*norm=.last_layer"
+    model = noisy("exact")
+    with pytest.raises(ValueError, match=both):
+        small.fit(model)
+    assert model.sampling_state.table is None  # nothing was begun
+    small.fit(noisy("last_layer"))
+
+
+@pytest.mark.parametrize("bad", ["label", "loss"])
+def test_layers_without_exact_norms_are_listed_beside_errors_of_the_losses(bad):
+    def scalar(y_true, y_pred):
+        return keras.ops.mean(y_pred)
+
+    model = noisy("exact", scalar if bad == "loss" else None)
+    y = Y if bad == "loss" else np.where(np.arange(60) == 3, 7, Y)
+    text = "one value per example" if bad == "loss" else "label 7 at index 3"
+    with pytest.raises(ValueError, match=rf"2 things.*\n1\..*{text}.*\n2\.") as raised:
+        small.fit(model, X, y)
+    for name in ("first (Noisy)", "second (Noisy)"):
+        assert name in str(raised.value)
+
+
+def test_exact_norms_are_tried_out_once_for_fits_of_the_same_shape(monkeypatch):
+    tried = []
+    monkeypatch.setattr(checks, "verify", lambda *args, **kwargs: tried.append(args))
+    for norm, times in (("last_layer", 0), ("exact", 1)):
+        model = small.model(sampling=RAIS(norm=norm, seed=0))
+        for _ in range(2):
+            small.fit(model)
+        assert len(tried) == times

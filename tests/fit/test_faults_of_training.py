@@ -1,0 +1,248 @@
+"""Models, optimizers and ways of running that are not the plain one."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_osgd
+from keras_osgd.callbacks import SamplingMonitor
+from keras_osgd.draws import pipeline
+from keras_osgd.sampling import RAIS
+from tests.helpers import small
+from tests.helpers.small import EPOCHS
+
+
+class Unbuilt(keras_osgd.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The indices of all blocks that are planned."""
+    plans, write = [], pipeline.PlanBuffers.write
+
+    def noted(self, plan):
+        plans.append(plan.index)
+        write(self, plan)
+
+    monkeypatch.setattr(pipeline.PlanBuffers, "write", noted)
+    return plans
+
+
+@pytest.fixture
+def policy():
+    """Sets a dtype policy; the one before is put back."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture
+def mixed_float16(policy):
+    policy("mixed_float16")
+
+
+# Row 25
+
+
+@pytest.mark.parametrize("backup", [False, True])
+@pytest.mark.parametrize(
+    "make", [Unbuilt, lambda: keras_osgd.Sequential([keras.layers.Dense(3)])]
+)
+def test_a_model_that_is_not_built_is_built_by_fit(make, backup, tmp_path):
+    model = make()
+    model.compile("sgd", small.crossentropy())
+    assert not model.built
+    callbacks = [keras.callbacks.BackupAndRestore(tmp_path)] if backup else None
+    small.fit(model, callbacks=callbacks)
+    assert [w.shape for w in model.get_weights()] == [(4, 3), (3,)]
+
+
+# Row 26
+
+
+def test_adam_trains_by_the_square_root_rule_and_says_so_once():
+    adam = keras.optimizers.Adam(0.01)
+    model = small.model(optimizer=adam)
+    first = small.warned(small.fit, model, epochs=EPOCHS)
+    assert len(first) == 1 and first[0].startswith("Adam: ")
+    assert "square-root rule (rate times sqrt(r), 1 - beta times r)" in first[0]
+    assert small.warned(small.fit, model) == []
+    assert model.sampling_state.lead.numpy() != 0.0  # the gain was counted
+    assert (float(adam.learning_rate), adam.beta_1) == (np.float32(0.01), 0.9)
+
+
+def test_an_optimizer_without_a_rule_keeps_its_rate_and_says_so():
+    model = small.model(optimizer="lion")
+    messages = small.warned(small.fit, model, epochs=EPOCHS)
+    assert len(messages) == 1 and "Lion: no rule is known" in messages[0]
+    assert model.sampling_state.lead.numpy() == 0.0
+    assert not model.sampling_run.adapt
+
+
+def test_a_rate_that_is_not_to_be_adapted_needs_no_rule():
+    model = small.model(optimizer="adam", sampling=RAIS(adapt_learning_rate=False))
+    assert small.warned(small.fit, model, epochs=EPOCHS) == []
+    assert model.sampling_state.lead.numpy() == 0.0
+
+
+def test_accumulated_gradients_keep_their_rate_and_say_so():
+    accumulating = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    model = small.model(optimizer=accumulating)
+    messages = small.warned(small.fit, model, epochs=EPOCHS)
+    assert len(messages) == 1 and "SGD accumulates gradients" in messages[0]
+    assert model.sampling_state.lead.numpy() == 0.0
+
+
+def test_a_model_without_trainable_weights_is_refused():
+    model = small.model()
+    model.trainable = False
+    with pytest.raises(ValueError, match="must have trainable weights.*none. Set `tra"):
+        small.fit(model)
+
+
+# Row 27
+
+
+@pytest.mark.parametrize("name", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_gradient_clipping_is_warned_of_once(name):
+    model = small.model(optimizer=keras.optimizers.SGD(0.1, **{name: 1.5}))
+    messages = small.warned(small.fit, model)
+    assert len(messages) == 1
+    assert f"Gradient clipping ({{'{name}': 1.5}})" in messages[0]
+    assert "biases the gradient" in messages[0]
+    assert small.warned(small.fit, model) == []
+
+
+# Row 28
+
+
+def test_a_rate_set_by_a_callback_is_read_back_and_logged_beside_the_gain():
+    model = small.model(sampling=RAIS(seed=0, retreat_below=0.0))
+    halved = keras.callbacks.LearningRateScheduler(lambda epoch: 0.9 ** (epoch + 20))
+    callbacks = [halved, SamplingMonitor()]
+    logs = small.fit(model, epochs=2 * EPOCHS, callbacks=callbacks).history
+    expected = np.float32(0.9 ** (np.arange(2 * EPOCHS) + 20))
+    np.testing.assert_allclose(logs["learning_rate"], expected, rtol=1e-6)
+    assert float(model.optimizer.learning_rate) == pytest.approx(expected[-1])
+    assert logs["gain_ratio"][-1] != 1.0
+
+
+def test_a_callback_that_sets_the_rate_it_has_changes_nothing():
+    models = [small.model(optimizer=keras.optimizers.SGD(0.125)) for _ in range(2)]
+    same = keras.callbacks.LearningRateScheduler(lambda epoch: 0.125)
+    small.fit(models[0], epochs=EPOCHS, callbacks=[same])
+    small.fit(models[1], epochs=EPOCHS)
+    np.testing.assert_array_equal(*map(small.flat, models))
+
+
+def test_reducing_the_rate_on_a_plateau_starts_from_the_rate_of_the_user():
+    model = small.model(optimizer=keras.optimizers.SGD(0.5))
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        "loss", factor=0.5, patience=1, min_delta=1e9
+    )
+    callbacks = [plateau, SamplingMonitor()]
+    logs = small.fit(model, epochs=EPOCHS, callbacks=callbacks).history
+    # Halved after every epoch but the first, which is the best so far.
+    expected = 0.5 ** np.maximum(np.arange(EPOCHS), 1)
+    np.testing.assert_array_equal(logs["learning_rate"], expected)
+    assert {"gain_ratio", "effective_epochs", "largest_weight"} <= set(logs)
+
+
+def test_a_schedule_stays_the_one_of_the_user():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 20, 0.5)
+    model = small.model(optimizer=keras.optimizers.SGD(schedule))
+    logs = small.fit(model, epochs=EPOCHS, callbacks=[SamplingMonitor()]).history
+    optimizer = model.optimizer
+    assert optimizer.iterations == model.sampling_run.clock.step  # true steps
+    rate = float(schedule(int(optimizer.iterations)))
+    np.testing.assert_allclose(float(optimizer.learning_rate), rate, rtol=1e-6)
+    assert len(logs["gain_ratio"]) == EPOCHS
+    assert optimizer.get_config()["learning_rate"]["class_name"] == "ExponentialDecay"
+
+
+# Row 29
+
+
+@pytest.mark.parametrize("norm", ["last_layer", "exact"])
+@pytest.mark.parametrize("half_type", ["float16", "bfloat16"])
+def test_half_precision_observes_finite_norms_in_float32(half_type, norm, policy):
+    models = []
+    for name in (f"mixed_{half_type}", "float32"):
+        policy(name)
+        models.append(small.model(sampling=RAIS(seed=0, norm=norm)))
+        small.fit(models[-1], epochs=EPOCHS)
+    half, full = models
+    assert half.layers[0].compute_dtype == half_type
+    norms = [m.sampling_state.table.last_norms() for m in (half, full)]
+    assert norms[0].dtype == np.float32
+    assert np.isfinite(norms[0]).all()
+    np.testing.assert_allclose(norms[0], norms[1], rtol=0.05)
+
+
+def test_steps_that_float16_skips_do_not_advance_the_clock(mixed_float16):
+    scaled = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1), initial_scale=2.0**40
+    )
+    model = small.model(optimizer=scaled)
+    logs = small.fit(model, epochs=EPOCHS, callbacks=[SamplingMonitor()]).history
+    applied, steps = int(scaled.iterations), model.sampling_run.clock.step
+    assert steps > applied + 10  # the first ones overflowed
+    effective = applied + float(model.sampling_state.lead)
+    assert EPOCHS * 15 <= effective < EPOCHS * 15 + 8  # one step's worth, at most
+    np.testing.assert_allclose(logs["effective_epochs"][-1], effective / 15, rtol=1e-6)
+
+
+@pytest.mark.parametrize("initial_scale", [2.0, 2.0**40])
+def test_steps_of_accumulated_gradients_count_each_unless_float16_skips_it(
+    initial_scale, mixed_float16
+):
+    accumulating = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    scaled = keras.optimizers.LossScaleOptimizer(accumulating, initial_scale)
+    model = small.model(optimizer=scaled)
+    small.fit(model, epochs=EPOCHS)
+    clock = model.sampling_run.clock
+    assert clock.effective_iterations() == EPOCHS * 15
+    assert int(scaled.iterations) == EPOCHS * 15 // 2  # updates, of two batches each
+    skipped = clock.step - EPOCHS * 15
+    assert skipped == 0 if initial_scale == 2 else skipped > 10
+    assert model.sampling_state.lead.numpy() == 0.0
+
+
+# Rows 30 and 31
+
+
+def test_compiled_by_xla_the_same_examples_are_drawn(drawn):
+    models = small.model(), small.model(jit_compile=True)
+    indices = []
+    for model in models:
+        small.fit(model, epochs=2 * EPOCHS)
+        indices.append(np.concatenate(drawn))
+        drawn.clear()
+    assert models[0].sampling_run.probabilities().std() > 1e-3 / 60  # not uniform
+    np.testing.assert_array_equal(*indices)
+    np.testing.assert_allclose(*map(small.flat, models), rtol=1e-4, atol=1e-6)
+
+
+def test_run_eagerly_gives_the_numbers_of_graph_mode():
+    models = small.model(), small.model(run_eagerly=True)
+    histories = [
+        small.fit(m, epochs=EPOCHS, callbacks=[SamplingMonitor()]) for m in models
+    ]
+    np.testing.assert_allclose(*map(small.flat, models), rtol=1e-5, atol=1e-6)
+    for key in ("loss", "gain_ratio", "effective_epochs"):
+        np.testing.assert_allclose(*(h.history[key] for h in histories), rtol=1e-4)
+
+
+def test_ten_steps_an_execution_give_the_numbers_of_one_bit_for_bit():
+    models = small.model(), small.model(steps_per_execution=10)
+    for model in models:
+        small.fit(model, epochs=2 * EPOCHS)
+        assert model.sampling_state.blocks >= 3
+    np.testing.assert_array_equal(*map(small.flat, models))
+    assert models[0].sampling_run.clock.step == models[1].sampling_run.clock.step

@@ -1,0 +1,474 @@
+"""`fit` from end to end, on a task small enough to train in a second."""
+
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_osgd
+from keras_osgd.callbacks import SamplingMonitor
+from keras_osgd.data import rows
+from keras_osgd.data.rows import Rows
+from keras_osgd.draws import pipeline
+from keras_osgd.draws.blocks import Blocks
+from keras_osgd.draws.pipeline import PlanBuffers
+from keras_osgd.sampling import RAIS
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
+from tests.helpers import small
+
+N, M = 1000, 16
+STEPS = -(-N // M)
+
+
+def _task(seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(N, 8)).astype("float32")
+    y = (x[:, 0] + x[:, 1] ** 2 > 0.5).astype("int64") + (x[:, 2] > 1)
+    return x, y
+
+
+X, Y = _task()
+
+
+def _layers(activation=None):
+    return [
+        keras.Input((8,)),
+        keras.layers.Dense(16, "relu"),
+        keras.layers.Dense(3, activation),
+    ]
+
+
+def _compiled(base=keras_osgd.Sequential, seed=1, rate=0.1, **compile_arguments):
+    keras.utils.set_random_seed(seed)
+    model = base(_layers())
+    model.compile(
+        keras.optimizers.SGD(rate, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        **compile_arguments,
+    )
+    return model
+
+
+def _fit(model, **arguments):
+    keras.utils.set_random_seed(2)
+    return model.fit(X, Y, **{"batch_size": M, "epochs": 6, "verbose": 0, **arguments})
+
+
+def _same_weights(a, b):
+    return all(
+        (p == q).all() for p, q in zip(a.get_weights(), b.get_weights(), strict=True)
+    )
+
+
+class _Drawn(keras.callbacks.Callback):
+    """Keeps what each batch was drawn with."""
+
+    def on_train_begin(self, logs=None):
+        self.plans = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        plan = self.model.sampling_run.planner.last_plan
+        if not self.plans or self.plans[-1] is not plan:
+            self.plans.append(plan)
+
+
+def test_uniform_is_keras_own_training_to_the_bit():
+    ours, keras_own = _compiled(sampling="uniform"), _compiled(keras.Sequential)
+    history = _fit(ours, validation_split=0.1).history
+    assert history == _fit(keras_own, validation_split=0.1).history
+    assert _same_weights(ours, keras_own)
+
+
+def test_one_seed_gives_the_same_weights_to_the_bit_and_another_does_not():
+    first, again, other = _compiled(), _compiled(), _compiled(sampling=RAIS(seed=7))
+    for model in (first, again, other):
+        _fit(model)
+    assert _same_weights(first, again)
+    assert not _same_weights(first, other)
+    assert first.sampling_run.planner.last_plan.importance
+
+
+def test_the_sampling_seed_alone_decides_the_draws():
+    plans = []
+    for keras_seed in (1, 2):
+        drawn = _Drawn()
+        _fit(_compiled(seed=keras_seed, sampling=RAIS(seed=7)), callbacks=[drawn])
+        plans.append(drawn.plans)
+    # The first block depends on the seed alone, later ones on what was observed.
+    np.testing.assert_array_equal(plans[0][0].index, plans[1][0].index)
+    assert (plans[0][-1].index != plans[1][-1].index).any()
+
+
+@pytest.mark.parametrize("steps_per_execution", [3, 7, 10])
+def test_steps_per_execution_changes_nothing(steps_per_execution):
+    one, several = _compiled(), _compiled(steps_per_execution=steps_per_execution)
+    histories = [_fit(one).history, _fit(several).history]
+    assert _same_weights(one, several)
+    assert one.optimizer.iterations.numpy() == several.optimizer.iterations.numpy()
+    assert histories[0] == histories[1]
+
+
+def test_a_longer_read_ahead_than_planned_for_is_refused_not_trained_on():
+    buffers = pipeline.PlanBuffers(block_steps=4, batch_size=2)
+    rows = Rows((np.zeros((3, 1), "float32"), np.zeros(3), None))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="further ahead"):
+        next(iter(pipeline.batches(buffers, rows)))
+
+
+def test_the_pipeline_reads_three_batches_ahead_and_no_more():
+    buffers = pipeline.PlanBuffers(block_steps=50, batch_size=2)
+    count = 2 * 50
+    ones = np.ones(count)
+    plan = pipeline.Plan(
+        0, np.zeros(count, np.int64), ones, ones, ones[:, None], False, 1.0, 1.0, 1.0
+    )
+    buffers.write(plan)
+    rows = Rows((np.zeros((3, 1), "float32"), np.zeros(3), None))
+    iterator = iter(pipeline.batches(buffers, rows))
+    for _ in range(10):
+        next(iterator)
+        time.sleep(0.05)  # lets it read as far ahead as it will
+    buffers.index.assign(tf.ones_like(buffers.index))
+    old = [int(next(iterator)[2].index[0]) == 0 for _ in range(10)]
+    assert pipeline.READ_AHEAD - 1 <= sum(old) <= pipeline.READ_AHEAD
+    assert all(old[: sum(old)])
+
+
+def test_an_epoch_is_an_epochs_worth_of_progress():
+    model, ends = _compiled(), []
+
+    class Progress(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            clock = model.sampling_run.clock
+            ends.append((clock.step, clock.effective_iterations()))
+
+    _fit(model, epochs=10, callbacks=[Progress()])
+    steps, progress = np.array(ends).T
+    largest = 8.0  # what a single step may add
+    assert (progress >= STEPS * np.arange(1, 11) - largest).all()
+    assert (progress < STEPS * np.arange(1, 11) + largest).all()
+    assert steps[-1] < 0.95 * 10 * STEPS  # it did pay
+    assert model.optimizer.iterations.numpy() == steps[-1]
+
+
+def test_without_adaptation_epochs_are_ordinary_ones():
+    model = _compiled(sampling=RAIS(adapt_learning_rate=False))
+    monitor = SamplingMonitor()
+    history = _fit(model, epochs=4, callbacks=[monitor]).history
+    assert model.optimizer.iterations.numpy() == 4 * STEPS
+    np.testing.assert_allclose(history["effective_epochs"], [1, 2, 3, 4], rtol=0.01)
+
+
+def test_steps_per_epoch_and_initial_epoch_mean_what_they_mean_in_keras():
+    model = _compiled(sampling=RAIS(adapt_learning_rate=False))
+    history = _fit(model, epochs=5, initial_epoch=2, steps_per_epoch=10)
+    assert history.epoch == [2, 3, 4]
+    assert model.optimizer.iterations.numpy() == 30
+
+
+def test_the_schedule_is_read_at_effective_iterations():
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 8 * STEPS, 0.0)
+    model = _compiled(rate=schedule)
+    _fit(model, epochs=8, callbacks=[SamplingMonitor()])
+    rate_now = model.history.history["learning_rate_applied"][-1]
+    gain = model.history.history["gain_ratio"][-1]
+    # All effective iterations are over, so the schedule has ended, although fewer
+    # steps were taken than it is long.
+    steps = int(model.optimizer.iterations.numpy())
+    assert steps < 8 * STEPS - 10
+    assert rate_now <= 0.1 * 8 / (8 * STEPS) * 2 * gain
+    assert rate_now < float(schedule(steps)) / 3
+
+
+@pytest.mark.parametrize("draws", ["reshuffled", "independent"])
+def test_metrics_and_loss_shown_estimate_the_whole_training_set(draws):
+    # A higher floor than by default, and so smaller weights, shows it in fewer epochs.
+    model = _compiled(sampling=RAIS(draws=draws, floor=0.2))
+    _fit(model, epochs=5)
+    model.optimizer.learning_rate = 0.0  # frozen: what is shown has one true value
+    _fit(model, epochs=2)  # the momentum runs out
+    shown = _fit(model, epochs=16).history
+    loss, accuracy = model.evaluate(X, Y, verbose=0)
+    assert model.sampling_run.planner.last_plan.importance
+    for name, true in (("accuracy", accuracy), ("loss", loss)):
+        standard_error = np.std(shown[name], ddof=1) / np.sqrt(16)
+        assert standard_error < 0.02 * true  # or the test could not fail
+        assert abs(np.mean(shown[name]) - true) < 5 * standard_error
+
+
+def test_validation_is_untouched():
+    model = _compiled()
+    history = _fit(model, validation_data=(X[:100], Y[:100])).history
+    loss, accuracy = model.evaluate(X[:100], Y[:100], batch_size=M, verbose=0)
+    assert history["val_accuracy"][-1] == pytest.approx(accuracy, abs=1e-7)
+    assert history["val_loss"][-1] == pytest.approx(loss, rel=1e-6)
+
+
+def test_every_example_is_seen_once_in_the_first_pass():
+    x = np.arange(800, dtype="float32")[:, None]
+    model = keras_osgd.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    drawn = _Drawn()
+    model.fit(x, x, batch_size=1, epochs=1, verbose=0, callbacks=[drawn])
+    index = np.concatenate([plan.index for plan in drawn.plans])[:800]
+    np.testing.assert_array_equal(np.sort(index), np.arange(800))
+
+
+def test_a_second_fit_continues_on_the_same_rows_and_traces_nothing_anew(capsys):
+    model = _compiled()
+    _fit(model)
+    blocks, function = model.sampling_state.blocks, model.train_function
+    _fit(model)
+    assert model.train_function is function
+    assert model.sampling_state.blocks > blocks
+    assert capsys.readouterr().out == ""
+
+
+def _lead(model):
+    return float(model.sampling_state.lead)
+
+
+def _lead_of_last_fit(model):
+    clock = model.sampling_run.clock
+    return clock.effective_iterations() - clock.step
+
+
+def test_the_effective_iterations_of_one_optimizer_go_on_from_fit_to_fit():
+    model = _compiled()
+    _fit(model)
+    first = _lead(model)
+    assert first > 10
+    model.compile(model.optimizer, model.loss)
+    _fit(model)
+    np.testing.assert_allclose(_lead(model), first + _lead_of_last_fit(model))
+
+
+SGD = keras.optimizers.SGD
+OPTIMIZERS = {
+    "plain": SGD,
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(SGD(), initial_scale=2.0),
+    "accumulating": lambda: SGD(gradient_accumulation_steps=2),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_new_optimizer_reads_its_schedule_from_the_start(kind):
+    model = _compiled()
+    _fit(model)
+    assert _lead(model) > 10
+    model.compile(OPTIMIZERS[kind](), model.loss)
+    _fit(model, epochs=2)
+    np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+    assert (_lead(model) == 0) == (kind == "accumulating")
+
+
+def test_so_it_does_after_steps_without_sampling():
+    model = _compiled()
+    _fit(model)
+    model.compile(SGD(), model.loss, sampling="uniform")
+    _fit(model, epochs=1)
+    model.compile(model.optimizer, model.loss)
+    _fit(model, epochs=1)
+    assert model.optimizer.iterations > model.sampling_run.clock.step
+    np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_so_it_does_on_weights_that_another_has_trained(compiled_first, tmp_path):
+    trained = _compiled()
+    _fit(trained)
+    trained.optimizer = None  # so that the file has the weights and the scores alone
+    trained.save_weights(tmp_path / "w.weights.h5")
+    model = _compiled() if compiled_first else keras_osgd.Sequential(_layers())
+    model.load_weights(tmp_path / "w.weights.h5")
+    assert _lead(model) == _lead(trained) > 10
+    if not compiled_first:
+        model.compile(SGD(), trained.loss)
+    _fit(model, epochs=1)
+    np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+
+
+def test_scores_start_afresh_with_a_notice_where_the_norm_is_another(capsys):
+    model = small.model(sampling=RAIS(seed=0))
+    small.fit(model, epochs=2)
+    assert model.sampling_state.norm == "last_layer"
+    for norm in ("exact", "last_layer"):
+        model.compile("sgd", model.loss, sampling=RAIS(norm=norm, seed=0))
+        small.fit(model, verbose=2)
+        assert f"are now asked for in those of norm={norm!r}" in capsys.readouterr().out
+        steps = len(small.X) // small.BATCH_SIZE
+        assert model.sampling_state.observed <= steps * small.BATCH_SIZE
+        small.fit(model, verbose=2)
+        assert "afresh" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", ["fewer", "rows"])
+def test_a_second_fit_on_other_rows_starts_the_scores_afresh_and_says_so(other, capsys):
+    model = _compiled()
+    _fit(model)
+    x, y = (X[:500], Y[:500]) if other == "fewer" else _task(seed=5)
+    model.fit(x, y, batch_size=M, epochs=1, verbose=2)
+    assert "start afresh" in capsys.readouterr().out
+    assert model.sampling_state.table.size == len(x)
+    assert model.sampling_state.blocks <= 3
+
+
+def test_unused_draws_are_given_back_when_training_stops_inside_a_block():
+    model = _compiled()
+    _fit(model, epochs=1)  # 63 steps: the second block has hardly begun
+    state = model.sampling_state
+    assert state.drawn == state.observed == STEPS * M
+    # In this uniform pass a visit weighs 1: as much was credited as was visited.
+    visits = STEPS * M / N - state.owed
+    np.testing.assert_allclose(visits, np.round(visits), atol=1e-9)
+    assert visits.sum() == pytest.approx(STEPS * M)
+
+
+def test_the_first_block_of_a_second_fit_is_credited_as_any_other():
+    model = _compiled()
+    _fit(model, epochs=5)
+    drawn = _Drawn()
+    _fit(model, epochs=1, callbacks=[drawn])
+    assert abs(drawn.plans[0].credit - 1) < 0.2
+
+
+def test_stopping_and_interrupts_lose_nothing_learned():
+    class Stop(keras.callbacks.Callback):
+        def __init__(self, how):
+            super().__init__()
+            self.how = how
+
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 20 and self.how == "stop":
+                self.model.stop_training = True
+            if batch == 20 and self.how == "interrupt":
+                raise KeyboardInterrupt
+
+    model = _compiled()
+    assert len(_fit(model, callbacks=[Stop("stop")]).epoch) == 1
+    assert model.sampling_state.observed == 21 * M
+    model.stop_training = False
+    with pytest.raises(KeyboardInterrupt):
+        _fit(model, callbacks=[Stop("interrupt")])
+    # Keras counts an execution whose callback raised; so do we.
+    assert model.sampling_state.observed == 42 * M
+    assert len(_fit(model).epoch) == 6
+
+
+def test_early_stopping_reduce_rate_and_csv_work_unchanged(tmp_path):
+    model = _compiled()
+    callbacks = [
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.EarlyStopping("val_loss", patience=2),
+        keras.callbacks.ReduceLROnPlateau("val_loss", patience=1, factor=0.5),
+        SamplingMonitor(),
+    ]
+    history = _fit(model, epochs=12, validation_split=0.2, callbacks=callbacks)
+    header = (tmp_path / "log.csv").read_text().splitlines()[0]
+    for key in ("gain_ratio", "gradient_ess", "largest_weight", "sampling_share"):
+        assert key in history.history
+        assert key in header
+    rate = float(model.optimizer.learning_rate.numpy())
+    assert rate in (0.1 * 0.5 ** np.arange(12)).astype("float32")
+
+
+def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
+    model = _compiled(sampling=RAIS(retreat_below=7.9))  # never reached
+    model.fit(X, Y, batch_size=M, epochs=8, verbose=2)
+    out = capsys.readouterr().out
+    assert out.count("Draws are uniform and reshuffled until it would") == 1
+    plan = model.sampling_run.planner.last_plan
+    assert not plan.importance
+    np.testing.assert_allclose(plan.probability, plan.credit / N)
+    assert model.sampling_run.figures()["candidate_gain_ratio"] > 1.1
+    assert model.optimizer.iterations.numpy() > 7.5 * STEPS  # no gain was applied
+
+
+def test_retreats_are_told_once_for_each_of_their_causes_and_one_return():
+    state = SamplingState()
+    state.allocate(ScoreTable(8, None), "", 0, "last_layer")
+    made = Blocks(RAIS(), state, PlanBuffers(50, 4))
+    for gain in (1.01, 2.0, 1.02, 2.0, 0.8, 2.0, 0.9, 1.0):
+        made.decide(np.array([gain]), importance=True, threshold=1.03)
+        assert state.armed == (gain == 2.0)
+    first, back, second = made.notices
+    assert first.startswith("Gain ratio 1.010 is below 1.03: drawing by the scores")
+    assert back == "Gain ratio 2.000: draws follow the scores."
+    assert second.startswith("Gain ratio 0.800 is below 1.03: the scores are worse")
+
+
+def test_draws_follow_the_scores_again_once_the_gain_rises():
+    model = _compiled()
+    _fit(model, epochs=4)
+    model.sampling_state.armed = False  # as after a retreat
+    _fit(model, epochs=4)
+    assert model.sampling_state.armed
+    assert model.sampling_run.planner.last_plan.importance
+
+
+def test_never_retreats_below_0():
+    model = _compiled(sampling=RAIS(retreat_below=0.0))
+    model.fit(X, np.zeros(N, "int64"), batch_size=M, epochs=6, verbose=0)
+    assert model.sampling_state.armed
+
+
+def test_large_arrays_are_read_in_place_with_the_same_result(monkeypatch):
+    small = _compiled()
+    _fit(small, epochs=3)
+    monkeypatch.setattr(rows, "_IN_PLACE_BYTES", 0)
+    large = _compiled()
+    _fit(large, epochs=3)
+    assert _same_weights(small, large)
+
+
+def test_dicts_and_tuples_of_arrays_and_several_outputs_train():
+    keras.utils.set_random_seed(0)
+    a, b = keras.Input((8,), name="a"), keras.Input((2,), name="b")
+    hidden = keras.layers.Dense(8, "relu")(keras.layers.Concatenate()([a, b]))
+    outputs = {
+        "class": keras.layers.Dense(3, "softmax", name="class")(hidden),
+        "value": keras.layers.Dense(1, name="value")(hidden),
+    }
+    model = keras_osgd.Model({"a": a, "b": b}, outputs)
+    model.compile(
+        "sgd",
+        {"class": "sparse_categorical_crossentropy", "value": "mse"},
+        metrics={"class": ["accuracy"]},
+    )
+    x = {"a": X, "b": X[:, :2]}
+    y = {"class": Y, "value": X[:, :1]}
+    history = model.fit(x, y, batch_size=M, epochs=5, verbose=0).history
+    assert history["class_loss"][-1] < history["class_loss"][0]
+    assert history["value_loss"][-1] < history["value_loss"][0]
+    assert np.isfinite(model.sampling_state.table.last_norms()).all()
+
+
+def test_train_on_batch_and_evaluate_and_predict_are_keras_own():
+    model = _compiled()
+    _fit(model, epochs=1)
+    keras_own = _compiled(keras.Sequential)
+    keras_own.set_weights(model.get_weights())
+    assert model.evaluate(X, Y, verbose=0) == keras_own.evaluate(X, Y, verbose=0)
+    np.testing.assert_array_equal(
+        model.predict(X, verbose=0), keras_own.predict(X, verbose=0)
+    )
+    fresh, own = _compiled(), _compiled(keras.Sequential)
+    logs = [m.train_on_batch(X[:M], Y[:M], return_dict=True) for m in (fresh, own)]
+    assert logs[0] == logs[1]
+    assert _same_weights(fresh, own)
+    _fit(model, epochs=1)
+    model.train_on_batch(X[:M], Y[:M])
+
+
+def test_the_monitor_gives_probabilities():
+    monitor = SamplingMonitor()
+    model = _compiled()
+    _fit(model, callbacks=[monitor])
+    p = monitor.probabilities()
+    assert p.shape == (N,)
+    assert p.sum() == pytest.approx(1.0)
+    assert p.min() >= 0.05 / N

@@ -1,0 +1,497 @@
+"""Saving, loading, exporting, and models that join later."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_osgd
+from keras_osgd.draws.block_lengths import lead_steps
+from keras_osgd.draws.planner import Planner
+from keras_osgd.sampling import RAIS
+from keras_osgd.scores.table import ScoreTable
+from tests.helpers import small
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(300, 8)).astype("float32")
+Y = (X[:, 0] > 0).astype("int64") + (X[:, 1] > 1)
+
+
+def _functional(base):
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(8, "relu")(inputs)
+    return base(inputs, keras.layers.Dense(3, "softmax")(hidden))
+
+
+def _sequential(base):
+    return base(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.Dense(3, "softmax"),
+        ]
+    )
+
+
+@keras.saving.register_keras_serializable(package="test_saving")
+class Net(keras_osgd.Model):
+    def __init__(self, units=8, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.hidden = keras.layers.Dense(units, "relu")
+        self.head = keras.layers.Dense(3, "softmax")
+
+    def call(self, x):
+        return self.head(self.hidden(x))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+MODELS = {
+    "functional": lambda: _functional(keras_osgd.Model),
+    "sequential": lambda: _sequential(keras_osgd.Sequential),
+    "subclassed": Net,
+}
+
+
+def _trained(make, **compile_arguments):
+    keras.utils.set_random_seed(0)
+    model = make()
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        **compile_arguments,
+    )
+    model.fit(X, Y, batch_size=16, epochs=6, verbose=0)
+    return model
+
+
+def _assert_same_state(a, b):
+    left, right = a.sampling_state, b.sampling_state
+    for name, value in left.table.state().items():
+        np.testing.assert_array_equal(value, right.table.state()[name])
+    np.testing.assert_array_equal(left.owed, right.owed)
+    np.testing.assert_array_equal(left.uncertainty_set.mean, right.uncertainty_set.mean)
+    for name in ("armed", "blocks", "drawn", "observed", "seed", "fingerprint", "norm"):
+        assert getattr(left, name) == getattr(right, name)
+    np.testing.assert_array_equal(left.lead.numpy(), right.lead.numpy())
+    np.testing.assert_array_equal(
+        left.gain.averages.numpy(), right.gain.averages.numpy()
+    )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_keras_file_brings_everything_back_and_trains_on(kind, tmp_path, capsys):
+    model = _trained(MODELS[kind], sampling=RAIS(floor=0.1, seed=3))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert type(loaded) is type(model)
+    assert repr(loaded.sampling) == repr(model.sampling)
+    _assert_same_state(model, loaded)
+    for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    for each in (model, loaded):
+        each.fit(X, Y, batch_size=16, epochs=3, verbose=2)
+    assert "afresh" not in capsys.readouterr().out
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_files_carry_the_scores_and_a_plain_keras_model_can_load_them(
+    kind, tmp_path
+):
+    model = _trained(MODELS[kind])
+    model.save_weights(tmp_path / "w.weights.h5")
+    other = MODELS[kind]()
+    other.build((None, 8))
+    other.load_weights(tmp_path / "w.weights.h5")
+    _assert_same_state(model, other)
+    if kind == "subclassed":
+        return
+    make = _functional if kind == "functional" else _sequential
+    plain = make(keras.Model if kind == "functional" else keras.Sequential)
+    plain.load_weights(tmp_path / "w.weights.h5")
+    for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_made_without_the_add_on_load_and_keep_the_scores_there_are(tmp_path):
+    plain = _sequential(keras.Sequential)
+    plain.save_weights(tmp_path / "w.weights.h5")
+    model = _trained(MODELS["sequential"])
+    norms = model.sampling_state.table.last_norms()
+    model.load_weights(tmp_path / "w.weights.h5")
+    np.testing.assert_array_equal(model.sampling_state.table.last_norms(), norms)
+    fresh = MODELS["sequential"]()
+    fresh.load_weights(tmp_path / "w.weights.h5")
+    assert fresh.sampling_state.table is None
+
+
+def test_weights_made_without_the_add_on_start_with_fresh_scores_and_say_so(
+    tmp_path, capsys
+):
+    plain = _sequential(keras.Sequential)
+    plain.save_weights(tmp_path / "w.weights.h5")
+    line = "The weights were loaded without scores: they start afresh."
+    for load, times in ((True, 1), (False, 0)):
+        model = MODELS["sequential"]()
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        if load:
+            model.load_weights(tmp_path / "w.weights.h5")
+        for _ in range(2):
+            model.fit(X, Y, epochs=1, verbose=2)
+        assert capsys.readouterr().out.count(line) == times
+        assert model.sampling_state.table.share_unseen < 1
+
+
+def test_scores_of_other_data_loaded_inside_fit_are_refused(tmp_path):
+    model = _trained(MODELS["sequential"])
+    model.save_weights(tmp_path / "w.weights.h5")
+
+    class Load(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.load_weights(tmp_path / "w.weights.h5")
+
+    with pytest.raises(ValueError, match="100 examples .* Received: 300 examples"):
+        model.fit(X[:100], Y[:100], epochs=2, verbose=0, callbacks=[Load()])
+
+
+def test_scores_of_another_norm_loaded_inside_fit_are_refused(tmp_path):
+    model = _trained(MODELS["sequential"])
+    model.save_weights(tmp_path / "w.weights.h5")
+    model.compile("sgd", model.loss, sampling=RAIS(norm="exact", seed=0))
+
+    class Load(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.load_weights(tmp_path / "w.weights.h5")
+
+    with pytest.raises(ValueError, match="norm='exact'. Received: .*'last_layer'"):
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=[Load()])
+
+
+@pytest.mark.parametrize("norm", ["last_layer", "exact"])
+def test_files_bring_back_the_norm_and_those_without_one_have_the_last_layer_s(norm):
+    store = {}
+    model = small.model(sampling=RAIS(norm=norm, seed=0))
+    small.fit(model)
+    model.sampling_state.save_own_variables(store)
+    loaded = small.model()
+    loaded.sampling_state.load_own_variables(store)
+    assert loaded.sampling_state.norm == norm
+    del store["norm"]
+    loaded.sampling_state.load_own_variables(store)
+    assert loaded.sampling_state.norm == "last_layer"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_scores_are_no_weights_and_no_part_of_an_export(kind, tmp_path):
+    model = _trained(MODELS[kind])
+    assert len(model.weights) == 4
+    assert model.count_params() == 8 * 8 + 8 + 8 * 3 + 3
+    model.export(tmp_path / "export", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "export")
+    served = exported.serve(X)
+    np.testing.assert_allclose(served, model.predict(X, verbose=0), rtol=1e-6)
+    tf.saved_model.save(model, tmp_path / "saved")
+    for folder in ("export", "saved"):
+        shapes = [
+            shape
+            for _, shape in tf.train.list_variables(
+                str(tmp_path / folder / "variables" / "variables")
+            )
+        ]
+        assert all(300 not in shape for shape in shapes)
+
+
+def test_an_export_and_an_accelerated_models_file_load_without_the_add_on(tmp_path):
+    model = keras_osgd.accelerate(_trained(lambda: _sequential(keras.Sequential)))
+    model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
+    model.save(tmp_path / "m.keras")
+    model.export(tmp_path / "export", verbose=False)
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", model.predict(X, verbose=0))
+    script = (
+        "import sys, keras, numpy as np, tensorflow as tf\n"
+        "assert 'keras_osgd' not in sys.modules\n"
+        "x, y = np.load('x.npy'), np.load('y.npy')\n"
+        "m = keras.models.load_model('m.keras')\n"
+        "assert m.compiled\n"
+        "np.testing.assert_allclose(m.predict(x, verbose=0), y, rtol=1e-5)\n"
+        "exported = tf.saved_model.load('export')\n"
+        "served = exported.serve(x)\n"
+        "np.testing.assert_allclose(served, y, rtol=1e-5)\n"
+        "assert 'keras_osgd' not in sys.modules\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True
+    )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_deepcopy_and_pickle_work(kind):
+    model = _trained(MODELS[kind])
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(copied) is type(model)
+        np.testing.assert_array_equal(
+            copied.predict(X, verbose=0), model.predict(X, verbose=0)
+        )
+        copied.fit(X, Y, epochs=1, verbose=0)
+
+
+def test_accelerate_and_release_keep_weights_and_optimizer():
+    keras.utils.set_random_seed(0)
+    model = _sequential(keras.Sequential)
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy"
+    )
+    model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
+    before = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
+    own_class = type(model)
+    assert keras_osgd.accelerate(model) is model
+    after = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+    model.fit(X, Y, batch_size=16, epochs=6, verbose=0)
+    assert model.sampling_state.observed > 0
+    iterations = int(model.optimizer.iterations.numpy())
+    assert keras_osgd.release(model) is model
+    assert type(model) is own_class
+    assert not [name for name in vars(model) if "osgd" in name]
+    model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
+    assert model.optimizer.iterations.numpy() == iterations + 19
+
+
+def test_accelerate_called_again_trains_by_the_new_method():
+    model = keras_osgd.accelerate(_trained(lambda: _sequential(keras.Sequential)))
+    planners = []
+    for method, epochs in [(RAIS(seed=0), 2), ("oracle", 1), (RAIS(norm="exact"), 1)]:
+        assert keras_osgd.accelerate(model, method) is model
+        model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
+        planners.append(type(model.sampling_run.planner).__name__)
+        assert (model.sampling_run.scorer is None) == (model.sampling.norm != "exact")
+    assert planners == ["Planner", "OraclePlanner", "Planner"]
+    model.train_on_batch(X[:16], Y[:16])
+    keras_osgd.accelerate(model, "uniform")
+    model.fit(X, Y, batch_size=16, verbose=0)
+    assert model.sampling_run is None
+
+
+def test_accelerate_takes_loaded_subclassed_and_uncompiled_models(tmp_path):
+    class Plain(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = keras.layers.Dense(3, "softmax")
+
+        def call(self, x):
+            return self.head(x)
+
+    plain = keras_osgd.accelerate(Plain(), sampling=RAIS(floor=0.2))
+    plain.compile("sgd", "sparse_categorical_crossentropy", sampling=RAIS(floor=0.2))
+    plain.fit(X, Y, epochs=2, verbose=0)
+    assert plain.sampling.floor == 0.2
+    functional = _functional(keras.Model)
+    functional.compile("sgd", "sparse_categorical_crossentropy")
+    functional.save(tmp_path / "m.keras")
+    loaded = keras_osgd.accelerate(keras.models.load_model(tmp_path / "m.keras"))
+    loaded.fit(X, Y, epochs=2, verbose=0)
+    assert loaded.sampling_state.observed > 0
+
+
+def test_a_keras_application_joins_without_being_rewritten():
+    model = keras.applications.MobileNetV2(
+        (32, 32, 3), alpha=0.35, weights=None, classes=3
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    keras_osgd.accelerate(model)
+    images = RNG.uniform(size=(40, 32, 32, 3)).astype("float32")
+    model.fit(images, Y[:40], batch_size=8, epochs=3, verbose=0)
+    assert np.isfinite(model.sampling_state.table.last_norms()).all()
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_a_train_step_without_a_loss_is_refused(accelerated):
+    base = keras.Sequential if accelerated else keras_osgd.Sequential
+
+    class Own(base):
+        def train_step(self, data):
+            return {"loss": 0.0}
+
+    model = Own([keras.Input((8,)), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    if accelerated:
+        keras_osgd.accelerate(model)
+    with pytest.raises(ValueError, match="Own.train_step, which never calls"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_what_cannot_be_accelerated_or_released_is_refused():
+    with pytest.raises(ValueError, match="takes a Keras model. Received: int"):
+        keras_osgd.accelerate(3)
+    with pytest.raises(ValueError, match="was not accelerated"):
+        keras_osgd.release(_sequential(keras.Sequential))
+
+
+def test_our_classes_keep_their_bases_whatever_is_made_of_them():
+    bases = {c: c.__bases__ for c in (keras_osgd.Model, keras_osgd.Sequential)}
+
+    class Wrapped(keras_osgd.Model):
+        pass
+
+    class Built(keras_osgd.Model):
+        def __init__(self):
+            inputs = keras.Input((8,))
+            outputs = keras.layers.Dense(3, "softmax")(inputs)
+            super().__init__(inputs=inputs, outputs=outputs)
+
+    made = [_functional(keras_osgd.Model), _functional(Wrapped), Built(), Net()]
+    for model in made:
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(X, Y, epochs=1, verbose=0)
+
+    class Later(keras_osgd.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = keras.layers.Dense(3, "softmax")
+
+        def call(self, x):
+            return self.head(x)
+
+    later = Later()
+    later.compile("sgd", "sparse_categorical_crossentropy")
+    later.fit(X, Y, epochs=1, verbose=0)
+    for cls, expected in bases.items():
+        assert cls.__bases__ == expected
+
+
+def test_backup_and_restore_brings_the_scores_back(tmp_path):
+    class Crash(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 4:
+                raise RuntimeError("crash")
+
+    def make():
+        keras.utils.set_random_seed(0)
+        model = MODELS["sequential"]()
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model
+
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    first = make()
+    with pytest.raises(RuntimeError, match="crash"):
+        first.fit(X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup, Crash()])
+    second = make()
+    restored = []
+    keep = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: restored.append(float(second.sampling_state.lead))
+    )
+    history = second.fit(
+        X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup, keep]
+    )
+    assert history.epoch == [4, 5, 6, 7]
+    assert second.sampling_state.observed > first.sampling_state.observed
+    # The optimizer was new when `fit` began, and no longer when it was restored.
+    assert restored == [float(first.sampling_state.lead)] and restored[0] > 0.1
+
+
+def _saved(state):
+    store = {}
+    state.save_own_variables(store)
+    return {name: np.array(value) for name, value in store.items()}
+
+
+def _same(a, b):
+    assert a.keys() == b.keys()
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _planner_amid_observing(model, monkeypatch):
+    """Returns a planner whose thread has updated half of the score table.
+
+    It goes on when the event is set that is returned too, or after a second; then a
+    third plan may begin at the step that is returned last.
+    """
+    run, half, go_on = model.sampling_run, threading.Event(), threading.Event()
+    steps = run.buffers.block_steps
+    planner = Planner(RAIS(seed=0), run.state, run.buffers, run.log, 1)
+    planner.start()
+    write = ScoreTable._write
+
+    def halting(table, name, index, values):
+        if name == "last":
+            half.set()
+            go_on.wait(timeout=1)
+        write(table, name, index, values)
+
+    monkeypatch.setattr(ScoreTable, "_write", halting)
+    planner.advance(steps - lead_steps(steps, 1))
+    assert half.wait(timeout=60)
+    return planner, go_on, steps
+
+
+def test_what_is_saved_while_a_block_is_planned_is_the_state_before_or_after(
+    monkeypatch,
+):
+    model = _trained(MODELS["sequential"])
+    state, before = model.sampling_state, {}
+    plan = Planner.plan
+
+    def keeping(planner, start, observed_until):
+        if start > 0:
+            before.update(_saved(state))
+        plan(planner, start, observed_until)
+
+    monkeypatch.setattr(Planner, "plan", keeping)
+    planner, go_on, steps = _planner_amid_observing(model, monkeypatch)
+    saved = _saved(state)
+    go_on.set()
+    planner.advance(steps)  # waits for the plan
+    after = _saved(state)
+    planner.finish(0)
+    assert not any(np.array_equal(before[k], after[k]) for k in CHANGED)
+    assert _same(saved, before) or _same(saved, after)
+
+
+CHANGED = ("table.last", "table.average_0.75", "table.sums", "owed", "drawn", "blocks")
+
+
+def test_what_is_loaded_while_a_block_is_planned_replaces_all_of_it(monkeypatch):
+    model = _trained(MODELS["sequential"])
+    state = model.sampling_state
+    stored = _saved(state)
+    planner, go_on, steps = _planner_amid_observing(model, monkeypatch)
+    state.load_own_variables(stored)
+    go_on.set()
+    planner.advance(steps)
+    assert _same(_saved(state), stored)
+    planner.finish(0)
+
+
+def test_files_saved_inside_fit_can_be_loaded_and_change_no_draw(tmp_path):
+    def trained(callbacks):
+        keras.utils.set_random_seed(0)
+        model = _sequential(keras_osgd.Sequential)
+        model.compile("sgd", "sparse_categorical_crossentropy", sampling=RAIS(seed=0))
+        model.fit(X, Y, batch_size=4, epochs=4, verbose=0, callbacks=callbacks)
+        return model
+
+    path = tmp_path / "{epoch}-{batch}.keras"
+    saving = keras.callbacks.ModelCheckpoint(path, save_freq=13)
+    for a, b in zip(
+        trained([]).get_weights(), trained([saving]).get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) > 10
+    loaded = keras.models.load_model(files[-1])
+    assert loaded.sampling_state.observed > 0

@@ -1,0 +1,110 @@
+"""Weighted SGD written out for one replica: what training on any draws must equal."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests.helpers import small
+
+RATE, MOMENTUM, DECAY, N, BATCH_SIZE = 0.3, 0.9, 0.98, 61, 8
+_rng = np.random.default_rng(1)
+X = _rng.normal(size=(N, 4)).astype("float32")
+Y = (np.abs(X).argmax(axis=1) % 3).astype("int64")
+
+
+def model(cls, **options):
+    """Returns a compiled model; the same weights each time."""
+    keras.utils.set_random_seed(0)
+    dense = [keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)]
+    made = cls([keras.Input((4,)), *dense])
+    optimizer = keras.optimizers.SGD(RATE, momentum=MOMENTUM)
+    made.compile(optimizer, small.crossentropy(), metrics=["accuracy"], **options)
+    return made
+
+
+class Draws(keras.callbacks.Callback):
+    """Keeps index, p and gain ratio of each step, and the norms that it left."""
+
+    def on_train_begin(self, logs=None):
+        self.index, self.probability, self.norms, self.gains = [], [], [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        run = self.model.sampling_run
+        row = (run.clock.step - 1) % run.buffers.rows
+        self.index.append(run.buffers.index.numpy()[row])
+        self.probability.append(run.buffers.probability.numpy()[row])
+        self.norms.append(run.log.read(run.clock.step - 1, run.clock.step)[0])
+        self.gains.append(float(run.clock.gain))
+
+    def arrays(self):
+        """Returns what was kept, an array each."""
+        return {name: np.array(kept) for name, kept in self._kept()}
+
+    def _kept(self):
+        return (
+            (n, getattr(self, n)) for n in ("index", "probability", "norms", "gains")
+        )
+
+
+class Replayed(NamedTuple):
+    """What comes of draws, in float64.
+
+    Attributes:
+        weights: all of them as one vector, after the last step.
+        norms: `[steps, m]`, of the last layer's gradient.
+        gains: `[steps]`, by which each step's rate is multiplied.
+    """
+
+    weights: np.ndarray
+    norms: np.ndarray
+    gains: np.ndarray
+
+
+def replay(start, index, probability) -> Replayed:
+    """Trains on the draws given, one example at a time.
+
+    Args:
+        start: weights of `model`.
+        index: `[steps, m]`, rows of X.
+        probability: `[steps, m]`, p of each among all N.
+    """
+    weights = [tf.Variable(w, dtype=tf.float64) for w in start]
+    velocity = [np.zeros(w.shape) for w in start]
+    averages, norms, gains = np.zeros(4), [], []
+    for rows, p in zip(index, probability, strict=True):
+        m, w = len(rows), 1 / (N * p.astype(np.float64))
+        each = [_gradient(weights, row) for row in rows]
+        mean = [
+            sum(a * g for a, g in zip(w, parts, strict=True)) / m
+            for parts in zip(*each, strict=True)
+        ]
+        v = np.array([np.sqrt((g[2] ** 2).sum() + (g[3] ** 2).sum()) for g in each])
+        gains.append(_ratio(averages, m))
+        squared = (mean[2] ** 2).sum() + (mean[3] ** 2).sum()
+        moments = [(w * v**2).mean(), (w**2 * v**2).mean(), np.nan, squared]
+        averages = averages + (1 - DECAY) * (np.array(moments) - averages)
+        norms.append(v)
+        for k, g in enumerate(mean):
+            velocity[k] = MOMENTUM * velocity[k] - RATE * gains[-1] * g
+            weights[k].assign_add(velocity[k])
+    flat = np.concatenate([w.numpy().ravel() for w in weights])
+    return Replayed(flat, np.array(norms), np.array(gains))
+
+
+def _gradient(weights, row) -> list[np.ndarray]:
+    with tf.GradientTape() as tape:
+        hidden = tf.tanh(tf.tensordot(X[row].astype(float), weights[0], 1) + weights[1])
+        logits = tf.tensordot(hidden, weights[2], 1) + weights[3]
+        loss = -tf.nn.log_softmax(logits)[int(Y[row])]
+    return [g.numpy() for g in tape.gradient(loss, weights)]
+
+
+def _ratio(averages, m) -> float:
+    """Returns 1 + (A_U - A) / (m ||g||^2), at most A_U/A where above 1 (equation 4)."""
+    uniform, second, _, squared = averages
+    if second == 0:
+        return 1.0
+    gain = 1 + (uniform - second) / (m * squared)
+    return float(np.clip(min(gain, uniform / second) if gain > 1 else gain, 1 / 8, 8))

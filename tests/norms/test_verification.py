@@ -1,0 +1,173 @@
+"""Nothing is trusted to exact norms that three examples show to be wrong."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_osgd
+from keras_osgd import norms
+from keras_osgd.sampling import RAIS
+from tests.helpers import small
+
+L = keras.layers
+X = np.random.default_rng(0).normal(size=(12, 5, 4)).astype("float32")
+Y = np.random.default_rng(1).normal(size=(12, 2)).astype("float32")
+
+
+class Scaled(L.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
+    def call(self, x):
+        return x * self.scale
+
+
+class CentredOnTheBatch(Scaled):
+    def call(self, x, training=False):
+        return super().call(x - keras.ops.mean(x, axis=0) if training else x)
+
+
+class Tripling(L.Layer):
+    def call(self, x, training=False):
+        return 3.0 * x if training else x
+
+
+class AroundTripling(Scaled):
+    """Takes no `training` of its own: Keras hands it to the layer inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Tripling()
+
+    def call(self, x):
+        return super().call(self.inner(x))
+
+
+class OwnBatchNormalization(L.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=training, mask=mask)
+
+
+class Mixed(L.Layer):
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]))
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.kernel)
+
+
+class Negated(Scaled):
+    def call(self, x):
+        return x * self.scale
+
+
+class TooLong(Scaled):
+    def call(self, x):
+        return x * self.scale
+
+
+@norms.register(Mixed)
+def mixed(call):
+    """Norms are right, gradients transposed."""
+    form = norms.Products(call.inputs, call.delta, (4, 4), (0, 1))
+    return [(call.layer.kernel, form)]
+
+
+@norms.register(Negated)
+def negated(call):
+    gradient = -keras.ops.sum(call.delta * call.inputs, axis=1)
+    return [(call.layer.scale, norms.PerExample(gradient))]
+
+
+@norms.register(TooLong)
+def too_long(call):
+    return [(call.layer.scale, norms.PerExample(call.delta * call.inputs))]
+
+
+def model(layer, optimizer="sgd", sampling=None):
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((5, 4)), L.Dense(4, "tanh"), layer, L.Flatten(), L.Dense(2)]
+    made = keras_osgd.Sequential(layers)
+    sampling = sampling or RAIS(norm="exact", seed=0)
+    made.compile(optimizer, "mse", sampling=sampling)
+    return made
+
+
+@pytest.mark.parametrize("layer", [Mixed, Negated])
+def test_rules_whose_norms_are_right_but_not_their_sums_are_refused(layer):
+    made = model(layer())
+    [weight] = made.layers[1].weights
+    with pytest.raises(ValueError, match="must add up to the batch's") as error:
+        small.fit(made, X, Y)
+    assert str([weight.path]) in str(error.value)
+    with pytest.raises(ValueError, match="must add up to the batch's"):
+        keras_osgd.gradient_norms(made, X, Y)
+
+
+def test_a_rule_that_forgets_to_sum_over_positions_is_told_the_shape():
+    with pytest.raises(ValueError, match=r"of shape \(3, 4\) for .*\(3, 5, 4\)"):
+        keras_osgd.gradient_norms(model(TooLong(name="long")), X, Y)
+
+
+def test_an_unknown_layer_that_mixes_examples_in_training_is_refused_before_training():
+    made = model(CentredOnTheBatch())
+    before = small.flat(made)
+    with pytest.raises(ValueError, match="a layer mixes examples in training"):
+        small.fit(made, X, Y)
+    np.testing.assert_array_equal(small.flat(made), before)
+    assert keras_osgd.gradient_norms(made, X, Y).min() > 0  # in inference mode
+
+
+@pytest.mark.parametrize("layer", [AroundTripling, OwnBatchNormalization])
+def test_what_depends_on_training_trains_as_without_exact_norms(layer):
+    trained = []
+    for norm in ("exact", "last_layer"):
+        # One epoch of uniform draws, and the gain ratio left out of the rate.
+        method = RAIS(norm=norm, seed=0, adapt_learning_rate=False)
+        made = model(layer(), sampling=method)
+        small.fit(made, X, Y)
+        trained.append(small.flat(made))
+    np.testing.assert_allclose(*trained, rtol=1e-4, atol=1e-6)
+
+
+def test_subclasses_of_batch_normalization_are_held_to_their_statistics():
+    made = model(OwnBatchNormalization(name="mine"))
+    messages = small.warned(small.fit, made, X, Y)
+    assert any("statistics of ['mine'] held" in message for message in messages)
+    with pytest.raises(ValueError, match=r"mine \(.*\) in training mode"):
+        keras_osgd.gradient_norms(made, X, Y, training=True)
+
+
+class WithoutRegularization(keras_osgd.Model):
+    """Leaves out what Keras adds to the losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = L.Dense(3, "tanh", kernel_regularizer=keras.regularizers.L2(0.3))
+        self.flat, self.last = L.Flatten(), L.Dense(2)
+
+    def call(self, x):
+        return self.last(self.flat(self.first(x)))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, **kwargs)
+        return loss - sum(self.losses)
+
+
+def test_a_compute_loss_without_regularization_has_the_norms_of_its_own_loss():
+    keras.utils.set_random_seed(0)
+    made = WithoutRegularization()
+    made.compile("sgd", "mse", sampling=RAIS(norm="exact", seed=0))
+    norms_of_own = keras_osgd.gradient_norms(made, X, Y)
+    plain = keras.Sequential([made.first, made.flat, made.last])
+    plain.compile("sgd", "mse")
+    expected = keras_osgd.gradient_norms(plain, X, Y)
+    np.testing.assert_allclose(norms_of_own, expected, rtol=1e-5)
+    small.fit(made, X, Y)  # is not refused
+
+
+def test_layers_worked_out_one_by_one_are_named_once():
+    made = model(Scaled(name="mine"))
+    calls = [keras_osgd.gradient_norms] * 2 + [small.fit]
+    messages = sum((small.warned(call, made, X, Y) for call in calls), [])
+    assert len([text for text in messages if "['mine']" in text]) == 1

@@ -1,0 +1,396 @@
+"""A training step with exact norms: what it observes, and what it does to weights."""
+
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_osgd
+from keras_osgd.base.replicas import Share
+from keras_osgd.callbacks import SamplingMonitor
+from keras_osgd.data import training_data
+from keras_osgd.draws.pipeline import Sample
+from keras_osgd.gain.gain_ratio import GainRatio
+from keras_osgd.losses import described as losses
+from keras_osgd.norms import scorer as scoring
+from keras_osgd.norms.verification import verify
+from keras_osgd.sampling import RAIS
+from keras_osgd.step import sampled_step as training_step
+from keras_osgd.step.skipping import Skips
+from tests.helpers import oracles_norms, small
+
+L = keras.layers
+M, N = 5, 20
+MODES = {"eager": {"run_eagerly": True}, "graph": {}, "jit": {"jit_compile": True}}
+
+
+def values(*shape, seed=0, size=M):
+    return np.random.default_rng(seed).normal(size=(size, *shape)).astype("float32")
+
+
+def labels(*shape, size=M):
+    return np.random.default_rng(1).integers(0, 3, (size, *shape))
+
+
+def functional(shape, *layers, cls=keras_osgd.Model, dtype="float32"):
+    outputs = inputs = keras.Input(shape, dtype=dtype)
+    for layer in layers:
+        outputs = layer(outputs)
+    return cls(inputs, outputs)
+
+
+def images(**options):
+    """Returns a model whose gradients come free as sums, as products and as rows."""
+    return functional(
+        (5, 5, 2),
+        L.Conv2D(4, 3, activation="relu", **options),
+        L.LayerNormalization(gamma_regularizer=options.get("kernel_regularizer")),
+        L.DepthwiseConv2D(2, activation="tanh"),
+        L.Flatten(),
+        L.Dense(3, "softmax"),
+    )
+
+
+def gradients_one_by_one(model, x, y, weights=None):
+    """Returns `[m, parameters]` float64, regularisation left out."""
+
+    def loss_of(i):
+        one = slice(i, i + 1)
+        weight = None if weights is None else tf.constant(weights[one])
+        y_pred = model(tf.constant(x[one]), training=False)
+        loss = model.compute_loss(x[one], tf.constant(y[one]), y_pred, weight)
+        return loss - sum(model.losses)
+
+    variables = model.trainable_weights
+    return oracles_norms.gradients_one_by_one(loss_of, variables, len(x))
+
+
+def step(model, x, y, norm, sample_weight=None):
+    """Makes one step; returns norms, moments, last layer's moments and weights w."""
+    data = training_data.prepare(x, y, sample_weight, None, len(x), None)
+    described = losses.describe(model, data)
+    model.optimizer.build(model.trainable_weights)
+    scorer = None
+    if norm == "exact":
+        scorer = scoring.Scorer(model, described, data)
+        verify(scorer, in_training=False)
+    clock = types.SimpleNamespace(
+        lead=tf.Variable(0.0, dtype=tf.float64), advance=lambda *_: None
+    )
+    run = types.SimpleNamespace(
+        n=N,
+        batch_size=len(x),
+        losses=described,
+        gain=GainRatio(),
+        skips=Skips(),
+        last_layer_gain=GainRatio(),
+        scorer=scorer,
+        adapt=False,
+        clock=clock,
+        share=Share(),
+    )
+    probability = np.random.default_rng(0).uniform(0.5, 2.0, len(x)) / N
+    p = tf.constant(probability, tf.float32)
+    index = tf.range(len(x), dtype=tf.int64)
+    rows = [tf.constant(a) for a in (x, y)]
+    sample = Sample(index, p, p, index, data.arrays[2])
+    core = training_step.make_core(model, run, model.jit_compile)
+    if not model.run_eagerly and not model.jit_compile:
+        core = tf.function(core, autograph=False)
+    norms = core((*rows, sample))[1]
+    moments = [gain.averages.numpy() / 0.02 for gain in (run.gain, run.last_layer_gain)]
+    return norms.numpy(), *moments, 1 / (N * probability)
+
+
+def compiled(build, optimizer=None, reduction="sum_over_batch_size", **options):
+    keras.utils.set_random_seed(0)
+    model = build()
+    for weight in model.trainable_weights:  # biases and scales apart from 0 and 1
+        rng = np.random.default_rng(len(weight.shape))
+        weight.assign(weight + 0.1 * rng.normal(size=weight.shape))
+    loss = keras.losses.SparseCategoricalCrossentropy(reduction=reduction)
+    model.compile(optimizer or keras.optimizers.SGD(0.1), loss, **options)
+    return model
+
+
+def scaled(rate=0.1):
+    inner = keras.optimizers.SGD(rate)
+    return keras.optimizers.LossScaleOptimizer(inner, initial_scale=64.0)
+
+
+X, Y = values(5, 5, 2), labels()
+
+
+def assert_observed(found, gradients):
+    norms, moments, _, w = found
+    squared = (gradients**2).sum(axis=1)
+    assert np.ptp(squared) > 0
+    np.testing.assert_allclose(norms, np.sqrt(squared), rtol=1e-4)
+    expected = [(w * squared).mean(), (w**2 * squared).mean()]
+    np.testing.assert_allclose(moments[:2], expected, rtol=1e-4)
+    batch = ((w[:, None] * gradients).mean(axis=0) ** 2).sum()
+    np.testing.assert_allclose(moments[3], batch, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mode, reduction, weighted",
+    [
+        ("eager", "sum", True),
+        ("graph", "sum_over_batch_size", True),
+        ("graph", "sum", False),
+        ("jit", "sum_over_batch_size", False),
+    ],
+)
+def test_a_step_observes_the_norms_and_moments_before_it(mode, reduction, weighted):
+    weights = np.array([0.5, 2, 1, 3, 0.1], np.float32) if weighted else None
+    model = compiled(images, reduction=reduction, **MODES[mode])
+    gradients = gradients_one_by_one(model, X, Y, weights)
+    assert_observed(step(model, X, Y, "exact", weights), gradients)
+
+
+class Penalised(L.Layer):
+    """Adds a loss that depends on the batch and on a weight of its own."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        x = x * self.scale
+        self.add_loss(keras.ops.mean(keras.ops.square(x), axis=(1, 2, 3)))
+        return x
+
+
+def shared():
+    conv = L.Conv2D(2, 3, padding="same", activation="tanh", kernel_regularizer="l2")
+    return functional((5, 5, 2), conv, conv, L.Flatten(), L.Dense(3, "softmax"))
+
+
+def looked_up():
+    return functional(
+        (5, 5, 2),
+        L.Lambda(lambda x: keras.ops.cast(keras.ops.abs(2 * x), "int32")),
+        L.Embedding(9, 3, embeddings_regularizer="l2"),
+        L.Flatten(),
+        L.Dense(3, "softmax"),
+    )
+
+
+class WithoutRegularisation(keras_osgd.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        loss = super().compute_loss(x, y, y_pred, sample_weight)
+        return loss - sum(self.losses)
+
+
+def own_loss():
+    return functional(
+        (5, 5, 2),
+        L.Conv2D(4, 3, kernel_regularizer=keras.regularizers.L2(1e-3)),
+        L.Flatten(),
+        L.Dense(3, "softmax"),
+        cls=WithoutRegularisation,
+    )
+
+
+KINDS = {
+    "plain": images,
+    "L2": lambda: images(kernel_regularizer="l2"),
+    "L2 and activity": lambda: images(
+        kernel_regularizer="l2", activity_regularizer="l2"
+    ),
+    "add_loss of a vector": lambda: functional(
+        (5, 5, 2), L.Conv2D(3, 2), Penalised(), L.Flatten(), L.Dense(3, "softmax")
+    ),
+    "a shared layer": shared,
+    "an embedding": looked_up,
+    "a compute_loss without regularisation": own_loss,
+    "a frozen layer": lambda: functional(
+        (5, 5, 2),
+        L.Conv2D(3, 2, trainable=False, kernel_regularizer="l2"),
+        L.Conv2D(3, 2),
+        L.Flatten(),
+        L.Dense(3, "softmax"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "kind, optimizer",
+    [
+        *((kind, None) for kind in KINDS if kind != "plain"),
+        ("L2", scaled),
+        ("L2 and activity", scaled),
+    ],
+)
+def test_regularisation_and_loss_scaling_enter_neither_norms_nor_moments(
+    kind, optimizer
+):
+    model = compiled(KINDS[kind], optimizer and optimizer())
+    gradients = _without_vector_terms(model)
+    assert_observed(step(model, X, Y, "exact"), gradients)
+
+
+def _without_vector_terms(model):
+    plain = keras.Model(model.inputs, model.outputs)
+    plain.compile("sgd", model.loss)
+    rows = []
+    for i in range(M):
+        with tf.GradientTape() as tape:
+            loss = model.loss(Y[i : i + 1], plain(X[i : i + 1], training=False))
+        found = tape.gradient(loss, [v.value for v in model.trainable_weights])
+        rows.append(np.concatenate([np.ravel(tf.convert_to_tensor(g)) for g in found]))
+    return np.stack(rows).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    "kind, mode",
+    [
+        *((kind, "graph") for kind in KINDS),
+        *((kind, "eager") for kind in ("L2", "L2 and activity", "an embedding")),
+        *((kind, "jit") for kind in ("L2 and activity", "a shared layer")),
+    ],
+)
+def test_a_step_changes_the_weights_as_one_without_exact_norms_does(kind, mode):
+    after = []
+    for norm in ("exact", "last_layer"):
+        model = compiled(KINDS[kind], **MODES[mode])
+        before = small.flat(model)
+        found = step(model, X, Y, norm)
+        after.append(small.flat(model) - before)
+        last = found[1 if norm == "last_layer" else 2]
+    scale = np.abs(after[1]).max()
+    assert scale > 1e-3
+    np.testing.assert_allclose(after[0], after[1], atol=2e-6 * max(scale, 1.0))
+    assert np.isfinite(last).all()
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_loss_scaling_changes_no_step(mode):
+    after = []
+    for optimizer in (scaled, None):
+        model = compiled(KINDS["L2"], optimizer and optimizer(), **MODES[mode])
+        step(model, X, Y, "exact")
+        after.append(small.flat(model))
+    np.testing.assert_allclose(*after, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_the_last_layer_s_moments_are_kept_beside_the_exact_ones(mode):
+    exact = step(compiled(images, **MODES[mode]), X, Y, "exact")
+    last = step(compiled(images, **MODES[mode]), X, Y, "last_layer")
+    np.testing.assert_allclose(exact[2], last[1], rtol=1e-4)
+    assert (exact[1][:2] > 1.05 * last[1][:2]).all()
+
+
+def normalised():
+    return functional(
+        (5, 5, 2),
+        L.Conv2D(4, 3, activation="relu"),
+        L.BatchNormalization(),
+        L.Flatten(),
+        L.Dense(3, "softmax"),
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_with_batch_normalization_norms_are_those_with_statistics_held(mode):
+    model = compiled(normalised, **MODES[mode])
+    moving = model.layers[2].moving_mean
+    gradients, before = gradients_one_by_one(model, X, Y), moving.numpy()
+    norms, moments, _, w = step(model, X, Y, "exact")
+    squared = (gradients**2).sum(axis=1)
+    np.testing.assert_allclose(norms, np.sqrt(squared), rtol=1e-4)
+    np.testing.assert_allclose(moments[0], (w * squared).mean(), rtol=1e-4)
+    assert np.abs(moving.numpy() - before).max() > 1e-4  # which training still moves
+
+
+def test_with_batch_normalization_the_moment_of_the_gradient_is_the_batch_s_own():
+    model = compiled(normalised, keras.optimizers.SGD(1.0))
+    before = np.concatenate([np.ravel(v) for v in model.trainable_weights])
+    moments = step(model, X, Y, "exact")[1]
+    after = np.concatenate([np.ravel(v) for v in model.trainable_weights])
+    np.testing.assert_allclose(moments[3], ((after - before) ** 2).sum(), rtol=1e-4)
+
+
+# Through fit
+
+
+def fitted(build=None, x=small.X, y=small.Y, norm="exact", **options):
+    model = compiled(
+        build or (lambda: functional((4,), L.Dense(6, "tanh"), L.Dense(3, "softmax"))),
+        sampling=RAIS(norm=norm, seed=0, adapt_learning_rate=False),
+        **options,
+    )
+    history = small.fit(model, x, y, callbacks=[SamplingMonitor()])
+    return model, history.history
+
+
+def test_fit_s_observations_of_the_first_step_are_exact():
+    model, _ = fitted(optimizer=keras.optimizers.SGD(0.0))  # so every step's are
+    norms = keras_osgd.gradient_norms(model, small.X, small.Y)
+    last = model.sampling_state.table.last_norms()
+    seen = last > 0
+    assert seen.sum() > 30
+    np.testing.assert_allclose(last[seen], norms[seen], rtol=1e-4)
+
+
+def test_training_with_exact_norms_draws_and_warns_of_nothing_it_need_not():
+    assert small.warned(fitted) == []
+
+
+def test_the_monitor_shows_the_gain_ratio_of_the_last_layer_beside_the_exact_one():
+    _, history = fitted()
+    assert (
+        history["gain_ratio_last_layer"]
+        and np.isfinite(history["gain_ratio_last_layer"]).all()
+    )
+    assert "gain_ratio_last_layer" not in fitted(norm="last_layer")[1]
+
+
+def test_batch_normalization_is_warned_of_once():
+    def build():
+        return functional(
+            (4,), L.Dense(6), L.BatchNormalization(), L.Dense(3, "softmax")
+        )
+
+    model = compiled(build, sampling=RAIS(norm="exact", seed=0))
+    statistics, norms = small.warned(small.fit, model)
+    assert "recalibrate_batch_normalization" in statistics
+    assert "held at their moving averages" in norms
+    assert small.warned(small.fit, model) == []
+
+
+def test_an_unknown_layer_is_warned_of_once_by_name():
+    class Scale(L.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+        def call(self, x):
+            return x * self.scale
+
+    def build():
+        return functional((4,), Scale(name="mine"), L.Dense(3, "softmax"))
+
+    model = compiled(build, sampling=RAIS(norm="exact", seed=0))
+    found = small.warned(small.fit, model)
+    assert len(found) == 1 and "['mine']" in found[0] and "register" in found[0]
+    assert small.warned(small.fit, model) == []
+
+
+def test_an_accelerated_model_s_steps_are_those_of_our_own():
+    after = []
+    for build in (lambda: functional((4,), L.Dense(3, "softmax")), _accelerated):
+        model, _ = fitted(build) if build is not _accelerated else _fit_accelerated()
+        after.append(small.flat(model))
+    np.testing.assert_allclose(*after, rtol=1e-6)
+
+
+def _accelerated():
+    return functional((4,), L.Dense(3, "softmax"), cls=keras.Model)
+
+
+def _fit_accelerated():
+    model = compiled(_accelerated)
+    keras_osgd.accelerate(model, RAIS(norm="exact", seed=0, adapt_learning_rate=False))
+    return model, small.fit(model)

@@ -1,0 +1,310 @@
+"""A user's own `train_step`, as Keras' guides write it, is importance-sampled too."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_osgd
+from keras_osgd.sampling import RAIS
+from keras_osgd.step.own_train_step import own_train_step
+from tests.helpers import small
+from tests.helpers.paths import ROOT
+
+unpacked = keras.utils.unpack_x_y_sample_weight
+README = ROOT / "README.md"
+WEIGHTS = np.random.default_rng(0).uniform(0.5, 2, len(small.X)).astype("float32")
+
+
+def guide(model, data):
+    """The step of Keras' guide "Customizing what happens in `fit()`"."""
+    x, y, sample_weight = unpacked(data)
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True)
+        loss = model.compute_loss(y=y, y_pred=y_pred, sample_weight=sample_weight)
+    trainable = model.trainable_weights
+    gradients = tape.gradient(loss, trainable)
+    model.optimizer.apply(gradients, trainable)
+    for metric in model.metrics:
+        if metric.name == "loss":
+            metric.update_state(loss)
+        else:
+            metric.update_state(y, y_pred, sample_weight=sample_weight)
+    return {m.name: m.result() for m in model.metrics}
+
+
+def scaled(model, data):
+    """The same for float16, by another of the optimizer's names, data by position."""
+    x, y, sample_weight = data
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True)
+        loss = model.compute_loss(x, y, y_pred, sample_weight)
+        loss = model.optimizer.scale_loss(loss)
+    gradients = tape.gradient(loss, model.trainable_weights)
+    pairs = zip(gradients, model.trainable_weights, strict=True)
+    model.optimizer.apply_gradients(pairs)
+    return model.compute_metrics(x, y, y_pred, sample_weight)
+
+
+def extended(model, data):
+    logs = super(type(model), model).train_step(data)
+    return {**logs, "one": tf.ones([])}
+
+
+def made(step=None, of=keras_osgd, layers=(), optimizer=None, **options):
+    keras.utils.set_random_seed(0)
+    base = of.Model
+    if step is not None:
+        base = type("Own", (base,), {"train_step": step})
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, "tanh")(inputs)
+    outputs = keras.layers.Dense(3, "softmax")(hidden)
+    for layer in layers:
+        outputs = layer(outputs)
+    model = base(inputs, outputs)
+    options = {"metrics": ["accuracy"], **options}
+    if of is keras_osgd:
+        options = {"sampling": RAIS(seed=0, retreat_below=0.0), **options}
+    optimizer = optimizer or keras.optimizers.SGD(0.1, momentum=0.5)
+    model.compile(optimizer, "sparse_categorical_crossentropy", **options)
+    return model
+
+
+def fit(model, epochs=4, x=small.X, **options):
+    """Trains until well into the second block, by then with weights."""
+    options = {"sample_weight": WEIGHTS, **options}
+    return small.fit(model, x, epochs=epochs, **options).history
+
+
+@pytest.fixture(scope="module")
+def reference():
+    model = made(weighted_metrics=["accuracy"])
+    history = fit(model)
+    assert model.sampling_run.planner.last_plan.importance
+    assert model.sampling_run.figures()["effective_epochs"] > 4 * 1.001
+    return model, history
+
+
+def assert_same(model, other, tolerance=1e-6):
+    np.testing.assert_allclose(small.flat(model), small.flat(other), atol=tolerance)
+    norms = [each.sampling_state.table.last_norms() for each in (model, other)]
+    np.testing.assert_allclose(*norms, rtol=10 * tolerance)
+    assert float(model.sampling_state.lead) == pytest.approx(
+        float(other.sampling_state.lead), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_the_step_of_keras_guide_trains_as_ours(accelerated, reference):
+    options = {"weighted_metrics": ["accuracy"]}
+    if accelerated:  # and decorated, as a user may have done
+        model = made(tf.function(guide), of=keras, **options)
+        keras_osgd.accelerate(model, RAIS(seed=0, retreat_below=0.0))
+    else:
+        model = made(guide, **options)
+    history = fit(model)
+    expected, shown = reference
+    assert_same(model, expected)
+    for name in ("accuracy", "weighted_accuracy"):
+        np.testing.assert_allclose(history[name], shown[name], rtol=1e-5)
+    # Keras' guide takes the mean over steps, we the weighted one over examples.
+    np.testing.assert_allclose(history["loss"], shown["loss"], rtol=0.2)
+    left = {"train_step", "compute_loss"} & vars(model).keys()
+    assert not left and "apply" not in vars(model.optimizer)
+
+
+def of_readme(model, data):
+    """The step that the README shows."""
+    section = README.read_text().split("## Your own `train_step`")[1]
+    names = {"keras": keras, "keras_osgd": keras_osgd, "tf": tf}
+    exec(section.split("```python")[1].split("```")[0], names)
+    return names["Own"].train_step(model, data)
+
+
+@pytest.mark.parametrize("step", [extended, of_readme])
+def test_steps_written_otherwise_train_as_ours(step, reference):
+    model = made(step, weighted_metrics=["accuracy"], steps_per_execution=3)
+    history = fit(model)
+    assert_same(model, reference[0])
+    assert ("one" in history) == (step is extended)
+
+
+def test_a_scaled_loss_and_xla_change_neither_steps_nor_norms(reference):
+    def optimizer():
+        inner = keras.optimizers.SGD(0.1, momentum=0.5)
+        return keras.optimizers.LossScaleOptimizer(inner, initial_scale=64.0)
+
+    model = made(scaled, optimizer=optimizer(), jit_compile=True)
+    fit(model)
+    assert_same(model, reference[0], 1e-5)
+
+
+def test_a_row_with_nan_changes_nothing_and_is_set_aside():
+    x = small.X.copy()
+    x[7] = np.nan
+    plain, own = made(), made(guide)
+    for model in (plain, own):
+        fit(model, x=x, verbose=0)
+    assert np.isfinite(small.flat(own)).all()
+    assert list(own.sampling_state.bad_examples.set_aside) == [7]
+    assert_same(own, plain)
+
+
+def test_uniform_training_and_single_batches_run_it_as_keras_does():
+    eager = {"run_eagerly": True}
+    models = made(guide, sampling="uniform", **eager), made(guide, of=keras, **eager)
+    logs = []
+    for model in models:
+        keras.utils.set_random_seed(1)
+        logs.append([fit(model, 1), model.train_on_batch(small.X[:4], small.Y[:4])])
+    assert logs[0] == logs[1]
+    np.testing.assert_array_equal(*map(small.flat, models))
+
+
+@pytest.mark.parametrize("step", [None, guide])
+def test_single_batches_before_and_between_fits_are_keras_own(step):
+    x, y = small.X[:6], small.Y[:6]
+    sampling = RAIS(seed=0, adapt_learning_rate=False)
+    ours = made(step, sampling=sampling, run_eagerly=True)
+    plain = made(step, of=keras, run_eagerly=True)
+    for _ in range(2):
+        logs = []
+        plain.set_weights(ours.get_weights())
+        for own, other in zip(
+            plain.optimizer.variables, ours.optimizer.variables, strict=True
+        ):
+            own.assign(other)
+        for model in (ours, plain):
+            model.reset_metrics()
+            trained = model.train_on_batch(x, y, WEIGHTS[:6])
+            model.reset_metrics()
+            tested = model.test_on_batch(x, y, WEIGHTS[:6])
+            logs.append((trained, tested, model.predict_on_batch(x).tolist()))
+        assert logs[0] == logs[1]
+        np.testing.assert_array_equal(small.flat(ours), small.flat(plain))
+        fit(ours, 1)
+    assert ours.sampling_state.observed == 2 * len(small.X)
+
+
+def gradients_of(model, x, y, *weights):
+    """Returns the gradients of `compute_loss`, with weights or without."""
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True)
+        loss = model.compute_loss(x, y, y_pred, *weights)
+    return tape.gradient(loss, model.trainable_weights)
+
+
+def unweighted(model, data):
+    x, y, _ = unpacked(data)
+    gradients = gradients_of(model, x, y)
+    model.optimizer.apply(gradients, model.trainable_weights)
+
+
+def changed(model, data):
+    x, y, w = unpacked(data)
+    gradients = gradients_of(model, x, y, w / tf.reduce_mean(w))
+    model.optimizer.apply(gradients, model.trainable_weights)
+
+
+def twice(model, data):
+    x, y, w = unpacked(data)
+    gradients_of(model, x, y, w)
+    gradients_of(model, x, y, w)
+
+
+def applied_twice(model, data):
+    x, y, w = unpacked(data)
+    gradients = gradients_of(model, x, y, w)
+    model.optimizer.apply(gradients, model.trainable_weights)
+    model.optimizer.apply(gradients, model.trainable_weights)
+
+
+def never(model, data):
+    return {"loss": tf.zeros([])}
+
+
+def own_loss(model, data):
+    x, _, _ = unpacked(data)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x, training=True) ** 2)
+    gradients = tape.gradient(loss, model.trainable_weights)
+    model.optimizer.apply(gradients, model.trainable_weights)
+
+
+def by_hand(model, data):
+    x, y, w = unpacked(data)
+    gradients = gradients_of(model, x, y, w)
+    for gradient, variable in zip(gradients, model.trainable_weights, strict=True):
+        variable.assign_sub(0.1 * gradient)
+    return {}
+
+
+def two_parts(model, data):
+    x, y = data
+    return guide(model, data)
+
+
+def inside(model, data):
+    return tf.function(lambda: guide(model, data))()
+
+
+REFUSED = {
+    "without `sample_weight`": unweighted,
+    "changes `sample_weight`": changed,
+    "calls `compute_loss` more than once": twice,
+    "applies gradients more than once": applied_twice,
+    "never calls `compute_loss`": never,
+    "applies gradients without `compute_loss`": own_loss,
+    "never lets `self.optimizer` apply": by_hand,
+    "raised ValueError.'too many values to unpack": two_parts,
+    "inside a `tf.function` of its own": inside,
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_step_that_cannot_be_sampled_is_refused_before_training(message):
+    model = made(REFUSED[message], metrics=None)
+    before = small.flat(model)
+    with pytest.raises(ValueError, match=f"Own.train_step, which .*{message}") as info:
+        fit(model)
+    assert 'sampling="uniform"' in str(info.value)
+    np.testing.assert_array_equal(small.flat(model), before)
+    [found] = keras_osgd.check(model, small.X, small.Y, batch_size=4, print_fn=None)[:1]
+    assert found.kind == "error" and found.text == str(info.value)
+
+
+def test_a_second_optimizer_and_exact_norms_are_refused():
+    model = made(guide)
+    model.other_optimizer = keras.optimizers.Adam()
+    with pytest.raises(ValueError, match=r"other optimizers, \['Adam'\]"):
+        fit(model)
+    model = made(guide, sampling=RAIS(norm="exact"))
+    with pytest.raises(ValueError, match="Received: Own.train_step. Use the last"):
+        fit(model)
+
+
+def test_trying_a_step_out_changes_no_state_and_no_metric():
+    layers = [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+    model = made(guide, layers=[*layers, keras.layers.Softmax()])
+    before = [np.array(v) for v in model.variables]
+    assert own_train_step(model) is guide
+    keras_osgd.check(model, small.X, small.Y, batch_size=4, print_fn=None)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    assert not any(np.any(v) for v in model.metrics_variables)
+
+
+def test_what_a_step_adds_beside_compute_loss_is_warned_of():
+    def clipped(model, data):
+        x, y, w = unpacked(data)
+        gradients = gradients_of(model, x, y, w)
+        gradients = [tf.clip_by_value(g, -1e-3, 1e-3) for g in gradients]
+        model.optimizer.apply(gradients, model.trainable_weights)
+        return {}
+
+    def told(step):
+        found = keras_osgd.check(made(step), small.X, small.Y, None, 4, print_fn=None)
+        return [f.kind for f in found if "not those of `compute_loss`" in f.text]
+
+    assert told(clipped) == ["warning"]
+    assert told(guide) == []
