@@ -22,7 +22,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["PERCENTILES", "RunFiles", "RunRecord", "load", "percentile_name", "runs_in"]
+__all__ = [
+    "LOGGED_ONLY",
+    "PERCENTILES",
+    "RunFiles",
+    "RunRecord",
+    "load",
+    "percentile_name",
+    "runs_in",
+]
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # of n p, in every row of the history
 _HISTORY, _SETTINGS = "history.csv", "run.json"
@@ -39,6 +47,23 @@ def percentile_name(percentile: float) -> str:
         'n_p_50'
     """
     return f"n_p_{percentile:g}"
+
+
+LOGGED_ONLY = frozenset(
+    (
+        "candidate_gain_ratio",
+        "gain_ratio_exact",
+        "gain_ratio_last_layer",
+        "gradient_ess",
+        "largest_weight",
+        "learning_rate_applied",
+        "sampling_share",
+        "scoring_seconds",
+        "share_pooled",
+        "share_unseen",
+    )
+)
+"""Figures that `SamplingMonitor` logs and no bar shows."""
 
 
 class RunRecord(NamedTuple):

@@ -3,29 +3,77 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
 
-from keras_osgd.presample import Presample
-from keras_osgd.sampling_base import (
-    PACKAGE,
-    Sampling,
-    check_choice,
-    check_count,
-    check_floor,
-)
 from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, check_features
 
-__all__ = ["RAIS", "Oracle", "Presample", "Sampling", "Uniform", "get"]
+__all__ = [
+    "Oracle",
+    "Presample",
+    "RAIS",
+    "Sampling",
+    "Uniform",
+    "require_count",
+    "get",
+]
 
+PACKAGE = "keras_osgd"
 _MIN_BLOCK_STEPS = 50
 _LARGE = 200_000  # from here on, examples stay unseen or unvisited for long
 _FULL_PASS = 100_000  # up to here, the first pass is uniform
 _COLD_START = 20_000  # examples; above it, this many are drawn uniformly first
 _FRESH = 10_000  # examples; up to here, the oracle scores all of them every step
 _STALE_FLOOR = 0.1  # of the oracle between two scorings
+
+
+class Sampling:
+    """Base of the sampling methods; serializable like an optimizer."""
+
+    norm: Literal["last_layer", "exact"] = "last_layer"
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Sampling:
+        """Returns an object with the arguments that `get_config` returned."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        """Returns the call that makes this object."""
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def require_floor(floor: float) -> None:
+    """Raises unless `floor` is a share."""
+    must = "in [0, 1]: it is the share of uniform sampling mixed in"
+    require("floor", floor, 0 <= floor <= 1, must)
+
+
+def require_choice(name: str, value: str, *choices: str) -> None:
+    """Raises unless `value` is one of `choices`."""
+    require(name, value, value in choices, f"one of {choices}")
+
+
+def require_count(name: str, value: int, least: int) -> None:
+    """Raises unless `value` is a whole number and at least `least`."""
+    whole = isinstance(value, numbers.Integral) and value >= least
+    require(name, value, whole, f"a whole number and at least {least}")
+
+
+def require(name: str, value: Any, met: bool, must: str) -> None:
+    """Raises, saying what `name` must be, unless that is `met`."""
+    if not met:
+        raise ValueError(
+            f"`{name}` must be {must}. Received: {name}={value!r}. "
+            "Leave it out for the default."
+        )
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -83,10 +131,10 @@ class RAIS(Sampling):
         norm: Literal["last_layer", "exact"] = "last_layer",
     ) -> None:
         """Checks and keeps the configuration."""
-        check_choice("norm", norm, "last_layer", "exact")
-        check_choice("draws", draws, "reshuffled", "independent")
-        check_floor(floor)
-        check_count("window", window, 100)
+        require_choice("norm", norm, "last_layer", "exact")
+        require_choice("draws", draws, "reshuffled", "independent")
+        require_floor(floor)
+        require_count("window", window, 100)
         self.norm = norm
         self.floor = float(floor)
         self.window = int(window)
@@ -154,11 +202,11 @@ class Oracle(Sampling):
         require_full_batches: bool = False,
     ) -> None:
         """Checks and keeps the configuration."""
-        check_choice("draws", draws, "reshuffled", "independent")
-        check_floor(0.0 if floor is None else floor)
+        require_choice("draws", draws, "reshuffled", "independent")
+        require_floor(0.0 if floor is None else floor)
         if refresh is not None:
-            check_count("refresh", refresh, 1)
-        check_count("score_batch_size", score_batch_size, 1)
+            require_count("refresh", refresh, 1)
+        require_count("score_batch_size", score_batch_size, 1)
         self.refresh = None if refresh is None else int(refresh)
         self.floor = None if floor is None else float(floor)
         self.adapt_learning_rate = bool(adapt_learning_rate)
@@ -184,6 +232,66 @@ class Oracle(Sampling):
         if self.floor is not None:
             return self.floor
         return 0.0 if self.block_steps(n, batch_size) == 1 else _STALE_FLOOR
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Presample(Sampling):
+    """Importance sampling within pools, for data that are read in order only.
+
+    A step takes `ratio` batches from the stream, scores them by a forward pass in
+    inference mode (v, the norms of the last layer's gradient), draws a batch of them
+    with p proportional to v, and weighs each draw by 1/(B p), B the pool's size: its
+    gradient is an unbiased estimate of the pool's. The learning rate follows the gain
+    ratio r as in `RAIS`, by which an epoch is `steps_per_epoch` effective iterations.
+
+    Drawing is on only while it pays: while r, measured at every step, pools or none,
+    exceeds `cost`. Until then, steps are ordinary ones of one batch each. No r exceeds
+    `ratio`, since a pool's gradient has a variance of its own.
+
+    Args:
+        ratio: B/m, batches of the stream for each batch trained on, 2 or more.
+        floor: share of the draws that goes to all examples of a pool alike, in [0, 1],
+            so that no importance weight exceeds 1/floor.
+        adapt_learning_rate: as in `RAIS`.
+        cost: of a step with its pool, in steps without; 1 or more. `None` means
+            1 + ratio/3: by operations, a forward pass is a third of a step. Not taken
+            from clocks, so that two runs with one seed are equal.
+        seed: integer, or `None` to follow `keras.utils.set_random_seed`.
+
+    Raises:
+        ValueError: if an argument is outside what is said above.
+
+    Example:
+        >>> Presample(ratio=6).cost_of_a_step
+        3.0
+
+    Reference: Katharopoulos & Fleuret, ICML 2018. Theirs too are the cost and the
+    switch; here r takes the pool's own variance into account, so that it pays later.
+    """
+
+    def __init__(
+        self,
+        ratio: int = 4,
+        floor: float = 0.05,
+        adapt_learning_rate: bool = True,
+        cost: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Checks and keeps the configuration."""
+        require_count("ratio", ratio, 2)
+        require_floor(floor)
+        if cost is not None:
+            met = isinstance(cost, numbers.Real) and 1 <= cost < float("inf")
+            require("cost", cost, met, "a number and at least 1, the cost of a step")
+        self.ratio, self.floor = int(ratio), float(floor)
+        self.adapt_learning_rate = bool(adapt_learning_rate)
+        self.cost: Any = None if cost is None else float(cost)
+        self.seed = seed
+
+    @property
+    def cost_of_a_step(self) -> float:
+        """Cost of a step with its pool, in steps without."""
+        return 1.0 + self.ratio / 3.0 if self.cost is None else self.cost
 
 
 _BY_NAME = {

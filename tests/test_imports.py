@@ -21,8 +21,6 @@ LAYERS = (
     "data",
     "scores",
     "losses",
-    "sampling_base",
-    "presample",
     "sampling",
     "norms",
     "plots",
@@ -36,8 +34,8 @@ LAYERS = (
     "tools",
     "__main__",
 )
-# To be mended: they point up.
-UPWARD = {("draws", "step"), ("step", "fit"), ("report", "fit")}
+# To be mended: it points up.
+UPWARD = {("step", "fit")}
 DEPENDENCIES = {"keras", "keras_osgd", "numpy", "scipy", "tensorflow"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

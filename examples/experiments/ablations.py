@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_osgd.draws.observations import Window
 from keras_osgd.gain import gain_ratio
 from keras_osgd.sampling import RAIS
-from keras_osgd.scores import probabilities
+from keras_osgd.scores import distributions as probabilities
 from keras_osgd.scores.uncertainty_set import UncertaintySet
 
 

@@ -12,10 +12,8 @@ import numpy as np
 
 from keras_osgd.base import keras_compat
 from keras_osgd.callbacks import checkpoint_files, snapshot
-from keras_osgd.callbacks import keras_memory as progress
-from keras_osgd.callbacks.interruption import Interruption
-from keras_osgd.callbacks.schedule import Schedule
-from keras_osgd.callbacks.writer import Writer
+from keras_osgd.callbacks.keras_memory import altered, remembered, remind
+from keras_osgd.callbacks.writer import Interruption, Schedule, Writer
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.fit.run import Run
 
@@ -167,7 +165,7 @@ class Checkpoint(keras.callbacks.Callback):
         if self._exact:  # `BackupAndRestore` may have loaded earlier scores
             self._run.state.load_own_variables(saved.arrays["state"])
         weights = saved.arrays.get("callbacks", {})
-        progress.remind(self._others, saved.details["callbacks"], weights)
+        remind(self._others, saved.details["callbacks"], weights)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Saves if it is time, and ends training if it was interrupted."""
@@ -229,8 +227,8 @@ class Checkpoint(keras.callbacks.Callback):
     def _save(self, mid_epoch: bool, finished: bool = False) -> None:
         """Copies what is to be saved, and lets it be written."""
         about = {**self._about, "epoch": self._epoch, "finished": finished}
-        about["callbacks"], best = progress.remembered(self._others)
-        about["altered"] = progress.altered(self.model, self._others, self._epoch)
+        about["callbacks"], best = remembered(self._others)
+        about["altered"] = altered(self.model, self._others, self._epoch)
         captured = snapshot.capture(self.model, self._run, mid_epoch)
 
         def all_of_it() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,18 +10,27 @@ import keras
 import numpy as np
 
 from keras_osgd.base import keras_compat
-from keras_osgd.callbacks import run_settings
 from keras_osgd.callbacks.checkpoint_files import Saved
 from keras_osgd.data.training_data import PROBES, TrainingData
 from keras_osgd.fit.run import Run
 from keras_osgd.gain.learning_rate import inner_optimizer
+from keras_osgd.sampling import Oracle
 
-__all__ = ["Resumed", "capture", "restore_metrics", "restore_model", "resume"]
+__all__ = [
+    "Resumed",
+    "capture",
+    "changes",
+    "restore_metrics",
+    "restore_model",
+    "resume",
+    "settings",
+]
 
 _RESET = (
     "To keep the weights and start the scores afresh: "
     'Checkpoint(directory, scores="reset").'
 )
+_ALIKE = 10  # steps per execution up to which numbers of `RAIS` are the same
 
 
 class Resumed(NamedTuple):
@@ -64,7 +74,7 @@ def capture(
     wait = run.snapshot(mid_epoch) if run is not None else lambda: clock
     details = {
         "mid_epoch": mid_epoch,
-        "settings": None if run is None else run_settings.settings(run),
+        "settings": None if run is None else settings(run),
         "step": None if run is None else run.clock.step,
         "optimizer": _optimizer_of(model),
     }
@@ -202,10 +212,10 @@ def _resume(
 ) -> Resumed:
     details, arrays = saved.details, saved.arrays
     epoch, before = details["epoch"], details["settings"]
-    now = None if run is None else run_settings.settings(run)
+    now = None if run is None else settings(run)
     if run is not None and before is not None and scores == "keep":
         _check_data(data, saved)
-    changes = run_settings.changes(before, now)
+    altered = changes(before, now)
     if scores == "reset":
         changes.append("scores start afresh")
     place = f"Resumed epoch {epoch + 1} from {saved.path}"
@@ -221,7 +231,7 @@ def _resume(
         altered = details["finished"] and details.get("altered")
         exact = f"not bit-exact: {altered}" if altered else "bit-exact"
         return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, {exact}.")
-    if scores == "keep" and run_settings.same_table(before, now):
+    if scores == "keep" and same_table(before, now):
         run.state.load_own_variables(arrays["state"])
         run.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
     run.state.lead.assign(arrays["state"]["lead"])
@@ -243,3 +253,36 @@ def _check_data(data: TrainingData, saved: Saved) -> None:
             f"another order: the fingerprint differs ({differ} of {PROBES} probe "
             f"rows). Pass the data as it was. {_RESET}"
         )
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Returns all that decides what is drawn, as JSON gives it back."""
+    config = {**run.sampling.get_config(), "features": run.state.table.features}
+    config.pop("seed", None)  # the draws go on with that of the checkpoint
+    steps = run.key[2]
+    alike = steps <= _ALIKE and not isinstance(run.sampling, Oracle)
+    found = {
+        "sampling": type(run.sampling).__name__,
+        "batch_size": run.batch_size,
+        "steps_per_execution": f"up to {_ALIKE}" if alike else steps,
+        "learning_rate_follows_the_gain": run.adapt,
+        **config,
+    }
+    return json.loads(json.dumps(found))
+
+
+def changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
+    """Returns what differs, in words; `None` means without importance sampling."""
+    before, now = ({"sampling": "Uniform"} if s is None else s for s in (before, now))
+    if before["sampling"] != now["sampling"]:
+        before, now = ({"sampling": s["sampling"]} for s in (before, now))
+    return [
+        f"{name} {before.get(name)} → {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+def same_table(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Returns whether scores are the same kind of numbers with both."""
+    return all(before.get(name) == now.get(name) for name in ("features", "norm"))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
 import pathlib
+import signal
+import threading
+import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -12,9 +17,10 @@ import numpy as np
 from keras_osgd.base.warn import warn
 from keras_osgd.callbacks import checkpoint_files
 
-__all__ = ["Writer"]
+__all__ = ["Interruption", "Schedule", "Writer"]
 
 _MOST_FAILURES = 3  # one after the other
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Writer:
@@ -98,3 +104,122 @@ class Writer:
 def _finite(arrays: Any) -> bool:
     """Returns whether no weight is NaN; those that are infinite may be meant so."""
     return not any(np.isnan(a).any() for a in arrays if a.dtype.kind in "fV")
+
+
+class Interruption:
+    """Notes the first Ctrl-C or SIGTERM; a second one is obeyed at once.
+
+    Only in the main thread, where Python handles signals; signals that are ignored
+    stay so.
+
+    Attributes:
+        noted: number of the signal that came, or `None`.
+    """
+
+    def __init__(self) -> None:
+        """Listens to nothing yet."""
+        self.noted: int | None = None
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Takes the place of the handlers that are there."""
+        self.noted, self._asked = None, False
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _SIGNALS:
+            before = signal.getsignal(number)
+            if before not in (None, signal.SIG_IGN) and number not in self._before:
+                self._before[number] = signal.signal(number, self._note)
+
+    def is_new(self) -> bool:
+        """Returns whether a signal came; True only the first time."""
+        new = self.noted is not None and not self._asked
+        self._asked |= new
+        return new
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.noted is None:
+            self.noted = number
+            return
+        self.noted = None
+        self.ignore()
+        signal.raise_signal(number)
+
+    def end(self) -> None:
+        """Listens no more; obeys a signal that came after the last checkpoint."""
+        if self.noted is not None:
+            self.obey()
+        self.ignore()
+
+    def ignore(self) -> None:
+        """Puts the handlers back that were there before."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
+
+    def obey(self, line: str = "") -> None:
+        """Does what the signal would have done: ends training, or calls its handler.
+
+        Args:
+            line: to print before, after the name of the signal.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C.
+            SystemExit: after SIGTERM, which would end the process without clean-up.
+        """
+        number, self.noted = self.noted, None
+        if line:
+            print(f"\n{signal.Signals(number).name}: {line}")
+        self.ignore()
+        if signal.getsignal(number) == signal.SIG_DFL:
+            raise SystemExit(128 + number)
+        signal.raise_signal(number)
+        self.listen()  # a handler of the user's own lets training go on
+
+
+class Schedule:
+    """Counts what has passed since the last checkpoint.
+
+    Args:
+        every: "epoch", a number of steps, or a `datetime.timedelta`.
+        keep: how many checkpoints stay.
+
+    Raises:
+        ValueError: if an argument is anything else, or not above 0.
+    """
+
+    def __init__(self, every: Any, keep: int) -> None:
+        """Nothing has passed yet."""
+        steps = isinstance(every, int) and not isinstance(every, bool) and every > 0
+        lasting = isinstance(every, datetime.timedelta) and every.total_seconds() > 0
+        if not (every == "epoch" or steps or lasting):
+            raise ValueError(
+                '`every` must be "epoch", a number of steps or a `datetime.timedelta`, '
+                f"above 0. Received: every={every!r}. Leave it out for every epoch."
+            )
+        if not isinstance(keep, int) or keep < 1:
+            raise ValueError(
+                "`keep`, the number of checkpoints that stay, must be at least 1. "
+                f"Received: keep={keep!r}. 2 survive a damaged one."
+            )
+        self._every, self.keep = every, keep
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts anew, from a checkpoint on."""
+        self._steps, self._epoch_over, self._at = 0, False, time.monotonic()
+
+    def count(self, steps: int, epoch_over: bool = False) -> None:
+        """Counts steps, and the end of an epoch."""
+        self._steps += steps
+        self._epoch_over |= epoch_over
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time; stays so until `restart`."""
+        if self._every == "epoch":
+            return self._epoch_over
+        if isinstance(self._every, datetime.timedelta):
+            return time.monotonic() - self._at >= self._every.total_seconds()
+        return self._steps >= self._every

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,14 +13,24 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base.refusals import NO_EXAMPLES
-from keras_osgd.data import dataset_reading
-from keras_osgd.data import stored_columns as columns
+from keras_osgd.data.arrays import as_array
 from keras_osgd.data.indexed_examples import Indexed
-from keras_osgd.data.record_columns import Column, Records
+from keras_osgd.data.stored_columns import in_memory, kept_in, on_disk, row_hashes
+from keras_osgd.data.uneven_columns import Uneven, uneven
 
-__all__ = ["Indexed", "from_dataset", "indexed", "records"]
+__all__ = [
+    "Indexed",
+    "as_arrays",
+    "batches",
+    "from_dataset",
+    "indexed",
+    "is_batched",
+    "read",
+    "require_batches",
+]
 
 _MEMORY_LIMIT = 2**30
+_READ_AT_ONCE = 256  # examples
 
 
 def indexed(
@@ -73,75 +83,17 @@ def indexed(
             "with `sampling=keras_osgd.sampling.Presample(ratio=4)`, which draws from "
             "what a stream gives next."
         )
-    batched = dataset_reading.is_batched(dataset) if batched is None else batched
-    first = next(dataset_reading.batches(dataset, batched), None)
+    batched = is_batched(dataset) if batched is None else batched
+    first = next(batches(dataset, batched), None)
     if first is None:
         raise ValueError(NO_EXAMPLES)
     directory = None if cache is None else pathlib.Path(cache)
     leaves = None if directory is None else _kept(directory, first)
     if leaves is None:
-        leaves = dataset_reading.read(
-            dataset, batched, directory, memory_limit, verbose
-        )
+        leaves = read(dataset, batched, directory, memory_limit, verbose)
     arrays = keras.tree.pack_sequence_as(first, leaves)
     size = len(keras.tree.flatten(first)[0]) if batched else None
     return Indexed((*arrays, None, None)[:3], map, size)
-
-
-def records(
-    source: Any,
-    parse: Callable[[Any], tuple] | None = None,
-    map: Callable | None = None,
-    labels: Any = None,
-    verbose: bool = True,
-) -> Indexed:
-    """Lets `fit` draw from records with random access, reading only what is drawn.
-
-    For data larger than memory: array_record and grain sources, Hugging Face datasets,
-    a list of paths, or anything with `__len__` and `__getitem__`. Reading runs beside
-    the training step, in several threads.
-
-    Args:
-        source: with `__len__` and `__getitem__`; `__getitems__`, which takes a list of
-            numbers, is called instead where there is one.
-        parse: from a record to (x, y) or (x, y, sample_weight), as arrays of one shape;
-            called at every visit. `None` where records are that already.
-        map: as in `indexed`, of an example: TensorFlow's, for augmentation.
-        labels: y of all records, `[n, ...]`. `None` reads all records once for them.
-        verbose: whether that shows a bar.
-
-    Returns:
-        What `fit` takes in place of x.
-
-    Raises:
-        ValueError: if there is no record, or one is not what is said above.
-
-    Example:
-        >>> source = [{"image": np.ones([2, 2]), "label": i % 2} for i in range(5)]
-        >>> train = records(source, lambda r: (r["image"], r["label"]), verbose=False)
-        >>> len(train), train.arrays[1]
-        (5, array([0, 1, 0, 1, 0]))
-    """
-    found = Records(source, parse)
-    x, *others = found.columns()
-    if labels is not None:
-        others[0] = np.asarray(labels)
-    orders = [c.order for c in keras.tree.flatten(others) if type(c) is Column]
-    if orders:
-        read = dict(zip(orders, _read_all(found, orders, verbose), strict=True))
-        others = keras.tree.map_structure(
-            lambda leaf: read[leaf.order] if type(leaf) is Column else leaf, others
-        )
-    return Indexed((x, *others, None, None)[:3], map)
-
-
-def _read_all(found: Records, orders: list[int], verbose: bool) -> list[np.ndarray]:
-    if not verbose:
-        return found.all_of(orders)
-    print("Reading all records once, for their labels")
-    return found.all_of(
-        orders, keras.utils.Progbar(len(found), unit_name="record").update
-    )
 
 
 def from_dataset(x: Any, earlier: tuple | None, verbose: bool) -> tuple[Any, Any]:
@@ -160,14 +112,22 @@ def from_dataset(x: Any, earlier: tuple | None, verbose: bool) -> tuple[Any, Any
         return x, earlier
     if earlier is not None and earlier[0]() is x:
         return earlier[1], earlier
-    if not _may_be_batches(x):
-        raise ValueError(
-            "A dataset given to `fit` must consist of batches, as in Keras. Received: "
-            "one of single examples. Call `.batch(batch_size)`, or pass "
-            "`keras_osgd.data.indexed(dataset)`."
-        )
+    require_batches(x, ", or pass `keras_osgd.data.indexed(dataset)`")
     found = indexed(x, batched=True, verbose=verbose)
     return found, (weakref.ref(x), found)
+
+
+def require_batches(dataset: Any, or_else: str = "") -> None:
+    """Raises a ValueError if the elements are single examples, by their shapes."""
+    try:
+        batched = is_batched(dataset)
+    except ValueError:  # its shapes do not tell, and Keras takes batches
+        return
+    if not batched:
+        raise ValueError(
+            "A dataset given to `fit` must consist of batches, as in Keras. Received: "
+            f"one of single examples. Call `.batch(batch_size)`{or_else}."
+        )
 
 
 def as_in_fit(model: keras.Model, x: Any) -> Any:
@@ -176,16 +136,9 @@ def as_in_fit(model: keras.Model, x: Any) -> Any:
     return from_dataset(x, getattr(held, "indexed", None), verbose=False)[0]
 
 
-def _may_be_batches(dataset: Any) -> bool:
-    try:
-        return dataset_reading.is_batched(dataset)
-    except ValueError:  # its shapes do not tell, and Keras takes batches
-        return True
-
-
 def _kept(directory: pathlib.Path, first: Any) -> list[np.ndarray] | None:
     """Returns what the directory has, if it can be of this dataset."""
-    leaves = columns.kept_in(directory)
+    leaves = kept_in(directory)
     if leaves is None:
         return None
     found = [(leaf.dtype, leaf.shape[1:]) for leaf in leaves]
@@ -197,3 +150,108 @@ def _kept(directory: pathlib.Path, first: Any) -> list[np.ndarray] | None:
             "Delete it, or name another directory."
         )
     return leaves
+
+
+def is_batched(dataset: Any) -> bool:
+    """Returns whether the elements are batches, by their shapes.
+
+    Raises:
+        ValueError: if they do not tell.
+    """
+    if isinstance(dataset, keras.utils.PyDataset):
+        return True
+    specs = tf.nest.flatten(dataset.element_spec)
+    shapes = [spec.shape for spec in specs]
+    if any(shape.rank == 0 for shape in shapes):
+        return False
+    sizes = {shape[0] if shape.rank else None for shape in shapes}
+    if sizes == {None}:
+        return True
+    if len(sizes) > 1:
+        return False
+    raise ValueError(
+        "It must be known whether the dataset's elements are batches. Received: "
+        f"elements of shapes {[tuple(shape) for shape in shapes]}, which can be a "
+        "batch or one example. Pass `batched=True` or `batched=False`."
+    )
+
+
+def batches(dataset: Any, batched: bool) -> Iterator[Any]:
+    """Yields tuples of x, y, ... as arrays, of many examples each."""
+    if isinstance(dataset, keras.utils.PyDataset):
+        for order in range(_length(dataset)):
+            yield as_arrays(dataset[order])
+        return
+    for element in dataset if batched else dataset.batch(_READ_AT_ONCE):
+        yield as_arrays(element)
+
+
+def _length(dataset: keras.utils.PyDataset) -> int:
+    length = dataset.num_batches
+    if length is None:
+        raise ValueError(
+            "The PyDataset must be finite: its `num_batches` or `__len__` must be a "
+            "number. Received: None. Define `__len__`."
+        )
+    return length
+
+
+def _count_of_batches(dataset: Any, batched: bool) -> int | None:
+    if isinstance(dataset, keras.utils.PyDataset):
+        return _length(dataset)
+    count = int(dataset.cardinality())
+    if count < 0:
+        return None
+    return count if batched else -(-count // _READ_AT_ONCE)
+
+
+def as_arrays(element: Any) -> tuple:
+    """Returns (x, y, ...) of an element as arrays, floats as `floatx`."""
+    parts = element if isinstance(element, tuple) else (element,)
+    while len(parts) > 1 and parts[-1] is None:
+        parts = parts[:-1]
+
+    def convert(leaf: Any) -> np.ndarray | Uneven:
+        found = uneven(leaf)
+        return as_array(leaf) if found is None else found
+
+    return keras.tree.lists_to_tuples(keras.tree.map_structure(convert, parts))
+
+
+def read(
+    dataset: Any,
+    batched: bool,
+    directory: pathlib.Path | None,
+    memory_limit: int,
+    verbose: bool,
+) -> list[np.ndarray]:
+    """Returns the columns of all examples, read twice as far as the first batch."""
+    hashes: list[np.ndarray] = []
+
+    def leaves_read() -> Iterator[list[np.ndarray]]:
+        total = _count_of_batches(dataset, batched)
+        if verbose:
+            print("Reading the dataset once, to draw from its examples")
+            bar = keras.utils.Progbar(total, unit_name="batch")
+        for done, batch in enumerate(batches(dataset, batched), start=1):
+            leaves = keras.tree.flatten(batch)
+            hashes.append(row_hashes(leaves))
+            yield leaves
+            if verbose:
+                bar.update(done)
+
+    if directory is None:
+        found = in_memory(leaves_read(), memory_limit)
+    else:
+        found = on_disk(leaves_read(), directory)
+    again = row_hashes(keras.tree.flatten(next(batches(dataset, batched))))
+    new = np.count_nonzero(~np.isin(again, np.concatenate(hashes)))
+    if new:
+        raise ValueError(
+            "The dataset must give the same examples whenever it is read: what is "
+            f"drawn at random would be frozen. Received: {new} of {len(again)} "
+            "examples that were not there the first time. Take the random part, such "
+            "as augmentation, out of the dataset and pass "
+            "`keras_osgd.data.indexed(dataset, map=augment)` to `fit`."
+        )
+    return found

@@ -13,8 +13,9 @@ import numpy as np
 
 from keras_osgd.base.refusals import NO_EXAMPLES
 from keras_osgd.data.arrays import row_numbers, type_kept
+from keras_osgd.data.indexed_examples import Indexed
 
-__all__ = ["Column", "Records"]
+__all__ = ["Column", "Records", "records"]
 
 _THREADS = 8
 _TRIES = 5
@@ -213,3 +214,59 @@ class Column:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Returns all of it, in memory."""
         return np.asarray(self._records.all_of([self.order])[0], dtype)
+
+
+def records(
+    source: Any,
+    parse: Callable[[Any], tuple] | None = None,
+    map: Callable | None = None,
+    labels: Any = None,
+    verbose: bool = True,
+) -> Indexed:
+    """Lets `fit` draw from records with random access, reading only what is drawn.
+
+    For data larger than memory: array_record and grain sources, Hugging Face datasets,
+    a list of paths, or anything with `__len__` and `__getitem__`. Reading runs beside
+    the training step, in several threads.
+
+    Args:
+        source: with `__len__` and `__getitem__`; `__getitems__`, which takes a list of
+            numbers, is called instead where there is one.
+        parse: from a record to (x, y) or (x, y, sample_weight), as arrays of one shape;
+            called at every visit. `None` where records are that already.
+        map: as in `indexed`, of an example: TensorFlow's, for augmentation.
+        labels: y of all records, `[n, ...]`. `None` reads all records once for them.
+        verbose: whether that shows a bar.
+
+    Returns:
+        What `fit` takes in place of x.
+
+    Raises:
+        ValueError: if there is no record, or one is not what is said above.
+
+    Example:
+        >>> source = [{"image": np.ones([2, 2]), "label": i % 2} for i in range(5)]
+        >>> train = records(source, lambda r: (r["image"], r["label"]), verbose=False)
+        >>> len(train), train.arrays[1]
+        (5, array([0, 1, 0, 1, 0]))
+    """
+    found = Records(source, parse)
+    x, *others = found.columns()
+    if labels is not None:
+        others[0] = np.asarray(labels)
+    orders = [c.order for c in keras.tree.flatten(others) if type(c) is Column]
+    if orders:
+        read = dict(zip(orders, _read_all(found, orders, verbose), strict=True))
+        others = keras.tree.map_structure(
+            lambda leaf: read[leaf.order] if type(leaf) is Column else leaf, others
+        )
+    return Indexed((x, *others, None, None)[:3], map)
+
+
+def _read_all(found: Records, orders: list[int], verbose: bool) -> list[np.ndarray]:
+    if not verbose:
+        return found.all_of(orders)
+    print("Reading all records once, for their labels")
+    return found.all_of(
+        orders, keras.utils.Progbar(len(found), unit_name="record").update
+    )

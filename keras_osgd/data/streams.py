@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base.refusals import NO_EXAMPLES
-from keras_osgd.data import dataset_reading
+from keras_osgd.data import datasets
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.training_data import TrainingData, prepare
 
@@ -71,7 +71,8 @@ def opened(
     of_arrays = False
     if isinstance(x, tf.data.Dataset):
         dataset, length = _without_end(x), int(x.cardinality())
-        first = _first_of(dataset_reading.batches(x, _checked_batched(x)))
+        datasets.require_batches(x)
+        first = _first_of(datasets.batches(x, batched=True))
         name = "a dataset that is infinite or of unknown length"
     elif isinstance(x, keras.utils.PyDataset):
         length = -1 if x.num_batches is None else x.num_batches
@@ -102,25 +103,11 @@ def _without_end(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset if infinite else dataset.repeat()
 
 
-def _checked_batched(dataset: tf.data.Dataset) -> bool:
-    """Raises where the elements are plainly single examples."""
-    try:
-        batched = dataset_reading.is_batched(dataset)
-    except ValueError:  # its shapes do not tell, and Keras takes batches
-        return True
-    if not batched:
-        raise ValueError(
-            "A dataset given to `fit` must consist of batches, as in Keras. Received: "
-            "one of single examples. Call `.batch(batch_size)`."
-        )
-    return True
-
-
 def _first_of(batches: Any) -> tuple:
     first = next(iter(batches), None)
     if first is None:
         raise ValueError(NO_EXAMPLES)
-    return dataset_reading.as_arrays(first)
+    return datasets.as_arrays(first)
 
 
 def _described(first: tuple) -> TrainingData:
@@ -144,7 +131,7 @@ def _from_batches(batches: Callable[[], Iterator], first: tuple) -> tf.data.Data
     signature = keras.tree.map_structure(spec, first)
 
     def arrays() -> Iterator[tuple]:
-        return map(dataset_reading.as_arrays, batches())
+        return map(datasets.as_arrays, batches())
 
     return tf.data.Dataset.from_generator(arrays, output_signature=signature).prefetch(
         tf.data.AUTOTUNE

@@ -7,17 +7,35 @@ from typing import Any
 
 import numpy as np
 
-from keras_osgd.draws import reshuffled as draws
 from keras_osgd.draws.observations import figures
-from keras_osgd.draws.pipeline import Plan, PlanBuffers
-from keras_osgd.sampling import Sampling
+from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
+from keras_osgd.draws.reshuffled import independent, refund, reshuffled
+from keras_osgd.sampling import RAIS, Sampling
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["LEAST_FLOOR", "Blocks", "without"]
+__all__ = ["Blocks", "LEAST_FLOOR", "block_steps", "lead_steps", "without"]
 
+_LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
 LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
 _LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
 _REARM_MARGIN = 0.02  # above the threshold, so that the two do not alternate
+
+
+def block_steps(
+    sampling: RAIS, n: int, batch_size: int, steps_per_execution: int
+) -> int:
+    """Returns the number of steps of a block, long enough to plan the next in it."""
+    shortest = 2 * lead_steps(0, steps_per_execution)
+    return max(sampling.block_steps(n, batch_size), shortest)
+
+
+def lead_steps(block_steps: int, steps_per_execution: int) -> int:
+    """Returns how many steps before a block its plan starts.
+
+    The same for every `steps_per_execution` up to 11, so that numbers are too.
+    """
+    needed = 2 * steps_per_execution + READ_AHEAD + 1
+    return max(_LEAD_STEPS, needed, block_steps // 4)
 
 
 class Blocks:
@@ -121,12 +139,12 @@ class Blocks:
         state = self._state
         rng = np.random.default_rng([state.seed, state.blocks])
         if self._sampling.draws == "independent":
-            return draws.independent(probability, size, rng), 1.0, state.owed
+            return independent(probability, size, rng), 1.0, state.owed
         if not len(aside):
-            drawn = draws.reshuffled(state.owed, probability, size, rng)
+            drawn = reshuffled(state.owed, probability, size, rng)
             return drawn.index, drawn.credit, drawn.owed
         rest, owed = np.delete(np.arange(self._n), aside), np.zeros(self._n)
-        drawn = draws.reshuffled(state.owed[rest], probability[rest], size, rng)
+        drawn = reshuffled(state.owed[rest], probability[rest], size, rng)
         owed[rest] = drawn.owed
         return rest[drawn.index], drawn.credit, owed
 
@@ -170,7 +188,7 @@ class Blocks:
             if self._sampling.draws == "reshuffled":
                 probability = np.ones(self._n)
                 probability[unused] = plan.probability[used:] / plan.credit
-                self._state.owed = draws.refund(self._state.owed, probability, unused)
+                self._state.owed = refund(self._state.owed, probability, unused)
                 self._state.owed -= plan.mass * len(unused) / len(plan.index)
 
     def snapshot(self) -> dict[str, Any]:

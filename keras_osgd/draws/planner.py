@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_osgd.base.refusals import line_of
-from keras_osgd.draws.block_lengths import lead_steps
-from keras_osgd.draws.blocks import LEAST_FLOOR, Blocks
+from keras_osgd.draws.blocks import LEAST_FLOOR, Blocks, lead_steps
 from keras_osgd.draws.observations import (
     NOTHING_OBSERVED,
     ObservationLog,
@@ -23,7 +22,7 @@ from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.draws.watch import Watch
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores import distributions
-from keras_osgd.scores.probabilities import by_scores
+from keras_osgd.scores.distributions import by_scores
 from keras_osgd.scores.state import SamplingState
 
 __all__ = ["Planner"]

@@ -11,9 +11,8 @@ from keras_osgd.data.training_data import TrainingData
 from keras_osgd.data.uneven_columns import Uneven
 from keras_osgd.draws.alarms import Alarms
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.scores.bad_examples import culprits
+from keras_osgd.scores.bad_examples import MOST_IN_A_ROW, culprits
 from keras_osgd.scores.state import SamplingState
-from keras_osgd.step.skipping import MOST_IN_A_ROW
 
 __all__ = ["Watch", "rows_finite_in", "watch_over"]
 

@@ -19,8 +19,7 @@ from keras_osgd.fit.run import Run
 from keras_osgd.losses import described as losses
 from keras_osgd.losses.described import OutputLoss
 from keras_osgd.norms.scorer import Scorer
-from keras_osgd.presample import Presample
-from keras_osgd.sampling import RAIS, Oracle, Sampling, Uniform
+from keras_osgd.sampling import RAIS, Oracle, Presample, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.step import own_train_step
 

@@ -7,7 +7,6 @@ import keras
 from keras_osgd.base import keras_compat
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.fit.staleness import warn_of_staleness
 from keras_osgd.gain.learning_rate import inner_optimizer, rule_for
 from keras_osgd.losses.described import OutputLoss
 from keras_osgd.losses.shares import has_terms_of_the_batch
@@ -185,3 +184,22 @@ def warn_of_floor(
             "`floor` is 0: importance weights have no bound, and one rare draw can "
             f"undo much training. {now}Use 0.05.",
         )
+
+
+def warn_of_staleness(model: keras.Model, sampling: Oracle, data: TrainingData) -> None:
+    """Warns once where `refresh` leaves scores to age."""
+    steps = sampling.block_steps(data.n, data.batch_size)
+    if steps == 1:
+        return
+    by_default = " by default" if sampling.refresh is None else ""
+    warn_once(
+        model,
+        "stale",
+        f"{data.n} examples are scored every {steps} steps{by_default}: in between, "
+        "the oracle is a stale point estimate. Measured on 5,000 examples, the test "
+        "error was 15.7 % scored every step and 20.4 / 21.1 % every 5 / 20 steps at a "
+        "constant rate; under a cosine schedule 15.8 %, and every 20 steps 15.9 % with "
+        "a floor of 0.1 and 16.2 % without. `Oracle(refresh=...)` sets the steps; a "
+        f"scoring costs about as much as {-(-data.n // data.batch_size)} of them. "
+        'sampling="rais" is made for scores that age.',
+    )

@@ -17,8 +17,8 @@ from keras_osgd.data import training_data
 from keras_osgd.data.datasets import from_dataset
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.fit import check as diagnosis
 from keras_osgd.fit import checks, continuation, strategies
+from keras_osgd.fit.check import Examined, examine
 from keras_osgd.fit.logged import progress, record
 from keras_osgd.fit.progress_bar import callback_list
 from keras_osgd.fit.run import Run
@@ -157,7 +157,7 @@ def divided(refusals: Refusals, given: dict[str, Any]) -> tuple[tuple, Any]:
 
 def _looked_at(
     model: keras.Model, checkpoint: Any, given: dict[str, Any]
-) -> tuple[diagnosis.Examined, Any]:
+) -> tuple[Examined, Any]:
     """Returns what was found of the training data, and the validation data."""
     refusals, method = Refusals(), model.sampling_held.sampling
     arrays, validation = divided(refusals, given)
@@ -167,9 +167,7 @@ def _looked_at(
     others = given["class_weight"], given["batch_size"], given["steps_per_epoch"]
     refusals.tried(strategies.refuse_checkpoint, model, checkpoint)
     with strategies.scope_of(model):
-        seen = diagnosis.examine(
-            refusals, model, method, (*arrays, *others), model.sampling_run
-        )
+        seen = examine(refusals, model, method, (*arrays, *others), model.sampling_run)
     refusals.end()
     return seen, validation
 
@@ -206,7 +204,7 @@ def _begin(
 
 def _enter_run(
     model: keras.Model,
-    seen: diagnosis.Examined,
+    seen: Examined,
     data: TrainingData,
     share: replicas.Share,
     verbose: Any,

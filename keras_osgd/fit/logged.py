@@ -6,23 +6,7 @@ from typing import Any
 
 from keras_osgd.gain import learning_rate
 
-__all__ = ["LOGGED_ONLY", "figures", "progress", "record"]
-
-LOGGED_ONLY = frozenset(
-    (
-        "candidate_gain_ratio",
-        "gain_ratio_exact",
-        "gain_ratio_last_layer",
-        "gradient_ess",
-        "largest_weight",
-        "learning_rate_applied",
-        "sampling_share",
-        "scoring_seconds",
-        "share_pooled",
-        "share_unseen",
-    )
-)
-"""What `SamplingMonitor` logs and no bar shows."""
+__all__ = ["figures", "progress", "record"]
 
 
 def progress(run: Any) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_osgd.fit.logged import LOGGED_ONLY
 from keras_osgd.gain.clock import Clock, EpochEnds
+from keras_osgd.run_directory import LOGGED_ONLY
 
 __all__ = ["ProgressBar", "callback_list"]
 

@@ -14,13 +14,13 @@ from keras_osgd.base.replicas import Share, share_of
 from keras_osgd.base.warn import warn
 from keras_osgd.data.rows import Rows
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.draws.block_lengths import block_steps
+from keras_osgd.draws.blocks import block_steps
 from keras_osgd.draws.observations import ObservationLog
 from keras_osgd.draws.oracle import OraclePlanner, refresh_steps
 from keras_osgd.draws.pipeline import PlanBuffers, batches
 from keras_osgd.draws.planner import Planner
 from keras_osgd.draws.watch import watch_over
-from keras_osgd.fit import logged as figures
+from keras_osgd.fit import logged
 from keras_osgd.gain.clock import Clock
 from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.losses.described import OutputLoss
@@ -232,7 +232,7 @@ class Run:
 
     def figures(self) -> dict[str, float]:
         """Returns what `SamplingMonitor` shows."""
-        return figures.figures(self)
+        return logged.figures(self)
 
     def settle(self) -> None:
         """Waits for a plan in the making: what is read then, no timing moves."""

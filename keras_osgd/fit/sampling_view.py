@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_osgd.draws.blocks import LEAST_FLOOR, without
 from keras_osgd.sampling import Sampling
+from keras_osgd.scores.distributions import by_scores
 from keras_osgd.scores.most_sampled import MostSampled, most_sampled, refuse_count
-from keras_osgd.scores.probabilities import by_scores
 
 __all__ = ["SamplingView"]
 

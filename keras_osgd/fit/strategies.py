@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.base import keras_compat_strategies
+from keras_osgd.base.keras_compat import build_under_strategy
 from keras_osgd.base.refusals import refuse
 from keras_osgd.base.replicas import Share, share_of
 from keras_osgd.data.arrays import row_numbers
@@ -144,7 +144,7 @@ def build(model: keras.Model, data: TrainingData) -> None:
     """Builds what the first step would: under a strategy, replicas cannot."""
     if replicas_of(model) > 1:
         batch = data.batch(slice(_BUILT_BY))[:2]
-        keras_compat_strategies.build_under_strategy(model, batch)
+        build_under_strategy(model, batch)
 
 
 def part_of(data: TrainingData, share: Share) -> TrainingData:

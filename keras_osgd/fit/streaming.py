@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from keras_osgd.base.refusals import Refusals
-from keras_osgd.fit import check as diagnosis
 from keras_osgd.fit import continuation
+from keras_osgd.fit.check import examine_stream
 from keras_osgd.fit.fitting import divided, resumed
 from keras_osgd.fit.progress_bar import callback_list
 from keras_osgd.losses.described import OutputLoss
@@ -42,7 +42,7 @@ def pool_sampling(
     refusals = Refusals()
     arrays, validation = divided(refusals, given)
     others = (given[name] for name in _GIVEN)
-    stream, described, adapt = diagnosis.examine_stream(
+    stream, described, adapt = examine_stream(
         refusals, model, model.sampling_held.sampling, (*arrays, *others)
     )
     refusals.end()

@@ -9,18 +9,17 @@ import keras
 import tensorflow as tf
 
 from keras_osgd.base import replicas
-from keras_osgd.base.keras_compat_strategies import UnderStrategy
+from keras_osgd.base.keras_compat import UnderStrategy
 from keras_osgd.draws.pipeline import Sample
 from keras_osgd.fit import continuation, fitting, strategies, streaming
 from keras_osgd.fit.fitting import checkpointing
 from keras_osgd.fit.run import Run
 from keras_osgd.fit.sampling_view import SamplingView
 from keras_osgd.pools.stream_run import StreamRun
-from keras_osgd.presample import Presample
-from keras_osgd.sampling import Sampling, Uniform
+from keras_osgd.sampling import Presample, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.scores.state import SamplingState
-from keras_osgd.step import metrics as shown_metrics
+from keras_osgd.step.metrics import update
 from keras_osgd.step.own_train_step import replaced
 from keras_osgd.step.sampled_step import make_core
 
@@ -211,7 +210,7 @@ class ImportanceSampled(UnderStrategy):
         """Updates the metrics; in a sampled step all of them importance-weighted."""
         if self.sampling_held.importance_weights is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        shown_metrics.update(self, self.sampling_held.importance_weights, y, y_pred)
+        update(self, self.sampling_held.importance_weights, y, y_pred)
         return self.get_metrics_result()
 
 

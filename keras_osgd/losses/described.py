@@ -12,9 +12,8 @@ import tensorflow as tf
 from keras_osgd.base import keras_compat
 from keras_osgd.base.refusals import refuse
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.data.weights import times
 
-__all__ = ["OutputLoss", "describe", "output_of", "weights_for"]
+__all__ = ["OutputLoss", "describe", "metric_weights", "output_of", "weights_for"]
 
 # More rows than outputs, or Keras takes the rows of a single y for their targets.
 _PROBED = 5
@@ -241,3 +240,37 @@ def weights_for(
             level = level.setdefault(key, {})
         level[loss.path[-1]] = combined(loss)
     return nested
+
+
+def metric_weights(weights: tf.Tensor, user: Any, output: tf.Tensor) -> tf.Tensor:
+    """Returns the `sample_weight` of a metric, with an axis for each of the mask's.
+
+    Args:
+        weights: `[m]`, importance weights.
+        user: `[m, ...]`, the user's, or `None`.
+        output: `[m, ...]`, what the metric is of.
+    """
+    mask = keras_compat.mask_of(output)
+    ranks = [1, *(x.shape.rank for x in (user, mask) if x is not None)]
+    return times(weights, user, max(ranks))
+
+
+def times(weights: tf.Tensor, user: Any, rank: int) -> tf.Tensor:
+    """Returns the product of importance weights and a user's, with `rank` axes.
+
+    Args:
+        weights: `[m]`.
+        user: `[m, ...]`, or `None`; axes beyond `rank` are of length 1.
+        rank: number of axes, at least 1.
+
+    Example:
+        >>> times(tf.constant([2.0, 3.0]), tf.constant([[1.0, 4.0]] * 2), 2).numpy()
+        array([[ 2.,  8.],
+               [ 3., 12.]], dtype=float32)
+    """
+    shaped = tf.reshape(weights, [-1] + [1] * (rank - 1))
+    if user is None:
+        return shaped
+    user = tf.cast(user, weights.dtype)
+    missing = [1] * max(rank - user.shape.rank, 0)
+    return shaped * tf.reshape(user, tf.concat([tf.shape(user)[:rank], missing], 0))

@@ -9,10 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.norms.arrays import sizes
 from keras_osgd.norms.dense import bias_form
-from keras_osgd.norms.forms import PerExample, Products
-from keras_osgd.norms.parts import InParts
+from keras_osgd.norms.forms import InParts, PerExample, Products, sizes
 from keras_osgd.norms.rules import Call, Uses, register
 
 __all__ = ["patches"]

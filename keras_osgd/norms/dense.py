@@ -6,8 +6,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.norms.arrays import dense_form, sizes, widened
-from keras_osgd.norms.forms import Gathered, PerExample, Products
+from keras_osgd.norms.forms import (
+    Gathered,
+    PerExample,
+    Products,
+    dense_form,
+    sizes,
+    widened,
+)
 from keras_osgd.norms.rules import Call, Uses, register
 
 __all__ = ["bias_form", "by_position"]

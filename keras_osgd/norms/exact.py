@@ -12,11 +12,9 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.norms import one_by_one, rules
-from keras_osgd.norms.batch_axes import Axes, numbered
-from keras_osgd.norms.calls import Frame
-from keras_osgd.norms.forms import PerExample
+from keras_osgd.norms.calls import Axes, Frame, numbered
+from keras_osgd.norms.forms import PerExample, combined
 from keras_osgd.norms.normalization import coupling
-from keras_osgd.norms.parts import combined
 
 __all__ = ["Measured", "Uses"]
 

@@ -2,20 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_osgd.norms.arrays import (
-    positions_folded,
-    sizes,
-    squared_by_row,
-    sum_by_row,
-    widened,
-)
+__all__ = [
+    "Gathered",
+    "InParts",
+    "PerExample",
+    "Products",
+    "combined",
+    "dense_form",
+    "rows_from",
+    "sizes",
+    "widened",
+]
 
-__all__ = ["Gathered", "PerExample", "Products"]
+_PART = 2**21  # entries of the inputs that are made at a time
+
+
+def dense_form(tensor: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+    """Returns a tensor, of a sparse one all its values.
+
+    Example:
+        >>> dense_form(tf.sparse.from_dense([[0, 2]])).numpy()
+        array([[0, 2]], dtype=int32)
+    """
+    if isinstance(tensor, tf.SparseTensor):
+        return tf.sparse.to_dense(tensor)
+    return tf.convert_to_tensor(tensor)
+
+
+def widened(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns float32 for half precision, so that squares neither vanish nor overflow.
+
+    Example:
+        >>> widened(tf.constant(1.0, tf.float16)).dtype
+        tf.float32
+    """
+    return tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
+
+
+def sizes(tensor: tf.Tensor) -> list[int | tf.Tensor]:
+    """Returns the length of each axis, as an integer where it is known.
+
+    Example:
+        >>> sizes(tf.zeros([2, 3]))
+        [2, 3]
+    """
+    known, actual = tensor.shape.as_list(), tf.shape(tensor)
+    return [actual[i] if size is None else size for i, size in enumerate(known)]
+
+
+def joined(tensors: list[tf.Tensor], axis: int) -> tf.Tensor:
+    """Returns the tensors one after the other along `axis`, in float32 at least."""
+    return tf.concat([widened(tensor) for tensor in tensors], axis)
+
+
+def positions_folded(tensor: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns `[size, ..., k T, P]` from `[size k, ..., T, P]`."""
+    rank = tensor.shape.rank
+    *lengths, columns = sizes(tensor)[1:]
+    split = tf.reshape(tensor, [size, -1, *lengths, columns])
+    axes = [0, *range(2, rank - 1), 1, rank - 1, rank]
+    shape = [size, *lengths[:-1], -1, columns]
+    return tf.reshape(tf.transpose(split, axes), shape)
+
+
+def rows_from(tensor: tf.Tensor | tf.SparseTensor, first: int, count: int) -> tf.Tensor:
+    """Returns `count` rows from `first` on, of a ragged or sparse tensor too."""
+    if isinstance(tensor, tf.SparseTensor):
+        begin = [first] + [0] * (tensor.shape.rank - 1)
+        return tf.sparse.slice(tensor, begin, [count, *tensor.shape[1:]])
+    return tensor[first : first + count]
+
+
+def sum_by_row(values: tf.Tensor) -> tf.Tensor:
+    """Returns `[m]`, the sum of each row of `[m, ...]`."""
+    return tf.reduce_sum(values, axis=range(1, values.shape.rank))
+
+
+def squared_by_row(values: tf.Tensor) -> tf.Tensor:
+    """Returns `[m]`, the squared norm of each row of `[m, ...]`."""
+    return sum_by_row(tf.square(values))
 
 
 class PerExample(NamedTuple):
@@ -163,3 +233,102 @@ class Gathered(NamedTuple):
             size * positions,
         )
         return squared_by_row(tf.reshape(summed, [size, positions, shape[1]])), None
+
+
+class InParts(NamedTuple):
+    """`Products` that are made and measured for a part of the examples at a time.
+
+    For inputs that take much more room than what they are made of, as patches do.
+
+    Attributes:
+        make: from rows of `tensors` to their `Products`.
+        tensors: `[m, ...]` each.
+        width: entries that one example's inputs take.
+    """
+
+    make: Callable[..., Products]
+    tensors: tuple[tf.Tensor, ...]
+    width: int
+
+    def folded(self, size: int) -> InParts | Products:
+        """Returns `size` rows from a multiple of it."""
+        if self.tensors[0].shape[0] == size:
+            return self
+        return self.whole().folded(size)
+
+    def whole(self) -> Products:
+        """Returns the products of all examples at once."""
+        # Not as soon as the forward pass allows, to be kept through the backward pass.
+        with tf.control_dependencies(list(self.tensors)):
+            return self.make(*map(tf.identity, self.tensors))
+
+    def materialised(self, shape: Sequence[int]) -> tf.Tensor:
+        """Returns `[m, *shape]`, the gradients themselves."""
+        return self.whole().materialised(shape)
+
+    def summed(self, shape: Sequence[int]) -> tf.Tensor:
+        """Returns `[*shape]`, the gradients' sum."""
+        return self.whole().summed(shape)
+
+    def measured(self, shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Returns the squared norms `[m]` and, where it comes free, their sum."""
+        size = self.tensors[0].shape[0]
+        fitting = [k for k in range(1, size + 1) if size % k == 0]
+        parts = min(k for k in fitting if self.width * size <= k * _PART or k == size)
+        if parts == 1:
+            return self.whole().measured(shape)
+        split = [tf.reshape(t, [parts, -1, *t.shape[1:]]) for t in self.tensors]
+
+        def measure(own: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+            squared, total = self.make(*own).measured(shape)
+            return (squared,) if total is None else (squared, total)
+
+        dtype = widened(self.tensors[0]).dtype
+        with_total = not self.make(*(t[0] for t in split)).gram_is_cheaper()
+        squared, *totals = tf.map_fn(
+            measure,
+            split,
+            fn_output_signature=(dtype, dtype) if with_total else (dtype,),
+            parallel_iterations=1,
+        )
+        total = tf.reduce_sum(totals[0], axis=0) if with_total else None
+        return tf.reshape(squared, [size]), total
+
+
+def combined(
+    forms: Sequence[PerExample | Products | Gathered], shape: Sequence[int]
+) -> PerExample | Products | Gathered:
+    """Returns the sum of per-example gradients of one weight that is used repeatedly.
+
+    Args:
+        forms: one for each use.
+        shape: of the weight.
+
+    Example:
+        >>> once = PerExample(tf.constant([[3.0], [4.0]]))
+        >>> combined([once, once], [1]).gradient.numpy()
+        array([[6.],
+               [8.]], dtype=float32)
+    """
+    if len(forms) == 1:
+        return forms[0]
+    forms = [form.whole() if isinstance(form, InParts) else form for form in forms]
+    if any(isinstance(form, Products) for form in forms):
+        forms = [
+            form.products(shape) if isinstance(form, Gathered) else form
+            for form in forms
+        ]
+    if all(isinstance(form, Gathered) for form in forms):
+        indices = [tf.cast(form.indices, tf.int64) for form in forms]
+        return Gathered(tf.concat(indices, 1), joined([f.deltas for f in forms], 1))
+    first = forms[0]
+    if all(
+        isinstance(form, Products)
+        and (form.split, form.order) == (first.split, first.order)
+        for form in forms
+    ):
+        return first._replace(
+            inputs=joined([form.inputs for form in forms], -2),
+            deltas=joined([form.deltas for form in forms], -2),
+        )
+    return PerExample(tf.add_n([form.materialised(shape) for form in forms]))

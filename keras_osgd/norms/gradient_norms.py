@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_osgd.data import training_data
-from keras_osgd.losses import described as losses
+from keras_osgd.losses.described import describe
 from keras_osgd.norms.scorer import Scorer
 from keras_osgd.norms.verification import verify
 
@@ -63,7 +63,7 @@ def gradient_norms(
             f"Received: batch_size={batch_size}. Leave it out for 256."
         )
     data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
-    described = losses.describe(model, data)
+    described = describe(model, data)
     scorer = Scorer(model, described, data, training)
     verify(scorer, in_training=training)
     return scorer.of_all(data, data.batch_size)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from keras_osgd.base import keras_compat
-from keras_osgd.norms.arrays import dense_form, sizes
+from keras_osgd.base import keras_compat, replicas
+from keras_osgd.losses.described import OutputLoss, output_of, weights_for
 from keras_osgd.norms.calls import replaced_calls, without_activation
+from keras_osgd.norms.forms import dense_form, sizes
 
-__all__ = ["Head", "Heads", "recording", "squared_gradient", "squared_norms"]
+__all__ = [
+    "Head",
+    "heads_of",
+    "last_layer_squares",
+    "recording",
+    "squared_gradient",
+    "squared_norms",
+    "squares_in_inference",
+]
 
 # A subclass with a `call` of its own may do anything: it is not looked into.
 _WITH_KERNEL = {
@@ -241,3 +250,65 @@ def _by_position(tensor: tf.Tensor, head: Head) -> tf.Tensor:
     positions = tensor.shape[1:-1].num_elements()
     positions = -1 if positions is None else positions
     return tf.reshape(tensor, [size, positions, sizes(tensor)[-1]])
+
+
+def heads_of(described: Sequence[OutputLoss], heads: Heads, y_pred: Any) -> list[Head]:
+    """Returns the head of each loss's output, after a recorded forward pass."""
+    return [
+        heads.of(output_of(y_pred, item.path, order))
+        for order, item in enumerate(described)
+    ]
+
+
+def last_layer_squares(
+    model: keras.Model,
+    described: Sequence[OutputLoss],
+    found: Sequence[Head],
+    deltas: Sequence[tf.Tensor],
+    size: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the squared norms `[k]`, times w^2, and ||g||^2, both of f's mean.
+
+    The norms are of this replica's k examples, the gradient is that of all replicas.
+
+    Args:
+        model: compiled.
+        described: its losses.
+        found: heads of their outputs.
+        deltas: gradients of the scaled loss with respect to their pre-activations.
+        size: `[]`, m.
+    """
+    norms, gradient = [], []
+    scale = tf.cast(model.optimizer.scale_loss(tf.ones([])), tf.float32)
+    for item, head, delta in zip(described, found, deltas, strict=True):
+        coefficient = tf.square(item.coefficient(size) * scale)
+        norms.append(squared_norms(head, delta) / coefficient)
+        squared = squared_gradient(head, delta, replicas.summed)
+        gradient.append(squared / (coefficient * tf.square(size)))
+    return _total(norms), _total(gradient)
+
+
+def squares_in_inference(
+    model: keras.Model, described: Sequence[OutputLoss], batch: tuple
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what `last_layer_squares` does, of a batch (x, y, sample_weight).
+
+    Dropout is off, and BatchNormalization does not mix examples: what an example is
+    worth is its own. Nothing of the model changes.
+    """
+    x, y, own = batch
+    size = tf.shape(keras.tree.flatten(y)[0])[0]
+    combined = weights_for(described, tf.ones(size[tf.newaxis]), own)
+    with tf.GradientTape() as tape, recording(model) as heads:
+        y_pred = keras_compat.call_model(model, x, training=False)
+        loss = keras_compat.untracked_loss(model, x, y, y_pred, combined)
+        scaled = model.optimizer.scale_loss(loss)
+    found = heads_of(described, heads, y_pred)
+    deltas = tape.gradient(scaled, [head.pre_activation for head in found])
+    return last_layer_squares(
+        model, described, found, deltas, tf.cast(size, tf.float32)
+    )
+
+
+def _total(values: list[tf.Tensor]) -> tf.Tensor:
+    return values[0] if len(values) == 1 else tf.add_n(values)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from keras_osgd.norms.arrays import widened
 from keras_osgd.norms.dense import bias_form
+from keras_osgd.norms.forms import widened
 from keras_osgd.norms.rules import Call, Uses, register
 
 __all__ = ["couples_examples", "coupling"]

@@ -12,13 +12,11 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.losses import described as losses
-from keras_osgd.losses import shares as loss_shares
-from keras_osgd.losses.described import OutputLoss
+from keras_osgd.losses.described import OutputLoss, weights_for
+from keras_osgd.losses.shares import beside, check, scale, unmasked
 from keras_osgd.norms import exact
-from keras_osgd.norms.arrays import rows_from
-from keras_osgd.norms.batch_axes import batch_axes
-from keras_osgd.norms.calls import Frame, recording, state_kept
+from keras_osgd.norms.calls import Frame, batch_axes, recording, state_kept
+from keras_osgd.norms.forms import rows_from
 from keras_osgd.norms.normalization import couples_examples
 
 __all__ = ["Scorer"]
@@ -31,7 +29,7 @@ class Scorer:
 
     Args:
         model: compiled and built.
-        described: its losses, from `losses.describe`. Without any, half the sum of the
+        described: its losses, from `describe`. Without any, half the sum of the
             outputs' squares stands in: enough to try the layers out.
         data: three of its examples are tried out.
         training: whether Dropout and the like are active.
@@ -60,7 +58,7 @@ class Scorer:
     ) -> None:
         """Tries out which calls have a batch axis."""
         if described:
-            loss_shares.check(model, described)
+            check(model, described)
         self.model, self._training = model, training
         self.losses, self.batch_size = list(described), data.batch_size
         layers = keras_compat.layers_of(model)
@@ -151,11 +149,11 @@ class Scorer:
         if not self.losses:
             floats = [tf.cast(leaf, ones.dtype) for leaf in keras.tree.flatten(y_pred)]
             return tf.add_n([tf.nn.l2_loss(leaf) for leaf in floats])
-        y_pred, weights = loss_shares.unmasked(self.losses, y_pred, sample_weight)
-        weights = losses.weights_for(self.losses, ones, weights)
+        y_pred, weights = unmasked(self.losses, y_pred, sample_weight)
+        weights = weights_for(self.losses, ones, weights)
         loss = keras_compat.untracked_loss(self.model, x, y, y_pred, weights)
-        loss -= loss_shares.beside(self.model, self.losses, x, y, y_pred)
-        return loss / loss_shares.scale(self.losses, size)
+        loss -= beside(self.model, self.losses, x, y, y_pred)
+        return loss / scale(self.losses, size)
 
     @contextlib.contextmanager
     def in_mode(self, training: bool) -> Iterator[None]:

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.draws.pipeline import Sample
-from keras_osgd.losses import described as losses
-from keras_osgd.norms.last_layer_norms import squares_in_inference
+from keras_osgd.losses.described import OutputLoss
+from keras_osgd.norms.last_layer import squares_in_inference
 from keras_osgd.pools.pool_gain import pool_probability
 
 __all__ = [
@@ -45,7 +45,7 @@ class Drawn(NamedTuple):
 
 
 def drawing(
-    model: keras.Model, described: Sequence[losses.OutputLoss], floor: float
+    model: keras.Model, described: Sequence[OutputLoss], floor: float
 ) -> Callable[[Batch, tf.Tensor, tf.Tensor], Drawn]:
     """Returns the function from a pool, a number and a seed `[2]` to what is drawn.
 
@@ -122,7 +122,7 @@ def _undrawn(size: int) -> Sample:
 
 
 def pool_scores(
-    model: keras.Model, described: Sequence[losses.OutputLoss], pool: Batch
+    model: keras.Model, described: Sequence[OutputLoss], pool: Batch
 ) -> tf.Tensor:
     """Returns `[B]`, the norms of the last layer's gradient, in inference mode."""
     return tf.sqrt(squares_in_inference(model, described, pool)[0])

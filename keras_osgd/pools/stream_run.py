@@ -16,11 +16,12 @@ from keras_osgd.gain import learning_rate
 from keras_osgd.gain.clock import steps_for
 from keras_osgd.gain.gain_ratio import MAX_GAIN
 from keras_osgd.losses.described import OutputLoss
-from keras_osgd.pools import pool as pools
+from keras_osgd.pools.pool import Batch, drawing, joined, plain, size_of
 from keras_osgd.pools.pool_gain import PoolGain
-from keras_osgd.presample import Presample
+from keras_osgd.sampling import Presample
+from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
-from keras_osgd.step.skipping import MOST_IN_A_ROW, Skips
+from keras_osgd.step.skipping import Skips
 
 __all__ = ["StreamClock", "StreamRun"]
 
@@ -124,7 +125,7 @@ class StreamRun:
         self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), self
         self.steps, self.batch_size = 1, 1
         self._seed, self._drawn, self._decide_at = seed, 0, 0
-        self._draw = pools.drawing(model, described, sampling.floor)
+        self._draw = drawing(model, described, sampling.floor)
         self._largest_weight = tf.constant(1.0)
         self._skipped = step_variable(0, tf.int64)
 
@@ -171,7 +172,7 @@ class StreamRun:
             if not batches:
                 return
             self.clock.step += 1
-            yield self._drawn_from(batches) if self.pooling else pools.plain(*batches)
+            yield self._drawn_from(batches) if self.pooling else plain(*batches)
 
     def decide(self) -> None:
         """Begins drawing from pools where the gain exceeds the cost, or ends it."""
@@ -180,12 +181,12 @@ class StreamRun:
         enough = int(self.gain.observed) >= _OBSERVED
         self.pooling = enough and gain > cost * (1.0 if self.pooling else _MARGIN)
 
-    def _drawn_from(self, batches: list[pools.Batch]) -> tuple:
+    def _drawn_from(self, batches: list[Batch]) -> tuple:
         """Draws as many as the largest batch has, also from what a stream ends with."""
         self._drawn += 1
         seed = tf.constant([self._seed, self._drawn], tf.int64)
-        size = tf.constant(max(map(pools.size_of, batches)))
-        drawn = self._draw(pools.joined(batches), size, seed)
+        size = tf.constant(max(map(size_of, batches)))
+        drawn = self._draw(joined(batches), size, seed)
         batch, self._largest_weight = drawn
         self.clock.pooled += 1
         return batch
@@ -238,5 +239,5 @@ class StreamRun:
         """Returns `None`: a stream's examples have no p."""
 
 
-def _unpacked(batch: Any) -> pools.Batch:
+def _unpacked(batch: Any) -> Batch:
     return keras.utils.unpack_x_y_sample_weight(batch)

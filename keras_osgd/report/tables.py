@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from keras_osgd.fit.logged import LOGGED_ONLY
 from keras_osgd.plots.style import in_words
-from keras_osgd.report.numbers import column, number
-from keras_osgd.run_directory import RunRecord
+from keras_osgd.run_directory import LOGGED_ONLY, RunRecord
 
-__all__ = ["examples", "metrics", "reached", "runs", "settings", "status", "table"]
+__all__ = [
+    "column",
+    "examples",
+    "metrics",
+    "number",
+    "reached",
+    "runs",
+    "settings",
+    "status",
+    "table",
+]
 
 _EXAMPLES = 20  # of each run that are shown
 _MOST_METRICS = 4
@@ -35,6 +43,7 @@ _SETTINGS = (
     "devices",
     "versions",
 )
+_FIGURES = 4  # of the largest number of a column
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -191,3 +200,42 @@ def _flat(name: str, value: Any) -> str:
         return ", ".join(map(str, value))
     named = name == "seed" and value is not None  # a name, and no count
     return str(value) if named else number(value)
+
+
+def number(value: Any) -> str:
+    """Returns a number or text on its own.
+
+    Example:
+        >>> number(0.05000000074), number(1234), number(None)
+        ('0.05', '1,234', '–')
+    """
+    if _is_missing(value):
+        return "–"
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def column(cells: Sequence[Any]) -> list[str]:
+    """Returns cells with equal decimals: four figures of the largest number.
+
+    Example:
+        >>> column([1.5, 12.25, None, "text"])
+        ['1.50', '12.25', '–', 'text']
+    """
+    numbers = [float(x) for x in cells if _is_float(x) and np.isfinite(x)]
+    largest = max(map(abs, numbers), default=0.0)
+    decimals = 0
+    if any(x != round(x) for x in numbers):
+        decimals = int(np.clip(_FIGURES - 1 - np.floor(np.log10(largest)), 1, 8))
+    return [f"{x:,.{decimals}f}" if _is_float(x) else number(x) for x in cells]
+
+
+def _is_float(cell: Any) -> bool:
+    return isinstance(cell, float | np.floating) and not _is_missing(cell)
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float | np.floating) and np.isnan(cell))

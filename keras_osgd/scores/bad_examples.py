@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["STRIKES", "BadExamples", "culprits"]
+__all__ = ["MOST_IN_A_ROW", "STRIKES", "BadExamples", "culprits"]
 
 STRIKES = 3  # skipped steps that an example may spoil before it is set aside
+MOST_IN_A_ROW = 10  # skipped steps, after which training stops
 
 
 class BadExamples:

@@ -4,8 +4,22 @@ Pure functions of TensorFlow tensors. They keep the dtype they are given; pass
 float64, in which all of this is exact enough for any training set.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import tensorflow as tf
+
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.uncertainty_set import UncertaintySet
+
+__all__ = [
+    "by_scores",
+    "importance_weights",
+    "oracle",
+    "uniform",
+    "with_floor",
+    "worst_norm",
+]
 
 
 def uniform(n: int) -> tf.Tensor:
@@ -52,54 +66,6 @@ def oracle(norms: tf.Tensor) -> tf.Tensor:
     """
     _check_scores("norms", norms)
     return _in_proportion_to(norms)
-
-
-def robust(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-    """Returns the minimax-optimal p when gradient norms are known only roughly.
-
-    Minimises over p the worst sum_i v_i^2 / p_i over all gradient norms v with
-    (1/n) sum_i (v_i - mean_i)^2 / variance_i <= 1. The minimiser is
-    p_i ~ mean_i + k variance_i with k = sqrt(n / sum_i variance_i). Where all
-    variances are 0, p ~ mean; where the means are 0 as well, p is uniform.
-
-    Args:
-        mean: `[n]`, >= 0, in gradient-norm units. Predicted norms <c, s_i>.
-        variance: `[n]`, >= 0, in squared gradient-norm units. Radii <d, s_i>.
-            Both finite, of any size; in float64 digits count from 1e-300 on.
-
-    Returns:
-        `[n]`, >= 0, sums to 1; unchanged if all gradients are rescaled.
-
-    Raises:
-        ValueError: if `mean` and `variance` do not have the same shape, or, outside of
-            a graph, an entry is negative or not finite.
-
-    Example:
-        >>> robust(tf.constant([0.0, 2.0]), tf.constant([1.0, 1.0])).numpy()
-        array([0.25, 0.75], dtype=float32)
-
-    Reference: Johnson & Guestrin, NeurIPS 2018 (minimax sampling distribution).
-    """
-    _check_same_shape(mean, variance)
-    _check_scores("mean", mean)
-    _check_scores("variance", variance)
-    # Not 0 but the smallest normal number: TensorFlow flushes what is smaller to 0
-    # in its own threads, and a division by it gives NaN.
-    tiny = np.finfo(mean.dtype.as_numpy_dtype).tiny
-    n = tf.cast(tf.size(mean), mean.dtype)
-    return _in_proportion_to(mean + _times_k(variance, n, tiny))
-
-
-def _times_k(variance: tf.Tensor, n: tf.Tensor, tiny: float) -> tf.Tensor:
-    """Returns k variance, k = sqrt(n / sum_i variance_i), where the sum overflows too.
-
-    With M the largest variance, that is sqrt(M) u_i sqrt(n / sum_j u_j), in which
-    u = variance / M lies in [0, 1].
-    """
-    largest = tf.maximum(tf.reduce_max(variance), tiny)
-    share = variance / largest
-    ratio = tf.math.divide_no_nan(n, tf.reduce_sum(share))
-    return (tf.sqrt(largest) * tf.sqrt(ratio)) * share
 
 
 def _in_proportion_to(scores: tf.Tensor) -> tf.Tensor:
@@ -200,10 +166,59 @@ def _check_scores(name: str, scores: tf.Tensor, total: float | None = None) -> N
         )
 
 
-def _check_same_shape(mean: tf.Tensor, variance: tf.Tensor) -> None:
-    if mean.shape != variance.shape:
-        raise ValueError(
-            "`mean` and `variance` must have one entry per training example each. "
-            f"Received: mean.shape={mean.shape}, variance.shape={variance.shape}. "
-            "Compute both from the same score table."
-        )
+def by_scores(state: SamplingState, floor: float) -> tuple[np.ndarray, bool] | None:
+    """Returns p by the scores: equation (6), by the last good fit, and the floor.
+
+    Where every fit has failed, it is in proportion to the norms last observed.
+
+    Args:
+        state: with a table.
+        floor: epsilon, above 0.
+
+    Returns:
+        `[n]` float64, at least floor/n, sums to 1; and whether all predicted norms are
+        0, so that it is uniform. `None` where nothing is known.
+
+    Raises:
+        ValueError: if a score is not finite.
+    """
+    fitted = state.uncertainty_set or _last_norms_only(state)
+    if fitted is None:
+        return None
+    worst = worst_norm(fitted, state.table.mean_features())
+    p = oracle(state.table.combine(worst))
+    p = np.asarray(with_floor(p, floor))
+    return p, not (fitted.objective > 0 or fitted.mean.any())
+
+
+def worst_norm(fitted: UncertaintySet, mean_features: np.ndarray) -> np.ndarray:
+    """Returns `[F]`, the coefficients c + k d of the norms in equation (6).
+
+    p in proportion to the worst norms v* = <c, s> + k <d, s> minimises over p the worst
+    sum_i v_i^2 / p_i over all gradient norms v in the set; v* attains that worst value.
+    k = sqrt(n / sum_j <d, s_j>) needs no more of the examples than their mean features.
+
+    Args:
+        fitted: c, h, and the spread, with d = h spread.
+        mean_features: `[F]`, >= 0, over all examples.
+
+    Example:
+        >>> known = UncertaintySet(np.ones(2), np.array([0.5, 0.0]), 2.0, 1, True)
+        >>> worst_norm(known, np.array([1.0, 3.0]))
+        array([2., 1.])
+
+    Reference: Johnson & Guestrin, NeurIPS 2018 (minimax sampling distribution).
+    """
+    radius = float(fitted.spread @ mean_features)  # of the spread, whose scale is h
+    if radius <= 0:
+        return fitted.mean
+    return fitted.mean + np.sqrt(fitted.objective / radius) * fitted.spread
+
+
+def _last_norms_only(state: SamplingState) -> UncertaintySet | None:
+    """Returns what stands in where every fit has failed, if there is anything."""
+    features = state.table.features
+    if not (state.fit_failures and state.observed and "last" in features):
+        return None
+    mean = np.array([float(name == "last") for name in features])
+    return UncertaintySet(mean, np.zeros(len(features)), 0.0, 0, converged=False)

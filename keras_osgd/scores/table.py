@@ -3,24 +3,95 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base.chunks import chunks
 from keras_osgd.base.placement import host_variable
-from keras_osgd.scores import checks as score_checks
-from keras_osgd.scores.checks import AVERAGE, check_features, decay_of
-from keras_osgd.scores.features import LARGEST, features, last_places
+from keras_osgd.scores.checks import (
+    AVERAGE,
+    check_coefficients,
+    check_features,
+    check_loaded,
+    check_observations,
+    decay_of,
+)
 
-__all__ = ["DEFAULT_FEATURES", "LARGE_FEATURES", "ScoreTable", "check_features"]
+__all__ = [
+    "DEFAULT_FEATURES",
+    "LARGE_FEATURES",
+    "ScoreTable",
+    "check_features",
+    "features",
+]
 
+LARGEST = np.finfo(np.float32).max
 DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
 LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
 _MEMORY = 0.7  # of the running means, a block; 0.5 to 0.9 made no difference
 _FORGOTTEN = 1e-200  # a class mean of less weight is rounding, no mean
 _UNSEEN = -1
+
+
+def features(
+    names: Iterable[str],
+    held: Mapping[str, np.ndarray],
+    classes: np.ndarray | None,
+    means: tuple[np.float32, np.ndarray],
+    block: int,
+) -> Iterator[np.ndarray]:
+    """Yields the named features of k examples, `[k]` float32 each, >= 0.
+
+    Args:
+        names: as in `RAIS`; those of averages are in `held`.
+        held: `[k]` each, "last", below 0 for examples never observed, and what else is
+            stored under the names; "seen_at", blocks, for "age".
+        classes: `[k]`, or `None` without classes.
+        means: of all norms, and `[C]` of each class.
+        block: now.
+
+    Example:
+        >>> held = {"last": np.float32([2.0, -1.0])}
+        >>> means = np.float32(3.0), np.float32([4.0])
+        >>> [f.tolist() for f in features(["constant", "last"], held, None, means, 0)]
+        [[3.0, 3.0], [2.0, 3.0]]
+    """
+    mean, by_class = means
+    last = held["last"]
+    unseen = last < 0
+    some_unseen = unseen.any()
+    constant = np.broadcast_to(mean, last.shape)
+    class_mean = constant
+    if classes is not None and (some_unseen or "class_mean" in names):
+        class_mean = by_class.take(classes)
+    for name in names:
+        if name == "constant":
+            yield constant
+        elif name == "class_mean":
+            yield class_mean
+        elif name == "unseen":
+            yield mean * unseen
+        elif name == "age":
+            age = np.float64(mean) / 8 * (block - held["seen_at"])
+            yield np.minimum(age, LARGEST).astype(np.float32)
+        else:
+            values = held[name]
+            yield np.where(unseen, class_mean, values) if some_unseen else values
+
+
+def last_places(index: np.ndarray, n: int) -> np.ndarray:
+    """Returns where in `index`, `[k]` of 0..n-1, a row comes for the last time.
+
+    Example:
+        >>> last_places(np.array([2, 0, 2]), n=3)
+        array([1, 2])
+    """
+    last = np.zeros(n, np.int32)
+    order = np.arange(len(index), dtype=np.int32)
+    np.maximum.at(last, index, order)
+    return np.flatnonzero(last[index] == order)
 
 
 class ScoreTable:
@@ -108,7 +179,7 @@ class ScoreTable:
         """
         index, norms = np.asarray(index, np.int64), np.asarray(norms, np.float64)
         weights = np.asarray(weights, np.float64)
-        score_checks.check_observations(index, weights, norms, self.size)
+        check_observations(index, weights, norms, self.size)
         self._update_means(index, weights, norms)
         latest = last_places(index, self.size)
         index, norms = index[latest], norms[latest].astype(np.float32)
@@ -194,7 +265,7 @@ class ScoreTable:
         Raises:
             ValueError: if a coefficient is negative or not finite.
         """
-        score_checks.check_coefficients(coefficients)
+        check_coefficients(coefficients)
         used = {
             name: np.float64(value)
             for name, value in zip(self.features, coefficients, strict=True)
@@ -232,7 +303,7 @@ class ScoreTable:
         Raises:
             ValueError: if a number in it cannot come from `state`; nothing is changed.
         """
-        score_checks.check_loaded(arrays, self.state())
+        check_loaded(arrays, self.state())
         for name, variable in self._variables.items():
             variable.assign(arrays[name])
         if self._classes is not None:

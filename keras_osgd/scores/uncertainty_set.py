@@ -7,8 +7,9 @@ example from its features s as <c, s>, and d, which says how far off that may be
 from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize
 
-from keras_osgd.scores.nonnegative import nonnegative_minimum
+__all__ = []
 
 # The constant feature keeps this share of d, so that <d, s> > 0 for every example.
 # It costs the objective at most this much of its value.
@@ -24,7 +25,7 @@ class UncertaintySet(NamedTuple):
         spread: d, `[F]`, >= 0, per unit of the feature, so scaled that the mean of
             <d, s_i> over all examples is 1.
         objective: h, >= 0, in squared gradient-norm units. h <d, s_i> and <c, s_i>
-            are the variance and the mean that `distributions.robust` asks for.
+            are the variance and the mean of equation (6).
         iterations: number of steps; usually three to eight.
         converged: whether h is proven to be within `tolerance` of the smallest.
     """
@@ -246,3 +247,39 @@ def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
             "Look for a loss that overflowed, or a learning rate too high."
         )
     return arrays
+
+
+def nonnegative_minimum(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Returns the x >= 0 that minimises x^T G x / 2 - b^T x: a tiny NNLS.
+
+    With G = V L V^T that is |L^(1/2) V^T x - L^(-1/2) V^T b|^2. Eigenvalues of 0,
+    as for the difference of duplicated features, count as next to 0.
+
+    Args:
+        matrix: G, `[k, k]`, symmetric, no eigenvalue below 0.
+        vector: b, `[k]`.
+
+    Returns:
+        `[k]`, >= 0; zeros where G is 0.
+
+    Example:
+        >>> nonnegative_minimum(np.eye(2), np.array([1.0, -1.0]))
+        array([1., 0.])
+    """
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    smallest = 1e-14 * eigenvalues[-1]
+    if not smallest > 0.0:
+        return np.zeros(vector.size)
+    target = vectors.T @ vector
+    # Rounding, which a division by a next to zero eigenvalue would blow up.
+    target[np.abs(target) < 1e-13 * np.abs(target).max()] = 0.0
+    eigenvalues = np.maximum(eigenvalues, smallest)
+    unbounded = vectors @ (target / eigenvalues)
+    if unbounded.min() >= 0.0:
+        return unbounded
+    roots = np.sqrt(eigenvalues)
+    rows, target = roots[:, None] * vectors.T, target / roots
+    try:
+        return optimize.nnls(rows, target, maxiter=100 * vector.size)[0]
+    except RuntimeError:  # rounding can make its active set cycle
+        return optimize.lsq_linear(rows, target, (0.0, np.inf)).x

@@ -9,10 +9,10 @@ import keras
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
-from keras_osgd.losses import shares as loss_shares
-from keras_osgd.norms import scorer as scoring
-from keras_osgd.norms.arrays import widened
+from keras_osgd.losses import shares
 from keras_osgd.norms.calls import Frame
+from keras_osgd.norms.forms import widened
+from keras_osgd.norms.scorer import Scorer
 
 __all__ = ["Backward", "backward"]
 
@@ -35,7 +35,7 @@ class Backward(NamedTuple):
 
 def backward(
     model: keras.Model,
-    scorer: scoring.Scorer,
+    scorer: Scorer,
     tape: tf.GradientTape,
     frames: Sequence[Frame],
     losses: tuple[tf.Tensor, tf.Tensor],
@@ -74,7 +74,7 @@ def backward(
     else:
         gradients = tape.gradient(loss, watched)
     size = scorer.batch_size
-    unit = scale(tf.constant(loss_shares.scale(scorer.losses, size)))
+    unit = scale(tf.constant(shares.scale(scorer.losses, size)))
     norms = tf.cast(measured.squared_norms, tf.float32) / tf.square(unit)
     squared = _squared_norm(own) / tf.square(unit * size)
     return Backward(gradients, deltas, norms if held is None else held, squared)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.warn import warn_once
-from keras_osgd.data.weights import metric_weights
+from keras_osgd.losses.described import metric_weights
 
 __all__ = ["update", "weighted"]
 

@@ -14,8 +14,7 @@ import tensorflow as tf
 
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.losses import described as losses
-from keras_osgd.losses.described import OutputLoss
+from keras_osgd.losses.described import OutputLoss, weights_for
 from keras_osgd.norms.calls import state_kept
 
 __all__ = ["check", "own_train_step", "replaced", "taking_part"]
@@ -169,7 +168,7 @@ def check(
     known = {id(v) for v in model.metrics_variables}
     x, y, users = data.batch(np.resize(np.arange(data.n), data.batch_size))
     ones = tf.ones([data.batch_size], keras.config.floatx())
-    weights = losses.weights_for(described, ones, users)
+    weights = weights_for(described, ones, users)
     try:
         with state_kept(model), tf.GradientTape() as tape:
             hooks = _trial(model, tape)

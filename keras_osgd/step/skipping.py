@@ -11,9 +11,9 @@ import tensorflow as tf
 from keras_osgd.base import replicas
 from keras_osgd.base.keras_compat import layers_of, tensor_of
 from keras_osgd.base.placement import step_variable
+from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 
 __all__ = [
-    "MOST_IN_A_ROW",
     "Skips",
     "all_finite",
     "put_back",
@@ -21,8 +21,6 @@ __all__ = [
     "shown",
     "state_before",
 ]
-
-MOST_IN_A_ROW = 10  # skipped steps, after which training stops
 _POLL = 8  # steps between two looks, as the clock's
 
 

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from keras_osgd.base import keras_compat
 from keras_osgd.base.csv_table import first_lines, write_table
+from keras_osgd.base.refusals import refuse
 from keras_osgd.data import training_data
 from keras_osgd.data.datasets import as_in_fit
 from keras_osgd.data.training_data import TrainingData
+from keras_osgd.losses.described import describe
 from keras_osgd.scores.most_sampled import refuse_count
 from keras_osgd.scores.state import SamplingState
-from keras_osgd.tools.class_probabilities import class_probabilities
 
 __all__ = ["LabelSuspects", "find_label_errors", "suspicion"]
 
@@ -25,6 +28,13 @@ _RARITY = 0.05  # more helps with flips to any class, and harms with those to li
 _LEAST_TRUST, _TRUST = 0.5, 8.0  # in predictions
 _DRAWN_MOST = 0.02  # the share of the examples that tells how far to trust
 _LEARNED = 0.03  # of them by heart: the trust falls by a factor of e
+_CROSSENTROPIES = (
+    "sparse_categorical_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+)
 
 
 class LabelSuspects(NamedTuple):
@@ -197,3 +207,61 @@ def _labels(data: TrainingData) -> np.ndarray:
         )
     one_hot = y.ndim == 2 and y.shape[1] > 1
     return classes.astype(np.int64) + (0 if one_hot else int(y.min()))
+
+
+def class_probabilities(model: keras.Model, data: TrainingData) -> np.ndarray:
+    """Returns `[n, classes]` float64, those of the model in inference mode.
+
+    Of two classes for which there is one output, both.
+
+    Raises:
+        ValueError: for labels outside of the classes, losses that are no crossentropy,
+            and several outputs.
+    """
+    describe(model, data)  # raises for labels outside of the classes
+    found = keras_compat.compiled_losses(model)
+    loss = found[0][1]
+    name = getattr(getattr(loss, "fn", None), "__name__", type(loss).__name__)
+    first = data.batch(slice(1))[0]
+    outputs = keras.tree.flatten(keras_compat.call_model(model, first, False))
+    shape = tuple(outputs[0].shape)
+    refuse(
+        [
+            _problem_of_outputs(len(found), len(outputs), shape),
+            None if name in _CROSSENTROPIES else _problem_of_loss(name),
+        ]
+    )
+    from_logits = keras_compat.loss_options(loss).get("from_logits", False)
+    parts = []
+    for first in range(0, data.n, data.batch_size):
+        inputs = data.batch(slice(first, first + data.batch_size))[0]
+        made = keras.tree.flatten(model.predict_on_batch(inputs))[0]
+        parts.append(_as_probabilities(np.asarray(made, np.float64), from_logits))
+    return np.concatenate(parts)
+
+
+def _problem_of_outputs(losses_: int, outputs: int, shape: tuple) -> str | None:
+    if losses_ == outputs == 1 and len(shape) == 2:
+        return None
+    return (
+        "The model must have one output with a row of classes for each example. "
+        f"Received: {outputs} outputs, {losses_} losses, shape {shape}. Look at one "
+        "output at a time, by a model of its own."
+    )
+
+
+def _problem_of_loss(name: str) -> str:
+    return (
+        "The loss must be one of Keras' crossentropies, by which outputs are "
+        f"probabilities or logits. Received: {name}. Compile with "
+        "`SparseCategoricalCrossentropy`, `CategoricalCrossentropy` or "
+        "`BinaryCrossentropy`."
+    )
+
+
+def _as_probabilities(outputs: np.ndarray, from_logits: bool) -> np.ndarray:
+    """Returns `[m, classes]`; of one output of two classes, both."""
+    if outputs.shape[1] == 1:
+        positive = tf.sigmoid(outputs).numpy() if from_logits else outputs
+        return np.concatenate([1 - positive, positive], axis=1)
+    return tf.nn.softmax(outputs).numpy() if from_logits else outputs

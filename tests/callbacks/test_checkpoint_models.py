@@ -12,7 +12,7 @@ import pytest
 
 import keras_osgd
 from keras_osgd.callbacks import Checkpoint, SamplingMonitor, checkpoint_files
-from keras_osgd.callbacks.schedule import Schedule
+from keras_osgd.callbacks.writer import Schedule
 from keras_osgd.sampling import RAIS, Oracle
 from tests.helpers import small
 from tests.helpers.checkpoints import ENDS, EveryState, net, saved_midway, state_of

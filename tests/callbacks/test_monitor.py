@@ -13,7 +13,7 @@ import scipy.sparse
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd import run_directory as run_files
+from keras_osgd import run_directory
 from keras_osgd.callbacks import Checkpoint, SamplingMonitor
 from keras_osgd.data import training_data
 from keras_osgd.run_directory import PERCENTILES, RunFiles, load
@@ -96,7 +96,7 @@ def test_percentiles_are_those_of_n_p_as_planned(logged):
             low = int(place)
             high = min(low + 1, N - 1)
             expected = values[low] + (place - low) * (values[high] - values[low])
-            found = record.history[run_files.percentile_name(percentile)][epoch]
+            found = record.history[run_directory.percentile_name(percentile)][epoch]
             np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 

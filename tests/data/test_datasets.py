@@ -7,8 +7,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd.callbacks import Checkpoint
-from keras_osgd.data import indexed
-from keras_osgd.data import stored_columns as columns
+from keras_osgd.data import indexed, stored_columns
 from keras_osgd.sampling import RAIS
 from tests.helpers import small
 from tests.helpers.small import BATCH_SIZE, X, Y
@@ -445,6 +444,6 @@ def test_rows_that_differ_in_any_one_value_have_other_hashes():
         changed[place][0][0, place] = np.nextafter(changed[place][0][0, place], 9)
     changed[4][1][0] += 1
     changed[5][2][0, 0] = b"ward"
-    hashes = [columns.row_hashes(leaves)[0] for leaves in (base, *changed)]
+    hashes = [stored_columns.row_hashes(leaves)[0] for leaves in (base, *changed)]
     assert len(set(hashes)) == 7
-    assert columns.row_hashes([leaf.copy() for leaf in base])[0] == hashes[0]
+    assert stored_columns.row_hashes([leaf.copy() for leaf in base])[0] == hashes[0]

@@ -5,10 +5,9 @@ import pytest
 import tensorflow as tf
 
 from keras_osgd.draws import blocks, planner
-from keras_osgd.draws import reshuffled as draws
 from keras_osgd.draws.observations import Window
 from keras_osgd.sampling import RAIS
-from keras_osgd.scores import probabilities
+from keras_osgd.scores import distributions
 from keras_osgd.scores.table import ScoreTable
 from tests.helpers import small
 from tests.helpers.small import EPOCHS, X, Y
@@ -106,9 +105,9 @@ def test_without_any_fit_and_without_last_norms_draws_are_uniform(monkeypatch):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (probabilities.distributions, "oracle"),  # p
+        (distributions, "oracle"),  # p
         (ScoreTable, "combine"),
-        (draws, "reshuffled"),  # the draws
+        (blocks, "reshuffled"),  # the draws
         (blocks.Blocks, "make"),
         (ScoreTable, "features_of"),
         (ScoreTable, "observe"),  # what is taken in
@@ -136,7 +135,7 @@ def test_scores_that_are_not_finite_are_not_drawn_by(monkeypatch):
 
 
 def test_after_a_plan_that_failed_the_next_is_by_the_scores_again(monkeypatch):
-    failing(monkeypatch, draws, "reshuffled", from_call=3, until=4)
+    failing(monkeypatch, blocks, "reshuffled", from_call=3, until=4)
     changes, original = [], blocks.Blocks.make_uniform
 
     def noted(self, start):

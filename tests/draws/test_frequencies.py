@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from keras_osgd.draws import reshuffled as draws
-from keras_osgd.draws.systematic import search
+from keras_osgd.draws import reshuffled
+from keras_osgd.draws.reshuffled import search
 from keras_osgd.scores import distributions
 
 
@@ -42,7 +42,7 @@ def test_a_million_independent_draws_follow_skewed_scores_of_a_hundred_thousand(
     n, size = 100_000, 1_000_000
     p = _skewed(n, 0.05, _rng(0))
     assert p.max() > 1000 * p.min()
-    visits = np.bincount(draws.independent(p, size, _rng(1)), minlength=n)
+    visits = np.bincount(reshuffled.independent(p, size, _rng(1)), minlength=n)
     found, expected = _grouped(p, visits, least=20)
     assert len(found) > 5000 and expected.min() > 9
     assert stats.chisquare(found, expected).pvalue > 1e-3
@@ -83,7 +83,7 @@ def test_no_example_is_off_its_credit_by_more_than_its_largest_weight(name):
     p, owed, weight, credited = _skewed(n, 0.1, rng), np.zeros(n), np.zeros(n), 0.0
     largest = np.zeros(n)
     for block in range(300):
-        drawn = draws.reshuffled(owed, p, size, rng)
+        drawn = reshuffled.reshuffled(owed, p, size, rng)
         owed, credited = drawn.owed, credited + drawn.credit * size / n
         weight += np.bincount(drawn.index, 1 / (n * p[drawn.index]), minlength=n)
         largest = np.maximum(largest, 1 / (n * p))

@@ -4,8 +4,8 @@ import tensorflow as tf
 
 from keras_osgd.draws.observations import ObservationLog, Window, averaged
 from keras_osgd.draws.pipeline import PlanBuffers
-from keras_osgd.scores import distributions
 from keras_osgd.scores.uncertainty_set import UncertaintySet
+from tests.helpers import oracles
 
 MEANS = np.array([2.0, 1.0, 4.0])
 
@@ -18,10 +18,9 @@ def _set(seed):
 
 
 def _worst_norms(fitted, features):
-    p = distributions.robust(
-        tf.constant(features @ fitted.mean),
-        tf.constant(fitted.objective * (features @ fitted.spread)),
-    ).numpy()
+    p = oracles.robust_in_decimals(
+        features @ fitted.mean, fitted.objective * (features @ fitted.spread)
+    )
     root = np.sqrt(fitted.objective)
     norms = features @ fitted.mean + root * (features @ fitted.spread)
     np.testing.assert_allclose(p, norms / norms.sum(), rtol=1e-9)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keras_osgd.draws import densities
+from keras_osgd.draws import reshuffled
 from keras_osgd.draws import reshuffled as draws
-from keras_osgd.draws.systematic import systematic
+from keras_osgd.draws.reshuffled import systematic
 from tests.helpers import oracles
 
 
@@ -73,7 +73,7 @@ def test_the_state_passed_in_is_not_changed():
 def test_in_the_first_block_the_estimator_is_exactly_unbiased(n, size):
     rng = _rng(n)
     p, loss = _random_distribution(rng, n, sigma=1.0), rng.normal(size=n)
-    density, credit = densities.block_density(np.zeros(n), p, size)
+    density, credit = reshuffled.block_density(np.zeros(n), p, size)
     assert credit == size / n
     visits = oracles.expected_visits(
         lambda order, offset: systematic(density, size, order, offset),
@@ -91,7 +91,7 @@ def test_at_a_constant_p_every_block_expects_the_same_weight(weight):
     for _ in range(60):
         paid, after = 0.0, {}
         for owed, chance in law.items():
-            visits, _ = densities.cycle_density(
+            visits, _ = reshuffled.cycle_density(
                 np.array([owed]), np.array([weight]), credit
             )
             fewer = int(np.floor(visits[0] + 1e-12))
@@ -121,13 +121,13 @@ def test_the_density_is_the_one_case_that_holds_and_the_slope_its_own(credit):
     rng, n = _rng(22), 500
     owed, weight = rng.normal(0.0, 1.0, n), rng.lognormal(0.0, 1.0, n)
     owed[:4], weight[:4] = [0.0, 1.0, 1.0 - credit, 3.0], 1.0
-    visits, slope = densities.cycle_density(owed, weight, credit)
+    visits, slope = reshuffled.cycle_density(owed, weight, credit)
     expected = [_visits(*one, credit) for one in zip(owed, weight, strict=True)]
     np.testing.assert_allclose(visits, expected, rtol=1e-12)
     away = abs(weight - owed - credit) > 1e-3  # from where the cases meet
-    visits, slope = densities.cycle_density(owed[away], weight[away], credit)
+    visits, slope = reshuffled.cycle_density(owed[away], weight[away], credit)
     step = 1e-6 * credit
-    after, _ = densities.cycle_density(owed[away], weight[away], credit + step)
+    after, _ = reshuffled.cycle_density(owed[away], weight[away], credit + step)
     np.testing.assert_allclose((after - visits).sum() / step, slope, rtol=1e-5)
 
 
@@ -136,14 +136,14 @@ def test_where_more_is_owed_than_a_block_holds_it_is_shared_out_in_few_passes(
 ):
     rng, n, size, passes = _rng(24), 40, 10, []
     p, owed = _random_distribution(rng, n), rng.uniform(1.0, 2.0, n)
-    original = densities.cycle_density
+    original = reshuffled.cycle_density
 
     def counted(*args):
         passes.append(args)
         return original(*args)
 
-    monkeypatch.setattr(densities, "cycle_density", counted)
-    found, credit = densities.block_density(owed, p, size)
+    monkeypatch.setattr(reshuffled, "cycle_density", counted)
+    found, credit = reshuffled.block_density(owed, p, size)
     assert 0 < credit < 1e-20 and found.sum() > size and len(passes) <= 3
     expected = [_visits(m, 1 / (n * q), credit) for m, q in zip(owed, p, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -152,16 +152,16 @@ def test_where_more_is_owed_than_a_block_holds_it_is_shared_out_in_few_passes(
 def test_the_density_of_many_examples_is_that_of_each_of_them():
     rng, n = _rng(23), 40_000  # more than one part
     p, owed = _random_distribution(rng, n), rng.normal(0.0, 0.3, n)
-    density, credit = densities.block_density(owed, p, n // 8)
+    density, credit = reshuffled.block_density(owed, p, n // 8)
     np.testing.assert_allclose(density.sum(), n // 8, rtol=1e-11)
-    whole, _ = densities.cycle_density(owed, 1 / (n * p), credit)
+    whole, _ = reshuffled.cycle_density(owed, 1 / (n * p), credit)
     np.testing.assert_allclose(density, whole, rtol=1e-14)
 
 
 def test_a_later_block_visits_each_example_as_often_as_its_density_says():
     rng, n, size = _rng(5), 5, 4
     p, owed = _random_distribution(rng, n, sigma=1.0), rng.normal(0.0, 1.0, n)
-    density, credit = densities.block_density(owed, p, size)
+    density, credit = reshuffled.block_density(owed, p, size)
     assert credit != size / n
     visits = oracles.expected_visits(
         lambda order, offset: systematic(density, size, order, offset),
@@ -236,7 +236,7 @@ def test_the_credit_is_the_root_that_bisection_finds(seed):
     owed = rng.normal([-5.0, 0.0, 5.0][seed % 3], 1.0, n)
     if seed % 3 == 2:
         owed = np.minimum(owed, 0.5 * size / n)  # else they are owed more than `size`
-    density, credit = densities.block_density(owed, p, size)
+    density, credit = reshuffled.block_density(owed, p, size)
     np.testing.assert_allclose(density.sum(), size, rtol=1e-11)
     np.testing.assert_allclose(credit, oracles.block_credit(owed, p, size), rtol=1e-8)
 

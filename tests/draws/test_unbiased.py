@@ -12,21 +12,22 @@ from keras_osgd.base import keras_compat
 from keras_osgd.base.replicas import Share
 from keras_osgd.data import training_data
 from keras_osgd.data.rows import Rows
-from keras_osgd.draws import densities
+from keras_osgd.draws import reshuffled
 from keras_osgd.draws import reshuffled as draws
 from keras_osgd.draws.observations import ObservationLog
 from keras_osgd.draws.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.draws.planner import Planner
-from keras_osgd.draws.systematic import systematic
+from keras_osgd.draws.reshuffled import systematic
 from keras_osgd.fit.run import Run
-from keras_osgd.losses import described as losses
+from keras_osgd.losses import described
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores import distributions
-from keras_osgd.scores.probabilities import by_scores
+from keras_osgd.scores.distributions import by_scores
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.scores.table import ScoreTable
 from keras_osgd.scores.uncertainty_set import UncertaintySet
-from keras_osgd.step import sampled_step as training_step
+from keras_osgd.step import sampled_step
+from tests.helpers import oracles, planned
 
 M = 2  # draws in a minibatch
 CLASS_WEIGHT = {0: 0.5, 1: 2.0, 2: 3.0}
@@ -77,7 +78,7 @@ def test_the_planner_draws_by_equation_6(objective):
     state.uncertainty_set = fitted
     mean = state.table.combine(fitted.mean)
     variance = objective * state.table.combine(fitted.spread)
-    expected = distributions.with_floor(distributions.robust(mean, variance), 0.2)
+    expected = 0.8 * oracles.robust_in_decimals(mean, variance) + 0.2 / n
     p, all_zero = by_scores(state, 0.2)
     np.testing.assert_allclose(p, expected, rtol=1e-12)
     assert p.shape == (n,) and not all_zero
@@ -88,7 +89,7 @@ def _norms(n):
 
 
 def _robust(n):
-    return distributions.robust(_norms(n), tf.constant(_rng(n + 1).uniform(0, 2, n)))
+    return planned.robust(_norms(n), _rng(n + 1).uniform(0, 2, n))
 
 
 DISTRIBUTIONS = {
@@ -122,7 +123,7 @@ class Task:
         self.data = training_data.prepare(
             self.x, self.y, own, CLASS_WEIGHT if by_class else None, M, None
         )
-        self.losses = losses.describe(self.model, self.data)
+        self.losses = described.describe(self.model, self.data)
         of_class = np.array([CLASS_WEIGHT[label] for label in self.y])
         self.own = np.ones(n) if own is None else own
         self.own = self.own * of_class if by_class else self.own
@@ -142,7 +143,7 @@ class Task:
             None if a is None else tf.gather(a, index) for a in self.data.arrays
         )
         weights = distributions.importance_weights(tf.gather(p, index), self.n)
-        combined = losses.weights_for(self.losses, weights, own)
+        combined = described.weights_for(self.losses, weights, own)
         with tf.GradientTape() as tape:
             y_pred = self.model(x, training=True)
             loss = keras_compat.compute_loss(self.model, x, y, y_pred, combined)
@@ -189,7 +190,7 @@ def test_independent_draws_have_the_full_gradient_for_mean(n, name, weighted, fl
 def test_a_first_block_of_reshuffled_draws_has_it_too(name, float64):
     n, size = 4, 3
     task, p = Task(n, "both"), np.array(DISTRIBUTIONS[name](n))
-    density, credit = densities.block_density(np.zeros(n), p, size)
+    density, credit = reshuffled.block_density(np.zeros(n), p, size)
     mean, orders = 0.0, list(itertools.permutations(range(n)))
     for order in map(np.array, orders):
         ends = np.unique(np.concatenate([[0.0, 1.0], np.cumsum(density[order]) % 1.0]))
@@ -216,7 +217,7 @@ def test_the_steps_of_training_have_it_from_plan_to_weights(name, weighted):
     features = run.state.table.features_of(index)
     plan = Plan(0, index, p[index], candidate, features, True, 1.0, 1.0, 1.0)
     run.buffers.write(plan)
-    step = tf.function(training_step.make_core(task.model, run, False), autograph=False)
+    step = tf.function(sampled_step.make_core(task.model, run, False), autograph=False)
     before, mean = task.model.get_weights(), 0.0
     full, dataset = task.full_gradient(), batches(run.buffers, Rows(task.data.arrays))
     for outcome, batch in zip(outcomes, dataset, strict=False):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_osgd.callbacks import SamplingMonitor
-from keras_osgd.fit.logged import LOGGED_ONLY
 from keras_osgd.fit.progress_bar import ProgressBar
+from keras_osgd.run_directory import LOGGED_ONLY
 from keras_osgd.sampling import RAIS
 from tests.helpers import small
 

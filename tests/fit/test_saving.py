@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.draws.block_lengths import lead_steps
+from keras_osgd.draws.blocks import lead_steps
 from keras_osgd.draws.planner import Planner
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores.table import ScoreTable

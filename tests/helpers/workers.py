@@ -24,7 +24,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import keras_osgd  # noqa: E402
-from keras_osgd.base.keras_compat_strategies import UnderStrategy  # noqa: E402
+from keras_osgd.base.keras_compat import UnderStrategy  # noqa: E402
 from keras_osgd.sampling import RAIS  # noqa: E402
 from tests.helpers import replayed, small  # noqa: E402
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_osgd.norms import parts
+from keras_osgd.norms import forms
 from keras_osgd.norms.forms import Gathered, PerExample, Products
 
 M = 3
@@ -170,13 +170,13 @@ def _as_they_are(seed):
 def test_gradients_of_repeated_uses_are_added_before_the_norm_is_taken(kinds):
     made = [KINDS[kind](seed) for seed, kind in enumerate(kinds)]
     uses, gradients = zip(*made, strict=True)
-    assert_measures(parts.combined(uses, [5, 2]), sum(gradients))
+    assert_measures(forms.combined(uses, [5, 2]), sum(gradients))
 
 
 def test_uses_in_one_form_stay_in_it():
     for kind, form in [("products", Products), ("gathered", Gathered)]:
         uses = [KINDS[kind](seed)[0] for seed in (0, 1)]
-        assert isinstance(parts.combined(uses, [5, 2]), form)
+        assert isinstance(forms.combined(uses, [5, 2]), form)
 
 
 BIG = 300.0  # its square is not a float16
@@ -201,5 +201,5 @@ def test_bfloat16_is_summed_in_float32():
     ones = tf.ones([1, 1000, 1], tf.bfloat16)  # which counts to 256 by itself
     form = Products(ones, ones, (1, 1), (1, 0))
     np.testing.assert_allclose(form.measured([1, 1])[0], 1e6, rtol=1e-6)
-    both = parts.combined([form, form], [1, 1])
+    both = forms.combined([form, form], [1, 1])
     np.testing.assert_allclose(both.measured([1, 1])[0], 4e6, rtol=1e-6)

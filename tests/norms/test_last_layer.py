@@ -10,9 +10,9 @@ from keras_osgd.base.replicas import Share
 from keras_osgd.data import training_data
 from keras_osgd.draws.pipeline import Sample
 from keras_osgd.gain.gain_ratio import GainRatio
-from keras_osgd.losses import described as losses
+from keras_osgd.losses import described
 from keras_osgd.norms import last_layer
-from keras_osgd.step import sampled_step as training_step
+from keras_osgd.step import sampled_step
 from keras_osgd.step.skipping import Skips
 from tests.helpers import oracles_norms
 
@@ -232,7 +232,7 @@ class Subclassed(keras.Model):
         ("nested", "graph"),
         ("keras.ops", "eager"),
         ("keras.ops", "graph"),
-        ("tf.nn", "graph"),  # losses, too, know such a softmax in graphs only
+        ("tf.nn", "graph"),  # described, too, know such a softmax in graphs only
     ],
 )
 @pytest.mark.parametrize("head", [0, 2])
@@ -463,7 +463,7 @@ def _sampled_step(build, reduction, x, y, n=20, sample_weight=None, **options):
     run = types.SimpleNamespace(
         n=n,
         batch_size=len(x),
-        losses=losses.describe(model, data),
+        losses=described.describe(model, data),
         gain=GainRatio(),
         skips=Skips(),
         scorer=None,
@@ -476,7 +476,7 @@ def _sampled_step(build, reduction, x, y, n=20, sample_weight=None, **options):
     index = tf.range(len(x), dtype=tf.int64)
     sample = Sample(index, p, p, index, data.arrays[2])
     rows = (tf.constant(x), tf.constant(y), sample)
-    core = training_step.make_core(model, run, model.jit_compile)
+    core = sampled_step.make_core(model, run, model.jit_compile)
     norms = core(rows)[1]
     return norms.numpy(), run.gain.averages.numpy() / 0.02, 1 / (n * probability), model
 

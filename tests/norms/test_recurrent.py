@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
-from keras_osgd.norms import batch_axes, exact
+from keras_osgd.norms import calls, exact
 from keras_osgd.norms.calls import recording
 from tests.helpers import oracles_norms
 
@@ -82,7 +82,7 @@ def norms(
     """Returns {path of a weight: norms}, layers without a rule, what `also` returns."""
     multiples, worked_out = batched, []
     if multiples is None:
-        multiples = batch_axes.batch_axes(model, x)
+        multiples = calls.batch_axes(model, x)
     measured = measuring(model, training, multiples, also, worked_out)
     if mode != "eager":
         measured = tf.function(measured, autograph=False, jit_compile=mode == "jit")

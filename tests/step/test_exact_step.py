@@ -17,7 +17,7 @@ from keras_osgd.losses import described as losses
 from keras_osgd.norms import scorer as scoring
 from keras_osgd.norms.verification import verify
 from keras_osgd.sampling import RAIS
-from keras_osgd.step import sampled_step as training_step
+from keras_osgd.step import sampled_step
 from keras_osgd.step.skipping import Skips
 from tests.helpers import oracles_norms, small
 
@@ -96,7 +96,7 @@ def step(model, x, y, norm, sample_weight=None):
     index = tf.range(len(x), dtype=tf.int64)
     rows = [tf.constant(a) for a in (x, y)]
     sample = Sample(index, p, p, index, data.arrays[2])
-    core = training_step.make_core(model, run, model.jit_compile)
+    core = sampled_step.make_core(model, run, model.jit_compile)
     if not model.run_eagerly and not model.jit_compile:
         core = tf.function(core, autograph=False)
     norms = core((*rows, sample))[1]

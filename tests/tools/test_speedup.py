@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd.data import training_data
-from keras_osgd.tools import speedup, speedup_probe
+from keras_osgd.tools import speedup
 from tests.helpers import small
 
 STEPS = 35
@@ -159,7 +159,7 @@ def test_weights_train_the_copy_as_a_rate_that_is_as_much_larger():
 
 def test_several_steps_at_once_are_timed_as_single_ones():
     model = small.model(steps_per_execution=4)
-    least = speedup_probe.least_steps(4)
+    least = speedup.least_steps(4)
     found = keras_osgd.estimate_speedup(model, small.X, small.Y, 4, least)
     assert found.overhead >= 1 and found.step_milliseconds > 0
 
@@ -174,9 +174,9 @@ def test_planning_is_spread_over_the_steps_of_a_block(labels, monkeypatch):
     model.fit(small.X, labels, batch_size=6, epochs=2, verbose=0)
     data = training_data.prepare(small.X, labels, None, None, 6, None)
     clock = types.SimpleNamespace(perf_counter=lambda: next(seconds))
-    monkeypatch.setattr(speedup_probe, "time", clock)
+    monkeypatch.setattr(speedup, "time", clock)
     # A block is n/8 draws, and no fewer than 52 steps.
-    assert speedup_probe.planning_seconds(model, data) == 3 / 52
+    assert speedup.planning_seconds(model, data) == 3 / 52
 
 
 def test_what_cannot_be_estimated_is_refused():
