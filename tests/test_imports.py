@@ -138,7 +138,9 @@ def test_functions_are_short(path, tree):
 
 
 SCRIPT = """
-import json, os, pathlib, random, threading, warnings
+import json, os, pathlib, random, sys, threading, warnings
+for name in ("tensorboard", "matplotlib"):
+    sys.modules[name] = None  # importing it raises an ImportError
 import keras, numpy as np, tensorflow as tf
 def now():
     files = sorted(str(p) for p in pathlib.Path(".").rglob("*"))
@@ -160,33 +162,28 @@ print(json.dumps([changed, len(tf.config.list_logical_devices("CPU"))]))
 """
 
 
-WITHOUT = """
-import sys
-for name in ("tensorboard", "matplotlib"):
-    sys.modules[name] = None  # importing it raises an ImportError
-import keras_osgd
-"""
-
-
-def test_importing_needs_neither_tensorboard_nor_matplotlib():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", WITHOUT]
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def test_importing_changes_nothing_and_prints_nothing(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """What a process says that has imported the package without what is optional."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(home)}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        cwd=tmp_path,
+        cwd=home,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    changed, devices = json.loads(done.stdout)  # nothing else was printed
+
+
+def test_importing_needs_neither_tensorboard_nor_matplotlib(fresh):
+    assert fresh.returncode == 0, fresh.stderr
+
+
+def test_importing_changes_nothing_and_prints_nothing(fresh):
+    assert fresh.returncode == 0, fresh.stderr
+    changed, devices = json.loads(fresh.stdout)  # nothing else was printed
     assert changed == []
     assert devices == 2

@@ -3,9 +3,9 @@
 import html.parser
 
 import numpy as np
-from test_plots import rows
 
 from keras_osgd.run_directory import RunFiles
+from tests.helpers.figures import rows
 
 VOID = {"meta", "img"}
 

@@ -6,7 +6,13 @@ import pytest
 
 from examples import norm_cases
 
-CASES = list(norm_cases.CASES)
+# Keras has XLA compile each single pass of a grouped convolution on CPU, which takes
+# seconds. Its kernel's form no longer knows the rank: one is enough, and one below.
+CASES = [
+    case
+    for case in norm_cases.CASES
+    if case not in ("Conv1D, grouped", "Conv3D, grouped")
+]
 # A convolution in each of its ways, each form, shared weights, and unknown layers.
 DOZEN = [
     "Conv2D, same, strided",
@@ -21,6 +27,22 @@ DOZEN = [
     "a table used as kernel as well",
     "an unknown layer around known ones",
     "examples folded into positions",
+]
+# What the dozen leaves out of the rules, and what dtypes could make different.
+OTHERS_IN_GRAPHS = [
+    "Conv3D, same, dilated",
+    "Conv1D, causal",
+    "Conv2D twice, gram form",
+    "Conv1DTranspose, same, dilated",
+    "Conv2DTranspose, same, dilated",
+    "DepthwiseConv2D, same, strided",
+    "Embedding",
+    "GroupNormalization, axis 1",
+    "RMSNormalization",
+    "EinsumDense, a kernel for each position",
+    "MultiHeadAttention",
+    "PReLU, shared axes",
+    "positions without a batch axis",
 ]
 # TensorFlow itself has no such convolution in float64 on CPU.
 WITHOUT_FLOAT64 = {
@@ -44,27 +66,29 @@ def error(case, number, mode):
     return norm_cases.relative_error(case, reduction, number % 4 > 1, mode)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_norms_of_every_kind_of_layer_are_those_of_single_examples(case):
-    assert error(case, CASES.index(case), "graph") <= 1e-5
-
-
 @pytest.mark.parametrize("case", [c for c in CASES if c not in WITHOUT_FLOAT64])
-def test_in_float64_they_agree_to_ten_digits(case, float64):
-    assert error(case, CASES.index(case) + 1, "eager") <= 1e-10
+def test_norms_of_every_kind_of_layer_are_those_of_single_examples(case, float64):
+    # In float64, where they agree to ten digits.
+    assert error(case, CASES.index(case), "eager") <= 1e-10
 
 
-@pytest.mark.parametrize("mode", ["eager", "jit"])
+@pytest.mark.parametrize("number, case", enumerate(OTHERS_IN_GRAPHS))
+def test_in_float32_and_graphs_they_are_too(number, case):
+    assert error(case, number, "graph") <= 1e-5
+
+
+@pytest.mark.parametrize("mode", ["graph", "jit"])
 @pytest.mark.parametrize("number, case", enumerate(DOZEN))
 def test_a_dozen_kinds_have_the_same_norms_in_every_mode(number, case, mode):
-    # Each mode sees all four pairs of reduction and weights three times.
+    # Each mode sees all four pairs of reduction and weights three times. The pass that
+    # verifies them is eager, of float32 as well.
     assert error(case, number, mode) <= 1e-5
 
 
 @pytest.mark.parametrize("reduction", norm_cases.REDUCTIONS)
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("case", ["Conv2D, same, strided", "Dense on sequences"])
-def test_neither_reduction_nor_weights_change_what_is_right(case, reduction, weighted):
+def test_neither_reduction_nor_weights_change_what_is_right(reduction, weighted):
+    case = "Dense on sequences"
     assert norm_cases.relative_error(case, reduction, weighted, "eager") <= 1e-5
 
 
