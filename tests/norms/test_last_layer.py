@@ -487,9 +487,17 @@ def _classifier(shape=(4,)):
     )
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("shape", [(4,), (7, 4)])
-@pytest.mark.parametrize("reduction", ["sum", "sum_over_batch_size", "mean"])
+@pytest.mark.parametrize(
+    ("reduction", "shape", "scaled"),
+    [
+        ("sum", (4,), False),
+        ("sum", (7, 4), True),
+        ("sum_over_batch_size", (4,), True),
+        ("sum_over_batch_size", (7, 4), False),
+        ("mean", (4,), True),
+        ("mean", (7, 4), False),
+    ],
+)
 def test_a_step_s_norms_depend_on_neither_reduction_nor_batch_size_nor_weights(
     reduction, shape, scaled
 ):
