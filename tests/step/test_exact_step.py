@@ -138,9 +138,8 @@ def assert_observed(found, gradients):
 @pytest.mark.parametrize(
     "mode, reduction, weighted",
     [
-        ("eager", "sum", True),
-        ("graph", "sum_over_batch_size", True),
-        ("graph", "sum", False),
+        ("eager", "sum_over_batch_size", True),
+        ("graph", "sum", True),
         ("jit", "sum_over_batch_size", False),
     ],
 )
@@ -217,7 +216,7 @@ KINDS = {
 
 
 @functools.cache
-def stepped(kind, norm, mode="graph", with_scaling=False):
+def stepped(kind, norm, mode, with_scaling):
     """Returns what a step of this kind of model observed, and the weights after it."""
     optimizer = scaled() if with_scaling else None
     model = compiled(KINDS[kind], optimizer, **MODES[mode])
@@ -236,7 +235,7 @@ def test_regularisation_and_loss_scaling_enter_neither_norms_nor_moments(
     kind, with_scaling
 ):
     gradients = _without_vector_terms(compiled(KINDS[kind]))
-    found, _ = stepped(kind, "exact", with_scaling=with_scaling)
+    found, _ = stepped(kind, "exact", "graph", with_scaling)
     assert_observed(found, gradients)
 
 
@@ -262,14 +261,14 @@ def _without_vector_terms(model):
 )
 def test_a_step_changes_the_weights_as_one_without_exact_norms_does(kind, mode):
     before = small.flat(compiled(KINDS[kind]))
-    exact, with_exact = stepped(kind, "exact", mode)
-    _, without = stepped(kind, "last_layer", mode)
+    exact, with_exact = stepped(kind, "exact", mode, False)
+    last, without = stepped(kind, "last_layer", "graph", False)
     scale = np.abs(without - before).max()
     assert scale > 1e-3
     np.testing.assert_allclose(
         with_exact - before, without - before, atol=2e-6 * max(scale, 1.0)
     )
-    assert np.isfinite(exact[2]).all()
+    assert np.isfinite([exact[2], last[1]]).all()
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
@@ -282,7 +281,9 @@ def test_loss_scaling_changes_no_step(mode):
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_the_last_layer_s_moments_are_kept_beside_the_exact_ones(mode):
-    exact, last = (stepped("plain", norm, mode)[0] for norm in ("exact", "last_layer"))
+    exact, last = (
+        stepped("plain", norm, mode, False)[0] for norm in ("exact", "last_layer")
+    )
     np.testing.assert_allclose(exact[2], last[1], rtol=1e-4)
     assert (exact[1][:2] > 1.05 * last[1][:2]).all()
 
@@ -297,7 +298,7 @@ def normalised():
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_with_batch_normalization_norms_are_those_with_statistics_held(mode):
     model = compiled(normalised, **MODES[mode])
     moving = model.layers[2].moving_mean
