@@ -13,7 +13,7 @@ from keras_osgd.draws import planner
 from keras_osgd.draws import reshuffled as draws
 from keras_osgd.draws.observations import ObservationLog, Window
 from keras_osgd.draws.pipeline import PlanBuffers
-from keras_osgd.draws.planner import Planner
+from keras_osgd.draws.planner import RAISPlanner
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.scores.table import ScoreTable
@@ -70,7 +70,7 @@ def synthetic(
     steps = block_steps or sampling.block_steps(examples, batch_size)
     buffers = PlanBuffers(steps, batch_size)
     log = ObservationLog(buffers)
-    made = Planner(sampling, state, buffers, log, steps_per_execution=1)
+    made = RAISPlanner(sampling, state, buffers, log, steps_per_execution=1)
     made.start()
     state.drawn += sampling.uniform_draws(examples)  # from here on by importance
 

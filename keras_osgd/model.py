@@ -102,8 +102,7 @@ def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
         )
         model.stop_training = stop
         model.train_function = None
-    # As `compile`: a run plans by the method that it was made with.
-    model.sampling_held.sampling, model.sampling_held.run = method, None
+    model.sampling_held.configure(method)
     return model
 
 

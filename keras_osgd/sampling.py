@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import keras
 
-from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, check_features
+from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, require_features
 
 __all__ = [
     "Oracle",
@@ -138,7 +138,7 @@ class RAIS(Sampling):
         self.norm = norm
         self.floor = float(floor)
         self.window = int(window)
-        self.features = None if features is None else check_features(features)
+        self.features = None if features is None else require_features(features)
         self.adapt_learning_rate = bool(adapt_learning_rate)
         self.draws = draws
         self.seed = seed

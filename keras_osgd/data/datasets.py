@@ -130,12 +130,6 @@ def require_batches(dataset: Any, or_else: str = "") -> None:
         )
 
 
-def as_in_fit(model: keras.Model, x: Any) -> Any:
-    """Returns what takes the place of x, as in a `fit` of this model but silently."""
-    held = getattr(model, "sampling_held", None)
-    return from_dataset(x, getattr(held, "indexed", None), verbose=False)[0]
-
-
 def _kept(directory: pathlib.Path, first: Any) -> list[np.ndarray] | None:
     """Returns what the directory has, if it can be of this dataset."""
     leaves = kept_in(directory)

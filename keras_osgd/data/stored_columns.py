@@ -14,7 +14,7 @@ from keras_osgd.data.uneven_columns import Uneven
 
 __all__ = ["Spec", "in_memory", "kept_in", "on_disk", "row_hashes"]
 
-Column = np.ndarray | Uneven
+ColumnArray = np.ndarray | Uneven
 _MANIFEST = "examples.json"
 _VERSION = 1
 
@@ -31,11 +31,13 @@ class Spec(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _spec_of(leaf: Column) -> Spec:
+def _spec_of(leaf: ColumnArray) -> Spec:
     return Spec(leaf.dtype.name, tuple(leaf.shape[1:]))
 
 
-def in_memory(batches: Iterable[Sequence[Column]], limit: int) -> list[Column]:
+def in_memory(
+    batches: Iterable[Sequence[ColumnArray]], limit: int
+) -> list[ColumnArray]:
     """Returns the columns of all batches, each in one array.
 
     Args:
@@ -49,7 +51,7 @@ def in_memory(batches: Iterable[Sequence[Column]], limit: int) -> list[Column]:
         >>> in_memory([[np.zeros(2)], [np.ones(1)]], limit=100)
         [array([0., 0., 1.])]
     """
-    held: list[Sequence[Column]] = []
+    held: list[Sequence[ColumnArray]] = []
     size = 0
     for leaves in _alike(batches):
         size += sum(leaf.nbytes for leaf in leaves)
@@ -69,8 +71,8 @@ def in_memory(batches: Iterable[Sequence[Column]], limit: int) -> list[Column]:
 
 
 def on_disk(
-    batches: Iterable[Sequence[Column]], directory: pathlib.Path
-) -> list[Column]:
+    batches: Iterable[Sequence[ColumnArray]], directory: pathlib.Path
+) -> list[ColumnArray]:
     """Writes the columns into files, and returns them read where they are.
 
     Args:
@@ -106,7 +108,7 @@ def on_disk(
     return _read(directory, n, specs)
 
 
-def _refuse_on_disk(leaves: Sequence[Column]) -> None:
+def _refuse_on_disk(leaves: Sequence[ColumnArray]) -> None:
     if any(isinstance(leaf, Uneven) for leaf in leaves):
         raise ValueError(
             "Columns on disk must be dense. Received: ragged or sparse tensors. Write "
@@ -120,7 +122,7 @@ def _refuse_on_disk(leaves: Sequence[Column]) -> None:
         )
 
 
-def kept_in(directory: pathlib.Path) -> list[Column] | None:
+def kept_in(directory: pathlib.Path) -> list[ColumnArray] | None:
     """Returns the columns that `on_disk` wrote there, `None` if it did not."""
     path = directory / _MANIFEST
     if not path.exists():
@@ -130,7 +132,7 @@ def kept_in(directory: pathlib.Path) -> list[Column] | None:
     return _read(directory, manifest["n"], specs)
 
 
-def _read(directory: pathlib.Path, n: int, specs: Sequence[Spec]) -> list[Column]:
+def _read(directory: pathlib.Path, n: int, specs: Sequence[Spec]) -> list[ColumnArray]:
     return [
         # Written to by nobody; "c" since TensorFlow asks for arrays that can be.
         np.memmap(_path(directory, order), spec.dtype, "c", shape=(n, *spec.shape))
@@ -144,7 +146,7 @@ def _path(directory: pathlib.Path, order: int) -> pathlib.Path:
     return directory / f"column-{order}.raw"
 
 
-def _alike(batches: Iterable[Sequence[Column]]) -> Iterator[list[Column]]:
+def _alike(batches: Iterable[Sequence[ColumnArray]]) -> Iterator[list[ColumnArray]]:
     """Yields the batches; raises at the first whose rows are unlike those before."""
     first: list[Spec] | None = None
     for leaves in map(list, batches):
@@ -163,7 +165,7 @@ def _listed(specs: Sequence[Spec]) -> str:
     return ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in specs)
 
 
-def row_hashes(leaves: Sequence[Column]) -> np.ndarray:
+def row_hashes(leaves: Sequence[ColumnArray]) -> np.ndarray:
     """Returns `[k]` uint64, equal for rows of equal bytes, and hardly ever else.
 
     Args:
@@ -187,7 +189,7 @@ def row_hashes(leaves: Sequence[Column]) -> np.ndarray:
     return total
 
 
-def _texts(leaf: Column) -> Iterator[str]:
+def _texts(leaf: ColumnArray) -> Iterator[str]:
     """Yields one text for each row, of all that it consists of."""
     for row in np.arange(len(leaf))[:, np.newaxis]:
         parts = leaf.take(row) if isinstance(leaf, Uneven) else [leaf[row]]

@@ -197,16 +197,23 @@ def inputs(x: Any) -> TrainingData:
     return TrainingData(arrays, n, 1)
 
 
-def sizes(given: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Returns n and m of what `given` to Keras' own `fit`; `None` for a dataset's."""
-    x, size = given["x"], given["batch_size"]
+def sizes(
+    x: Any, size: int | None, validation_split: float
+) -> tuple[int | None, int | None]:
+    """Returns n and m of a `fit` by Keras alone; `None` where a dataset has them.
+
+    Args:
+        x: as in `fit`.
+        size: `batch_size`, as in `fit`.
+        validation_split: as in `fit`.
+    """
     if isinstance(x, Indexed):
         return len(x), size or x.batch_size or 32
     leaf = (keras.tree.flatten(x) or [None])[0]
     n = leaf.shape[0] if len(getattr(leaf, "shape", ())) else None
     if n is None:
         return None, size
-    return math.floor(n * (1.0 - given["validation_split"])), size or 32
+    return math.floor(n * (1.0 - validation_split)), size or 32
 
 
 def _refuse_beside_dataset(**others: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_osgd.draws.observations import figures
+from keras_osgd.draws.observations import logged_of
 from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.draws.reshuffled import independent, refund, reshuffled
 from keras_osgd.sampling import RAIS, Sampling
@@ -17,7 +17,7 @@ __all__ = ["Blocks", "LEAST_FLOOR", "block_steps", "lead_steps", "without"]
 
 _LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
 LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
-_LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
+_LEAST_SCALE = 0.5  # of p: bounds weights by 2/floor, however abruptly p moves
 _REARM_MARGIN = 0.02  # above the threshold, so that the two do not alternate
 
 
@@ -83,7 +83,7 @@ class Blocks:
             probability = without(np.full(self._n, 1.0 / self._n), aside)
         size = self._buffers.block_steps * self._buffers.batch_size
         index, drawn_credit, owed = self._draw(probability, size, aside)
-        credit = max(drawn_credit, _LEAST_CREDIT)
+        credit = max(drawn_credit, _LEAST_SCALE)
         scale = credit * n / self._n  # weights are 1/(n p) by the n of the data
         plan = Plan(
             start,
@@ -165,15 +165,15 @@ class Blocks:
         """The plan made last; `None` before the first."""
         return self.plans[-1] if self.plans else None
 
-    def figures(
+    def logged(
         self,
         gains: np.ndarray,
         weights: np.ndarray,
         norms: np.ndarray,
         importance: bool,
     ) -> dict[str, float]:
-        """Returns what `SamplingMonitor` shows of some steps; see `figures`."""
-        return figures(gains, weights, norms, importance) | {
+        """Returns what `SamplingMonitor` logs of some steps; see `logged_of`."""
+        return logged_of(gains, weights, norms, importance) | {
             "largest_weight": self.last_plan.largest_weight,
             "share_unseen": self._state.table.share_unseen,
         }
@@ -191,15 +191,15 @@ class Blocks:
                 self._state.owed = refund(self._state.owed, probability, unused)
                 self._state.owed -= plan.mass * len(unused) / len(plan.index)
 
-    def snapshot(self) -> dict[str, Any]:
-        """Returns all that `resume` needs; no array is ever changed."""
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that `load_state_dict` needs; no array is ever changed."""
         plans = {str(order): plan._asdict() for order, plan in enumerate(self.plans)}
         told = " ".join(sorted(self._told))
         candidate = np.zeros(0) if self.candidate is None else self.candidate
         return {"plans": plans, "told": told, "candidate": candidate}
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Goes on where `snapshot` was taken: hands the plans to the pipeline."""
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from there: hands the plans to the pipeline."""
         self.plans = []
         for order in sorted(saved.get("plans", ())):
             fields = saved["plans"][order]

@@ -18,8 +18,8 @@ __all__ = [
     "ObservationLog",
     "Window",
     "averaged",
-    "figures",
     "floats",
+    "logged_of",
 ]
 
 NOTHING_OBSERVED = {
@@ -60,12 +60,12 @@ class ObservationLog:
         norms = tf.gather(self._norms, positions.ravel()).numpy()
         return norms, tf.gather(self._gains, rows).numpy()
 
-    def snapshot(self) -> dict[str, np.ndarray]:
-        """Returns all that `resume` needs."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns all that `load_state_dict` needs."""
         return {"norms": np.array(self._norms), "gains": np.array(self._gains)}
 
-    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Goes on where `snapshot` was taken."""
+    def load_state_dict(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Goes on where `state_dict` was called."""
         self._norms.assign(saved["norms"])
         self._gains.assign(saved["gains"])
 
@@ -106,13 +106,13 @@ class Window:
         self._weights = np.concatenate([self._weights, weights])[-self._size :]
         self._norms = np.concatenate([self._norms, norms])[-self._size :]
 
-    def snapshot(self) -> dict[str, np.ndarray]:
-        """Returns all that `resume` needs; no array is ever changed."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns all that `load_state_dict` needs; no array is ever changed."""
         columns = (self._features, self._weights, self._norms)
         return dict(zip(_COLUMNS, columns, strict=True))
 
-    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Goes on where `snapshot` was taken."""
+    def load_state_dict(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Goes on where `state_dict` was called."""
         self._features, self._weights, self._norms = map(saved.get, _COLUMNS)
 
     def fit(
@@ -161,10 +161,10 @@ def averaged(
     return new._replace(mean=mean, objective=0.0)
 
 
-def figures(
+def logged_of(
     gains: np.ndarray, weights: np.ndarray, norms: np.ndarray, importance: bool
 ) -> dict[str, float]:
-    """Returns what some steps say of the sampling, for `SamplingMonitor`.
+    """Returns the numbers of some steps that `SamplingMonitor` logs.
 
     Args:
         gains: `[k]`, gain ratio of each step.
@@ -181,5 +181,5 @@ def figures(
 
 
 def floats(saved: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns figures as they were before they were saved."""
+    """Returns numbers as they were before they were saved."""
     return {name: float(value) for name, value in saved.items()}

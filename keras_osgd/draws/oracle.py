@@ -101,21 +101,21 @@ class OraclePlanner:
         """Takes in all observations; only where training is to stop."""
         self._state.undivided(self._observe, step)
 
-    def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """Returns what returns all that `resume` needs, state and table included."""
+    def state_dict(self) -> Callable[[], dict[str, Any]]:
+        """Returns a function that returns all that `load_state_dict` needs."""
         taken = {
-            "state": self._state.collect(),
-            "blocks": self._blocks.snapshot(),
+            "state": self._state.state_dict(),
+            "blocks": self._blocks.state_dict(),
             "recent": dict(zip(_RECENT, self._recent, strict=True)),
             "steps": np.array([self._end, self._observed_until]),
             "newest": dict(self._newest),
         }
         return lambda: taken
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Goes on where `snapshot` was taken, in place of `start`."""
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called, in place of `start`."""
         self.start()
-        self._blocks.resume(saved["blocks"])
+        self._blocks.load_state_dict(saved["blocks"])
         self._recent = [saved["recent"][name] for name in _RECENT]
         self._end, self._observed_until = saved["steps"].tolist()
         self._newest = floats(saved["newest"])
@@ -153,7 +153,7 @@ class OraclePlanner:
                 f"The gradient norms of {self._n - len(index)} of {self._n} examples "
                 f"are not finite, first that of example {np.argmin(finite)}: they keep "
                 "their last score, or the mean. Look for NaN in the data or the loss.",
-                "scores",  # without a space, as `Blocks.snapshot` joins them
+                "scores",  # without a space, as `Blocks.state_dict` joins them
             )
         table, ones = self._state.table, np.ones(len(index))
         table.observe(index, ones, norms[index], self._state.blocks)
@@ -179,7 +179,7 @@ class OraclePlanner:
             for old, added, length in zip(self._recent, new, lengths, strict=True)
         ]
         if len(self._recent[0]):
-            self._newest = self._blocks.figures(*self._recent, importance)
+            self._newest = self._blocks.logged(*self._recent, importance)
         if not self._fresh and len(self._recent[0]) == _RECENT_STEPS:
             self._decide(importance)
         self._watch.look(first, drawn, norms, gains, self._blocks.candidate)
@@ -202,8 +202,8 @@ class OraclePlanner:
         return self._blocks.candidate
 
     @property
-    def figures(self) -> dict[str, float]:
-        """What `SamplingMonitor` shows."""
+    def logged(self) -> dict[str, float]:
+        """What `SamplingMonitor` logs of the last block."""
         return self._newest | {"scoring_seconds": self._scoring_seconds}
 
     def sampling_share(self) -> float:

@@ -6,7 +6,7 @@ import concurrent.futures
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,12 +25,74 @@ from keras_osgd.scores import distributions
 from keras_osgd.scores.distributions import by_scores
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "RAISPlanner"]
 
 _GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
 
 
-class Planner:
+class Planner(Protocol):
+    """Plans the draws of a run, ahead of its steps.
+
+    The run calls these methods between two executions, in the training thread.
+
+    Attributes:
+        read_ahead: how many batches the pipeline may read ahead of the steps.
+        notices: lines to print; the run takes them out.
+        failures: causes of plans that were not made as they should be; likewise.
+    """
+
+    read_ahead: int
+    notices: list[str]
+    failures: list[str]
+
+    def start(self) -> None:
+        """Makes the first plan; training cannot begin before."""
+
+    def prepare(self, step: int) -> None:
+        """Makes what the next execution needs, `step` being done."""
+
+    def advance(self, step: int) -> None:
+        """Takes in what an execution left behind, `step` being done."""
+
+    def settle(self) -> None:
+        """Waits for a plan in the making: what is read then, no timing moves."""
+
+    def catch_up(self, step: int) -> None:
+        """Takes in all observations; only where training is to stop."""
+
+    def finish(self, step: int) -> None:
+        """Takes in the last observations; undoes the credit and debit of no draws."""
+
+    def state_dict(self) -> Callable[[], dict[str, Any]]:
+        """Returns a function that collects all that `load_state_dict` needs.
+
+        The sampling state is among it, as `state`. Call the function in any thread.
+        """
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called, in place of `start`."""
+
+    @property
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
+
+    @property
+    def candidate(self) -> np.ndarray | None:
+        """`[n]`, p by the scores as last planned, or `None`."""
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether importance weights have no bound."""
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """What `SamplingMonitor` logs of the last block."""
+
+    def sampling_share(self) -> float:
+        """Returns the share of the training time that planning takes."""
+
+
+class RAISPlanner:
     """Makes each block's `Plan` in a thread of its own, from one defined step on.
 
     The plan of a block starts from what the steps up to `lead_steps` before it left
@@ -80,7 +142,7 @@ class Planner:
         self.notices, self.failures = self._blocks.notices, self._blocks.failures
         self._newest = dict(NOTHING_OBSERVED)
         # Taken over where a plan is waited for, so at a step that no timing moves.
-        self.figures = dict(NOTHING_OBSERVED)
+        self.logged = dict(NOTHING_OBSERVED)
 
     def start(self) -> None:
         """Plans the first block; training cannot begin before."""
@@ -99,7 +161,7 @@ class Planner:
             self._next_event = block_end - self._join_steps
         if step >= self._next_event:
             self._pending.result()
-            self._pending, self.figures = None, dict(self._newest)
+            self._pending, self.logged = None, dict(self._newest)
             self._watch.publish()
             end = self.last_plan.start + self._buffers.block_steps
             self._next_event = end - self._lead_steps
@@ -115,29 +177,29 @@ class Planner:
         self.settle()
         self._submit(self._ingest, step).result()
 
-    def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """Returns what waits for all that `resume` needs, state and table included.
+    def state_dict(self) -> Callable[[], dict[str, Any]]:
+        """Returns a function that waits for all that `load_state_dict` needs.
 
         It is collected in the planning thread, after the plan in hand: the training
         thread waits for nothing.
         """
-        taken = dict(pending=self._pending is not None, figures=dict(self.figures))
+        taken = dict(pending=self._pending is not None, figures=dict(self.logged))
         collected = self._submit(self._collect, taken)
         return lambda: collected.result() or taken  # its result is `None`
 
     def _collect(self, taken: dict[str, Any]) -> None:
-        taken["state"] = self._state.collect()
-        taken["blocks"] = self._blocks.snapshot()
-        taken["window"] = self.window.snapshot()
+        taken["state"] = self._state.state_dict()
+        taken["blocks"] = self._blocks.state_dict()
+        taken["window"] = self.window.state_dict()
         taken["ingested"] = self._ingested
         taken["newest"] = dict(self._newest)
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Goes on where `snapshot` was taken, in place of `start`."""
-        self._blocks.resume(saved["blocks"])
-        self.window.resume(saved["window"])
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called, in place of `start`."""
+        self._blocks.load_state_dict(saved["blocks"])
+        self.window.load_state_dict(saved["window"])
         self._ingested = int(saved["ingested"])
-        self.figures, self._newest = map(floats, (saved["figures"], saved["newest"]))
+        self.logged, self._newest = map(floats, (saved["figures"], saved["newest"]))
         end = self.last_plan.start + self._buffers.block_steps
         self._next_event = end - self._lead_steps
         if saved["pending"]:  # the last plan is that one, and made
@@ -150,7 +212,7 @@ class Planner:
         self.settle()
         self._submit(self._finish, step).result()
         self._thread.shutdown()
-        self.figures = dict(self._newest)
+        self.logged = dict(self._newest)
 
     def _finish(self, step: int) -> None:
         self._tried(self._ingest, step)
@@ -233,7 +295,7 @@ class Planner:
         if len(gains):
             recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
             self._blocks.decide(recent, importance, self._sampling.retreat_below)
-            self._newest = self._blocks.figures(gains, weights, norms, importance)
+            self._newest = self._blocks.logged(gains, weights, norms, importance)
         self._watch.look(first, drawn, *seen, self._blocks.candidate)
 
     def _fit(self) -> None:

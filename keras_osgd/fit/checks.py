@@ -16,8 +16,8 @@ from keras_osgd.norms.verification import verify
 from keras_osgd.sampling import RAIS, Oracle
 
 __all__ = [
-    "check_optimizer",
-    "check_size",
+    "rate_can_follow",
+    "require_size",
     "has_no_bound",
     "prepare_scorer",
     "warn_of_floor",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-def check_optimizer(model: keras.Model, sampling: RAIS | Oracle) -> bool:
+def rate_can_follow(model: keras.Model, sampling: RAIS | Oracle) -> bool:
     """Returns whether the rate can follow the gain ratio; warns of what to know.
 
     Raises:
@@ -115,7 +115,7 @@ def prepare_scorer(
     return scorer
 
 
-def check_size(
+def require_size(
     model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
 ) -> str | None:
     """Warns of, or refuses, very few examples.

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from keras_osgd.draws.blocks import LEAST_FLOOR, without
-from keras_osgd.sampling import Sampling
+from keras_osgd.sampling import Sampling, require_count
 from keras_osgd.scores.distributions import by_scores
-from keras_osgd.scores.most_sampled import MostSampled, most_sampled, refuse_count
+from keras_osgd.scores.most_sampled import MostSampled, most_sampled
 
 __all__ = ["SamplingView"]
 
@@ -100,7 +100,7 @@ class SamplingView:
         Raises:
             ValueError: if k is less than 1, or nothing is known of any example.
         """
-        refuse_count(k)
+        require_count("k", k, 1)
         if self.held.state.table is None:
             raise ValueError(
                 "There must have been a `fit` with importance sampling. Received: a "

@@ -23,7 +23,7 @@ from keras_osgd.step.own_train_step import own_train_step
 
 __all__ = [
     "build",
-    "check_strategy",
+    "require_strategy",
     "distributed",
     "part_of",
     "received",
@@ -45,7 +45,7 @@ def replicas_of(model: keras.Model) -> int:
     return model.distribute_strategy.num_replicas_in_sync
 
 
-def check_strategy(
+def require_strategy(
     model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
 ) -> None:
     """Raises for what several replicas cannot do, or Keras cannot under a strategy."""

@@ -13,7 +13,7 @@ from keras_osgd.losses.described import OutputLoss, output_of, weights_for
 
 __all__ = [
     "beside",
-    "check",
+    "require_single_examples",
     "depends_on_batch",
     "has_terms_of_the_batch",
     "scale",
@@ -21,7 +21,9 @@ __all__ = [
 ]
 
 
-def check(model: keras.Model, described: Sequence[OutputLoss]) -> None:
+def require_single_examples(
+    model: keras.Model, described: Sequence[OutputLoss]
+) -> None:
     """Raises where an example's loss depends on the other examples of its batch.
 
     Raises:

@@ -86,8 +86,8 @@ class BadExamples:
                 del self.strikes[example]
                 self._suspected.discard(example)
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Returns all that `load` needs."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns all that `load_state_dict` needs."""
         index = np.array(sorted(self.strikes), np.int64)
         return {
             "bad_index": index,
@@ -95,8 +95,8 @@ class BadExamples:
             "bad_suspected": np.array(sorted(self._suspected), np.int64),
         }
 
-    def load(self, store: Mapping[str, Any]) -> None:
-        """Takes over what `state` returned; none where a file is older than this."""
+    def load_state_dict(self, store: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned; nothing from a file without it."""
         self.clear()
         if "bad_index" in store.keys():  # noqa: SIM118  (a Keras store)
             index, count = (np.array(store[f"bad_{k}"]) for k in ("index", "strikes"))

@@ -8,10 +8,10 @@ import numpy as np
 
 __all__ = [
     "AVERAGE",
-    "check_coefficients",
-    "check_features",
-    "check_loaded",
-    "check_observations",
+    "require_coefficients",
+    "require_features",
+    "require_loaded",
+    "require_observations",
     "decay_of",
 ]
 
@@ -24,14 +24,14 @@ _LAST_BLOCK = np.iinfo(np.int32).max  # as they are stored
 _LOOK = "Look for a loss that overflowed, or a learning rate too high."
 
 
-def check_features(features: Sequence[str]) -> tuple[str, ...]:
+def require_features(features: Sequence[str]) -> tuple[str, ...]:
     """Returns `features` as a tuple.
 
     Raises:
         ValueError: if a name is unknown or twice there, or "constant" is not the first.
 
     Example:
-        >>> check_features(["constant", "last", "average_0.9"])
+        >>> require_features(["constant", "last", "average_0.9"])
         ('constant', 'last', 'average_0.9')
     """
     features = tuple(features)
@@ -55,7 +55,7 @@ def decay_of(name: str) -> float | None:
     return decay if name.startswith(AVERAGE) and 0 < decay < 1 else None
 
 
-def check_observations(
+def require_observations(
     index: np.ndarray, weights: np.ndarray, norms: np.ndarray, size: int
 ) -> None:
     """Raises unless observations are of rows that exist, finite and not negative."""
@@ -72,13 +72,15 @@ def check_observations(
     _check("norms", norms, (norms >= 0.0) & (norms <= _LARGEST), "finite and >= 0")
 
 
-def check_coefficients(coefficients: np.ndarray) -> None:
+def require_coefficients(coefficients: np.ndarray) -> None:
     """Raises unless coefficients are finite and not negative."""
     values = np.asarray(coefficients, np.float64)
     _check("coefficients", values, (values >= 0.0) & (values < np.inf), "finite, >= 0")
 
 
-def check_loaded(arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]) -> None:
+def require_loaded(
+    arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
+) -> None:
     """Raises unless `arrays` could be the state of the table whose state is `present`.
 
     Args:

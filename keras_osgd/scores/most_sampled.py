@@ -11,7 +11,7 @@ import numpy as np
 from keras_osgd.base.csv_table import first_lines, write_table
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["MostSampled", "labels_of", "most_sampled", "refuse_count"]
+__all__ = ["MostSampled", "labels_of", "most_sampled"]
 
 
 class MostSampled(NamedTuple):
@@ -65,15 +65,6 @@ def most_sampled(state: SamplingState, targets: Any, k: int) -> MostSampled:
     seen = times[index].astype(np.int64)
     share = seen / max(int(times.sum(dtype=np.int64)), 1)
     return MostSampled(index, labels_of(targets, index), share, seen, norms[index])
-
-
-def refuse_count(k: int) -> None:
-    """Raises a ValueError unless k is a number of examples."""
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(
-            "`k`, the number of examples, must be an integer of at least 1. Received: "
-            f"k={k!r}. Leave it out for the default."
-        )
 
 
 def labels_of(targets: Any, index: np.ndarray) -> np.ndarray | None:

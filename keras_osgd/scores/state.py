@@ -81,14 +81,10 @@ class SamplingState(keras.Operation):
             self.gain = GainRatio()
             self.lead = step_variable(0.0, tf.float64)
 
-    def clock(self) -> dict[str, dict[str, np.ndarray]]:
-        """Returns what `resume_clock` needs where there is no table, as of a stream."""
-        return {} if self.lead is None else {"stream": {"lead": self.lead.numpy()}}
-
-    def resume_clock(self, saved: Mapping[str, Any]) -> None:
-        """Takes over effective iterations alone."""
+    def load_lead(self, lead: Any) -> None:
+        """Takes over the lead in effective iterations, `[]`, alone."""
         self.start_clock()
-        self.lead.assign(np.array(saved["lead"]))
+        self.lead.assign(np.array(lead))
 
     def allocate(
         self, table: ScoreTable, fingerprint: str, seed: int, norm: str
@@ -110,10 +106,10 @@ class SamplingState(keras.Operation):
 
         In any thread; a plan in the making is waited for.
         """
-        for name, value in self.collect().items():  # however slow the disk, plans go on
+        for name, value in self.state_dict().items():  # on a slow disk, plans go on
             store[name] = value
 
-    def collect(self) -> dict[str, np.ndarray]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         """Returns everything, as arrays of its own; waits for a plan in the making."""
         arrays: dict[str, np.ndarray] = {}
         if self.table is not None:
@@ -123,12 +119,12 @@ class SamplingState(keras.Operation):
         return arrays
 
     def _collect(self, store: dict[str, np.ndarray]) -> None:
-        for name, value in self.table.state().items():
+        for name, value in self.table.state_dict().items():
             store[_TABLE + name] = np.asarray(value)
         store["features"] = _as_array(" ".join(self.table.features))
         store["owed"] = self.owed.copy()
         store["times_drawn"] = self.times_drawn.copy()
-        store.update(self.bad_examples.state())
+        store.update(self.bad_examples.state_dict())
         store["gain"] = self.gain.averages.numpy()
         store["lead"] = self.lead.numpy()
         store["fingerprint"] = _as_array(self.fingerprint)
@@ -142,15 +138,19 @@ class SamplingState(keras.Operation):
             store["uncertainty_objective"] = np.float64(fitted.objective)
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
-        """Reads what `save_own_variables` wrote; keeps what it has if there is none."""
+        """Reads what `save_own_variables` wrote; Keras calls it."""
+        self.load_state_dict(store)
+
+    def load_state_dict(self, store: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned; keeps what it has if that is empty."""
         if "owed" in store.keys():  # noqa: SIM118  (a Keras store)
-            self.undivided(self._take_over, store)
+            self.undivided(self._load, store)
         elif self.table is None:
             self.loaded_without = True
             if "lead" in store.keys():  # noqa: SIM118
-                self.resume_clock(store)
+                self.load_lead(store["lead"])
 
-    def _take_over(self, store: Mapping[str, Any]) -> None:
+    def _load(self, store: Mapping[str, Any]) -> None:
         arrays = {
             name.removeprefix(_TABLE): np.array(store[name])
             for name in store.keys()  # noqa: SIM118
@@ -172,14 +172,14 @@ class SamplingState(keras.Operation):
         table = self.table
         if not fits:
             table = ScoreTable(len(owed), arrays.get("classes"), features)
-        table.load(arrays)
+        table.load_state_dict(arrays)
         self.table = table
         self.start_clock()
         self.owed = owed
         self.times_drawn = np.zeros(len(owed), np.int32)
         if "times_drawn" in store.keys():  # noqa: SIM118  (nor in those)
             self.times_drawn = np.array(store["times_drawn"], np.int32)
-        self.bad_examples.load(store)
+        self.bad_examples.load_state_dict(store)
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))
         self.fingerprint, self.norm = _as_text(store["fingerprint"]), norm

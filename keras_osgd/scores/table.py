@@ -12,18 +12,18 @@ from keras_osgd.base.chunks import chunks
 from keras_osgd.base.placement import host_variable
 from keras_osgd.scores.checks import (
     AVERAGE,
-    check_coefficients,
-    check_features,
-    check_loaded,
-    check_observations,
     decay_of,
+    require_coefficients,
+    require_features,
+    require_loaded,
+    require_observations,
 )
 
 __all__ = [
     "DEFAULT_FEATURES",
     "LARGE_FEATURES",
     "ScoreTable",
-    "check_features",
+    "require_features",
     "features",
 ]
 
@@ -109,7 +109,7 @@ class ScoreTable:
     Args:
         size: n, number of examples.
         classes: `[n]` integers from 0, or `None` where y has no classes.
-        features: names, see `check_features`.
+        features: names, see `require_features`.
 
     Example:
         >>> table = ScoreTable(3, None, ("constant", "last"))
@@ -126,7 +126,7 @@ class ScoreTable:
     ) -> None:
         """Allocates the table; nothing is observed yet."""
         self.size = int(size)
-        self.features = check_features(features)
+        self.features = require_features(features)
         self._decays = [d for d in map(decay_of, self.features) if d is not None]
         self._classes = None
         if classes is not None and "class_mean" in self.features:
@@ -179,7 +179,7 @@ class ScoreTable:
         """
         index, norms = np.asarray(index, np.int64), np.asarray(norms, np.float64)
         weights = np.asarray(weights, np.float64)
-        check_observations(index, weights, norms, self.size)
+        require_observations(index, weights, norms, self.size)
         self._update_means(index, weights, norms)
         latest = last_places(index, self.size)
         index, norms = index[latest], norms[latest].astype(np.float32)
@@ -265,7 +265,7 @@ class ScoreTable:
         Raises:
             ValueError: if a coefficient is negative or not finite.
         """
-        check_coefficients(coefficients)
+        require_coefficients(coefficients)
         used = {
             name: np.float64(value)
             for name, value in zip(self.features, coefficients, strict=True)
@@ -282,28 +282,28 @@ class ScoreTable:
         last = self._read("last")
         return np.where(last < 0, np.float32(np.nan), last)
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Returns all that `load` needs, as arrays of its own."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns all that `load_state_dict` needs, as arrays of its own."""
         arrays = {name: self._read(name).copy() for name in self._variables}
         if self._classes is not None:
             arrays["classes"] = self._classes.copy()
         return arrays | {"sums": self.sums.copy(), "block": np.int64(self.block)}
 
     def holds(self, arrays: dict[str, np.ndarray], features: Sequence[str]) -> bool:
-        """Returns whether `arrays`, from `state`, have this table's n and features."""
+        """Returns whether `arrays`, of `state_dict`, have this n and these features."""
         same_classes = ("classes" in arrays) == (self._classes is not None)
         same_sums = np.shape(arrays["sums"]) == self.sums.shape
         same_size = len(arrays["last"]) == self.size
         same_features = tuple(features) == self.features
         return same_classes and same_sums and same_size and same_features
 
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes over what `state` returned for a table that `holds` the same.
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes over what `state_dict` returned for a table that `holds` the same.
 
         Raises:
-            ValueError: if a number in it cannot come from `state`; nothing is changed.
+            ValueError: if a number cannot come from `state_dict`; nothing is changed.
         """
-        check_loaded(arrays, self.state())
+        require_loaded(arrays, self.state_dict())
         for name, variable in self._variables.items():
             variable.assign(arrays[name])
         if self._classes is not None:

@@ -146,7 +146,7 @@ def test_norms_are_known_to_all_layers_also_while_images_are_augmented(name):
     given = data(KINDS[name], shift=1, flip=True)
     model = compiled(name, given, sampling=keras_osgd.sampling.RAIS(norm="exact"))
     model.fit(*given.train, batch_size=8, epochs=1, verbose=0)
-    assert model.sampling_run.scorer.worked_out == []
+    assert model.sampling_run.step_state.scorer.worked_out == []
 
 
 def test_the_networks_of_the_quickstart_are_the_same_here():

@@ -31,7 +31,7 @@ from experiments.methods import METHODS, Parameter  # noqa: E402
 from experiments.setting import Setting  # noqa: E402
 
 import keras_osgd  # noqa: E402
-from keras_osgd.draws.planner import Planner  # noqa: E402
+from keras_osgd.draws.planner import RAISPlanner  # noqa: E402
 from keras_osgd.gain import gain_ratio  # noqa: E402
 from keras_osgd.sampling import RAIS  # noqa: E402
 from keras_osgd.scores.table import ScoreTable  # noqa: E402
@@ -152,7 +152,7 @@ def test_without_robustness_p_is_proportional_to_the_predicted_norms():
     )
 
     def candidate():
-        return Planner._candidate(planner)[0]
+        return RAISPlanner._candidate(planner)[0]
 
     predicted = table.combine(fitted.mean).numpy()
     with ablations.without_robustness():
