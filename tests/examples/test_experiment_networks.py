@@ -1,6 +1,5 @@
 """The experiments' networks: seeded, trainable both ways, augmented inside."""
 
-import sys
 import types
 
 import keras
@@ -8,17 +7,13 @@ import numpy as np
 import pytest
 
 import keras_osgd
-from tests.helpers.paths import ROOT
-from tests.helpers.small import warned
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-import models  # noqa: E402
-from experiments import networks  # noqa: E402
-from experiments.augmentation import (  # noqa: E402
+from examples.common import models
+from examples.experiments import networks
+from examples.experiments.augmentation import (
     ShiftAndFlip,
     shifted_and_flipped,
 )
+from tests.helpers.small import warned
 
 KINDS = {
     "mlp": "image",

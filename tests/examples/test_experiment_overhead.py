@@ -1,6 +1,5 @@
 """What a step's time consists of is measured without tracing or a first plan."""
 
-import sys
 import types
 
 import keras
@@ -8,11 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.helpers.paths import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-from experiments import overhead  # noqa: E402
+from examples.experiments import overhead
 
 _rng = np.random.default_rng(0)
 DATA = types.SimpleNamespace(

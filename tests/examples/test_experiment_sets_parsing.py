@@ -1,15 +1,9 @@
 """What the experiments' data sets are made by: from small made-up files, anywhere."""
 
-import sys
-
 import numpy as np
 from scipy import ndimage
 
-from tests.helpers.paths import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-from experiments.sets import data, images, tables, texts, words  # noqa: E402
+from examples.experiments.sets import data, images, tables, texts, words
 
 DUMP = """Package: secretname-dev
 Section: libdevel

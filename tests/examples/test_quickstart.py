@@ -9,8 +9,6 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-sys.path.append(str(ROOT / "examples"))
-
 
 def test_the_quickstart_trains_plots_exports_and_checks_the_export(tmp_path):
     command = [sys.executable, ROOT / "examples" / "quickstart.py", "--smoke"]
