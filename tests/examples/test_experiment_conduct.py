@@ -13,6 +13,8 @@ from examples.experiments import choice, conduct, pool, progress
 from examples.experiments.setting import Setting
 from examples.experiments.studies import Contender, Study, group
 
+pytestmark = pytest.mark.examples
+
 STUDY = Study(
     "made",
     "Made",

@@ -15,6 +15,8 @@ from examples.experiments.augmentation import (
 )
 from tests.helpers.small import warned
 
+pytestmark = pytest.mark.examples
+
 KINDS = {
     "mlp": "image",
     "cnn": "image",

@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from examples.experiments import overhead
 
+pytestmark = pytest.mark.examples
+
 _rng = np.random.default_rng(0)
 DATA = types.SimpleNamespace(
     kind="table",

@@ -14,6 +14,8 @@ from examples.experiments.reporting.comparison import compare
 from examples.experiments.reporting.runs import group_runs
 from examples.experiments.studies import Contender
 
+pytestmark = pytest.mark.examples
+
 STEPS = 100  # in an epoch of uniform training: n = 6400, m = 64
 LENGTHS = (4, 6, 8, 12)
 

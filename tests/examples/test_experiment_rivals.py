@@ -18,6 +18,8 @@ from examples.experiments.rivals import (
 )
 from examples.experiments.rivals.rival import Rival
 
+pytestmark = pytest.mark.examples
+
 M = 32
 
 

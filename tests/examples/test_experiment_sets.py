@@ -1,13 +1,17 @@
 """The data sets of the experiments: three parts that share nothing, and true labels."""
 
+import functools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from examples.experiments import debian, images, sets, tables
+from examples.experiments import debian, sets
+from examples.experiments.sets import images, tables
 from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.examples
 
 SIZES = {
     "fashion": (50_000, 10_000, 10_000),
@@ -19,6 +23,14 @@ SIZES = {
     "letter": (11_996, 4_002, 4_002),
 }
 FORM = {"image": (28, 28, 1), "text": (16,), "word": (16,)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once():
+    """Keeps Fashion-MNIST as it is read; what is made of it is made each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "fashion_mnist", functools.cache(images.fashion_mnist))
+        yield
 
 
 def load(name: str, smoke: bool = False) -> sets.Data:

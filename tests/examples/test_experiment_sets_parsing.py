@@ -1,9 +1,12 @@
 """What the experiments' data sets are made by: from small made-up files, anywhere."""
 
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from examples.experiments.sets import data, images, tables, texts, words
+
+pytestmark = pytest.mark.examples
 
 DUMP = """Package: secretname-dev
 Section: libdevel

@@ -11,6 +11,8 @@ from tests.helpers.small import X as x
 from tests.helpers.small import Y as y
 from tests.helpers.small import fit, flat, model
 
+pytestmark = pytest.mark.examples
+
 _rng = np.random.default_rng(0)
 GRADIENTS = _rng.normal(size=(4, 3)) * [[0.1], [1], [2], [5]]
 NORMS = np.linalg.norm(GRADIENTS, axis=1)

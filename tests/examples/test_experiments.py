@@ -19,6 +19,7 @@ from examples.experiments import (
     choice,
     cleaning,
     networks,
+    run,
     runner,
     sets,
     studies,
@@ -32,6 +33,8 @@ from keras_osgd.sampling import RAIS
 from keras_osgd.scores.table import ScoreTable
 from keras_osgd.scores.uncertainty_set import UncertaintySet
 from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.examples
 
 N = 1200
 
@@ -282,20 +285,25 @@ def test_the_variance_clock_is_the_ratio_of_the_traces_of_covariance():
     )
 
 
-@pytest.mark.parametrize("name", ["oracle"])
-def test_a_study_runs_whole_and_is_not_repeated(name, tmp_path):
-    command = [sys.executable, ROOT / "examples" / "experiments" / "run.py", name]
-    command += ["--smoke", "--results", tmp_path]
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-
-    def carried_out():
-        finished = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False
-        )
-        assert finished.returncode == 0, finished.stderr[-2000:]
-        assert "FAILED" not in finished.stdout, finished.stdout
-        return (tmp_path / "runs.jsonl").read_text()
-
-    first = carried_out()
-    assert (tmp_path / "report.md").exists()
-    assert carried_out() == first
+def test_a_study_runs_whole_and_is_not_repeated(tmp_path, monkeypatch, capsys):
+    arguments = ["oracle", "--smoke", "--results", str(tmp_path)]
+    finished = subprocess.run(
+        [sys.executable, "-m", "examples.experiments.run", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "FAILED" not in finished.stdout, finished.stdout
+    first = (tmp_path / "runs.jsonl").read_text()
+    assert first
+    report = (tmp_path / "report.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["run", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 0
+    assert "FAILED" not in capsys.readouterr().out
+    assert (tmp_path / "runs.jsonl").read_text() == first
+    assert (tmp_path / "report.md").read_text() == report

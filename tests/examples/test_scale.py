@@ -10,6 +10,8 @@ import pytest
 from examples.benchmarks import scale, scale_report, scale_shards, synthetic_planner
 from examples.common.records import Records
 
+pytestmark = pytest.mark.examples
+
 N = 6
 
 
