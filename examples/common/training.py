@@ -24,7 +24,6 @@ class Run:
         seed: of the initial weights and of every draw.
         optimizer: `"sgd"` (with momentum) or `"adam"`.
         decay: whether the rate follows the examples' schedule, or stays as it is.
-        softmax: whether the network ends in a softmax, or returns logits.
     """
 
     model: str
@@ -34,7 +33,6 @@ class Run:
     seed: int
     optimizer: str = "sgd"
     decay: bool = True
-    softmax: bool = False
 
 
 def build(run: Run, train: data.Split) -> keras.Sequential:
@@ -49,20 +47,18 @@ def build(run: Run, train: data.Split) -> keras.Sequential:
         base = keras_osgd.Sequential
         options = {"sampling": run.sampling}
     x, _ = train
-    model = models.BUILDERS[run.model](base, x, 1000 * run.seed, run.softmax)
+    model = models.BUILDERS[run.model](base, x, 1000 * run.seed)
     rate = models.schedule(run.rate, run.epochs, len(x)) if run.decay else run.rate
     model.compile(
         optimizer=models.optimizer(run.optimizer, rate),
-        loss=models.loss(run.softmax),
+        loss=models.loss(),
         metrics=["accuracy"],
         **options,
     )
     return model
 
 
-def train(
-    run: Run, splits: data.Splits, verbose: int | str = 0
-) -> tuple[keras.Sequential, dict[str, object]]:
+def train(run: Run, splits: data.Splits) -> tuple[keras.Sequential, dict[str, object]]:
     """Trains one network and measures it.
 
     Returns:
@@ -91,7 +87,7 @@ def train(
         batch_size=models.BATCH_SIZE,
         epochs=run.epochs,
         callbacks=callbacks,
-        verbose=verbose,
+        verbose=0,
     ).history
     steps = stopwatch.history["steps"][-1]
     gains = [float(gain) for gain in logs.get("gain_ratio", [1.0] * run.epochs)]

@@ -146,7 +146,7 @@ def test_norms_are_known_to_all_layers_also_while_images_are_augmented(name):
     assert model.sampling_run.scorer.worked_out == []
 
 
-def test_the_networks_of_the_quickstart_are_the_same_here():
+def test_the_networks_of_the_benchmarks_are_the_same_here():
     given = data("image")
     given.classes = 10
     for name, builder in models.BUILDERS.items():
