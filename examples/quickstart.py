@@ -18,9 +18,9 @@ FOLDER = pathlib.Path(os.getenv("KERAS_OSGD_DATA", "/usr/share/datasets/fashion-
 
 def load():  # Fashion-MNIST, to train and to test on; else scikit-learn's digits
     try:
-        if not FOLDER.exists():
-            return keras.datasets.fashion_mnist.load_data()
         paths = sorted(FOLDER.glob("*-ubyte.gz"))  # t10k-images, t10k-labels, train-...
+        if len(paths) != 4:
+            return keras.datasets.fashion_mnist.load_data()
         files = [np.frombuffer(gzip.decompress(p.read_bytes()), "uint8") for p in paths]
         x_test, x = (images[16:].reshape(-1, 28, 28) for images in files[::2])
         return (x, files[3][8:]), (x_test, files[1][8:])
