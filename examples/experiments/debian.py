@@ -1,6 +1,6 @@
 """Files of Debian packages, fetched without root and without installing.
 
-`python examples/experiments/sets/debian.py` brings all that the data sets need.
+`python -m examples.experiments.debian` brings all that the data sets need.
 """
 
 import os
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-FETCH = "python examples/experiments/sets/debian.py"
+FETCH = "python -m examples.experiments.debian"
 TABLES = "r-cran-mlbench"
 WORD_LISTS = (
     "wamerican-insane",

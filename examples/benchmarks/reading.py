@@ -1,6 +1,6 @@
 """Measures what reading records from the disk costs beside a training step.
 
-    python examples/benchmark_reading.py all
+    python -m examples.benchmarks.reading all
 
 A convolutional network is trained with RAIS on the same 3 KB images from each source
 in turn, for a hundred steps at a time, so that all meet the same load of the machine.
@@ -17,19 +17,18 @@ Parts, in the order in which `all` runs them:
 import contextlib
 import importlib
 import pathlib
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-import benchmark_options
 import keras
 import numpy as np
-from benchmark_records import Records
-from models import BATCH_SIZE
-from step_timer import milliseconds_a_step
 
 import keras_osgd
+from examples.benchmarks import command_line
+from examples.common.clock import milliseconds_a_step
+from examples.common.models import BATCH_SIZE
+from examples.common.records import Records
 from keras_osgd.sampling import RAIS
 
 PARTS = ("cost", "measure", "report")
@@ -131,8 +130,8 @@ SOURCES: dict[str, tuple[Callable, str]] = {
 def main() -> None:
     """Runs the parts named on the command line."""
     smoke = "few examples and one round, kept apart: does it run at all?"
-    parser = benchmark_options.parser(__doc__, PARTS, smoke)
-    options = benchmark_options.parsed(parser, "reading")
+    parser = command_line.parser(__doc__, PARTS, smoke)
+    options = command_line.parsed(parser, "reading")
     records = Records(options.results / "reading_runs.jsonl")
     examples, rounds = (2000, 1) if options.smoke else (EXAMPLES, _ROUNDS)
     parts = {
@@ -207,15 +206,10 @@ def measure(records: Records, examples: int, rounds: int) -> None:
 
 
 def _installed(library: str) -> bool:
-    """Imports a library, though this folder has a module `datasets` of its own."""
-    folder, paths = pathlib.Path(__file__).parent, sys.path
-    sys.path = [path for path in paths if pathlib.Path(path).resolve() != folder]
     try:
         importlib.import_module(library)
     except ImportError:
         return False
-    finally:
-        sys.path = paths
     return True
 
 

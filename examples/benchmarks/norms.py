@@ -1,6 +1,6 @@
 """Measures exact gradient norms, and the exact O-SGD they make possible.
 
-    python examples/benchmark_norms.py all
+    python -m examples.benchmarks.norms all
 
 Every measurement is written to `examples/results/norms_runs.jsonl` when it ends and is
 not repeated; `report` makes `norms.json`, `norms.md` and `osgd.png` from that file.
@@ -18,17 +18,12 @@ Parts, in the order in which `all` runs them:
     report    the tables and the figure
 """
 
-import benchmark_norms_report
-import benchmark_options
-import datasets
 import keras
-import models
-import norm_cases
-import norm_steps
 import numpy as np
-import training
-from benchmark_records import Record, Records, mean_validation_errors, tuned_rate
 
+from examples.benchmarks import command_line, norm_steps, norms_report
+from examples.common import data, models, training
+from examples.common.records import Record, Records, mean_validation_errors, tuned_rate
 from keras_osgd.sampling import RAIS, Oracle
 
 PARTS = (
@@ -68,8 +63,8 @@ _NOT_IN_FLOAT64 = (
 def main() -> None:
     """Runs the parts named on the command line."""
     smoke = "a few cases and examples, kept apart: does it run at all?"
-    parser = benchmark_options.parser(__doc__, PARTS, smoke)
-    options = benchmark_options.parsed(parser, "norms")
+    parser = command_line.parser(__doc__, PARTS, smoke)
+    options = command_line.parsed(parser, "norms")
     records = Records(options.results / "norms_runs.jsonl")
     parts = {
         "accuracy": lambda: measure_accuracy(records, options.smoke),
@@ -82,7 +77,7 @@ def main() -> None:
         "draws": lambda: compare_draws(records, options.smoke),
         "stale": lambda: let_scores_age(records, options.smoke),
         "gain": lambda: compare_gains(records, options.smoke),
-        "report": lambda: benchmark_norms_report.write(records, options.results),
+        "report": lambda: norms_report.write(records, options.results),
     }
     for part in PARTS if options.part == "all" else (options.part,):
         print(f"== {part}", flush=True)
@@ -91,6 +86,8 @@ def main() -> None:
 
 def measure_accuracy(records: Records, smoke: bool) -> None:
     """Compares every case with a loop over single examples, in every mode."""
+    from tests.helpers import norm_cases  # the very models that the tests go through
+
     cases = list(norm_cases.CASES)[:: 20 if smoke else 1]
     for floatx in ("float32", "float64"):
         keras.config.set_floatx(floatx)
@@ -250,8 +247,8 @@ def _train(records: Records, key: Record, sampling, splits) -> None:
     )
 
 
-def _splits(examples: int) -> datasets.Splits:
-    train, validation, test = datasets.fashion_mnist()
+def _splits(examples: int) -> data.Splits:
+    train, validation, test = data.fashion_mnist()
     return (train[0][:examples], train[1][:examples]), validation, test
 
 

@@ -1,6 +1,6 @@
 """Measures the memory that `fit` takes beside large arrays.
 
-    python examples/benchmark_memory.py all
+    python -m examples.benchmarks.memory all
 
 Every `fit` runs in a process of its own, which makes the data, trains for some steps
 and notes its peak; plain Keras needs a machine with five times the memory of the data.
@@ -19,11 +19,13 @@ import tempfile
 import threading
 from collections.abc import Callable
 
-import benchmark_options
 import keras
 import numpy as np
 import tensorflow as tf
-from benchmark_records import Record, Records
+
+from examples.benchmarks import command_line
+from examples.benchmarks.process_memory import memory_bytes
+from examples.common.records import Record, Records
 
 PARTS = ("measure", "report")
 METHODS = ("plain Keras", "RAIS")
@@ -78,8 +80,8 @@ DATA: dict[str, Callable] = {
 def main() -> None:
     """Runs the parts named on the command line."""
     smoke = "0.3 GB, kept apart: does it run at all?"
-    parser = benchmark_options.parser(__doc__, PARTS, smoke)
-    options = benchmark_options.parsed(parser, "memory")
+    parser = command_line.parser(__doc__, PARTS, smoke)
+    options = command_line.parsed(parser, "memory")
     records = Records(options.results / "memory_runs.jsonl")
     gigabytes = 0.3 if options.smoke else GIGABYTES
     if options.part != "report":
@@ -108,7 +110,7 @@ def _measured(kind: str, method: str, gigabytes: float) -> Record:
         _fit(
             method, np.zeros([640, _COLUMNS], "float32"), ""
         )  # all that is loaded once
-        before = _memory("RssAnon")
+        before = memory_bytes("RssAnon")
         x = DATA[kind](rows, pathlib.Path(folder))
         size = sum(leaf.nbytes for leaf in map(np.asarray, keras.tree.flatten(x)))
         with _Peak() as peak:
@@ -173,17 +175,7 @@ class _Peak:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.002):
-            self.bytes = max(self.bytes, _memory("RssAnon"))
-
-
-def _memory(name: str) -> int:
-    status = pathlib.Path("/proc/self/status")
-    if not status.exists():
-        raise OSError("Memory is measured through /proc, which only Linux has.")
-    (line,) = [
-        text for text in status.read_text().splitlines() if text.startswith(name)
-    ]
-    return int(line.split()[1]) * 1024
+            self.bytes = max(self.bytes, memory_bytes("RssAnon"))
 
 
 def report(records: Records, gigabytes: float, folder: pathlib.Path) -> None:

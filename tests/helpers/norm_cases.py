@@ -1,6 +1,6 @@
 """One small model for each kind of layer, and the error of its exact norms.
 
-`python examples/benchmark_norms.py accuracy` goes through all of them in every mode;
+`python -m examples.benchmarks.norms accuracy` goes through all of them in every mode;
 the tests through a selection.
 """
 

@@ -3,10 +3,11 @@
 import json
 import pathlib
 
-import error_plot
-from benchmark_records import Record, Records
-from benchmark_studies import TITLES
-from benchmark_summary import summarize
+from examples.benchmarks import error_plot
+from examples.benchmarks.main_studies import TITLES
+from examples.benchmarks.main_summary import summarize
+from examples.common import markdown
+from examples.common.records import Record, Records
 
 _METHODS = {"uniform": "uniform (plain Keras)", "rais": "RAIS"}
 
@@ -41,7 +42,7 @@ def _study(study: Record) -> str:
             _METHODS[row["method"]],
             str(row["epochs"]),
             f"{row['rate']:g}",
-            with_interval(row["test_error"], row["test_error_interval"]),
+            markdown.with_interval(row["test_error"], row["test_error_interval"]),
             f"{row['validation_error']:.2f}",
             f"{row['steps']:.0f}",
             f"{row['epochs_processed']:.1f}",
@@ -64,7 +65,7 @@ def _study(study: Record) -> str:
         "gain",
     ]
     text = f"### {study['title']}: {len(study['seeds'])} seeds\n\n"
-    text += markdown_table(columns, rows)
+    text += markdown.table(columns, rows)
     if "equal_error" in study:
         text += "\n\n" + _equal_error(study["equal_error"])
     return text
@@ -80,11 +81,11 @@ def _equal_error(equal: Record) -> str:
     bound = {"=": "", ">": "at most ", "<": "at least "}[equal["uniform_epochs_sign"]]
     return (
         f"{reading[equal['uniform_epochs_sign']]} (95 % interval "
-        f"{_interval(equal['uniform_epochs_interval'], 1)}). Against that, RAIS takes "
-        f"{bound}**{equal['steps_ratio']:.2f}** of the steps "
-        f"({_interval(equal['steps_ratio_interval'])}) and "
+        f"{markdown.interval(equal['uniform_epochs_interval'], 1)}). Against that, "
+        f"RAIS takes {bound}**{equal['steps_ratio']:.2f}** of the steps "
+        f"({markdown.interval(equal['steps_ratio_interval'])}) and "
         f"{bound}**{equal['seconds_ratio']:.2f}** of the seconds "
-        f"({_interval(equal['seconds_ratio_interval'])}; "
+        f"({markdown.interval(equal['seconds_ratio_interval'])}; "
         f"{equal['seconds_ratio_with_first_step']:.2f} with the first step's tracing)."
     )
 
@@ -98,7 +99,8 @@ def _overhead(rows: list[Record]) -> str:
             str(row["repetitions"]),
             f"{row['plain_milliseconds']:.3f}",
             *(
-                f"{row[method]['ratio']:.3f} ({_interval(row[method]['quartiles'], 3)})"
+                f"{row[method]['ratio']:.3f} "
+                f"({markdown.interval(row[method]['quartiles'], 3)})"
                 for method in ("uniform", "rais")
             ),
         ]
@@ -113,7 +115,7 @@ def _overhead(rows: list[Record]) -> str:
     ]
     return (
         "### Time of a step relative to plain Keras, batch size 64: median "
-        "(quartiles)\n\n" + markdown_table(columns, table)
+        "(quartiles)\n\n" + markdown.table(columns, table)
     )
 
 
@@ -139,7 +141,7 @@ def _scale(rows: list[Record]) -> str:
         "memory held, MB",
         "memory at its peak, MB",
     ]
-    return "### Planning a block, synthetic scores\n\n" + markdown_table(columns, table)
+    return "### Planning a block, synthetic scores\n\n" + markdown.table(columns, table)
 
 
 def _targets(targets: list[Record]) -> str:
@@ -156,7 +158,7 @@ def _targets(targets: list[Record]) -> str:
         ]
         for target in targets
     ]
-    return "### Targets\n\n" + markdown_table(
+    return "### Targets\n\n" + markdown.table(
         ["figure", "at most", "measured", ""], table
     )
 
@@ -186,16 +188,3 @@ def _curves(study: Record) -> dict[str, error_plot.Curve]:
         )
         for row in rows
     }
-
-
-def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def with_interval(value: float, interval: list[float] | None) -> str:
-    return f"{value:.2f}" + (f" ({_interval(interval)})" if interval else "")
-
-
-def _interval(interval: list[float], digits: int = 2) -> str:
-    return f"{interval[0]:.{digits}f}-{interval[1]:.{digits}f}"

@@ -1,4 +1,4 @@
-"""The two networks of the examples, their learning-rate schedule and optimizer."""
+"""The two networks of the benchmarks, their learning-rate schedule and optimizer."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ def mlp(
     base: type[keras.Sequential],
     images: np.ndarray,
     seed: int,
-    softmax: bool = False,
     classes: int = 10,
     augmentation: Sequence[keras.layers.Layer] = (),
 ) -> keras.Sequential:
@@ -29,14 +28,13 @@ def mlp(
             standardises by their mean image and overall standard deviation: without
             it the test error is about half a percentage point higher.
         seed: of the initial weights.
-        softmax: whether the last layer ends in a softmax, or returns logits.
         classes: number of outputs.
         augmentation: layers before all others.
     """
     layers = [
         keras.layers.Flatten(),
         dense(256, seed, activation="relu"),
-        _head(seed + 1, softmax, classes),
+        dense(classes, seed + 1),
     ]
     return base([*image_input(images, augmentation), *layers], name="mlp")
 
@@ -45,7 +43,6 @@ def cnn(
     base: type[keras.Sequential],
     images: np.ndarray,
     seed: int,
-    softmax: bool = False,
     classes: int = 10,
     augmentation: Sequence[keras.layers.Layer] = (),
 ) -> keras.Sequential:
@@ -55,7 +52,7 @@ def cnn(
         _convolution(16, 3, seed + 1),
         keras.layers.Flatten(),
         dense(64, seed + 2, activation="relu"),
-        _head(seed + 3, softmax, classes),
+        dense(classes, seed + 3),
     ]
     return base([*image_input(images, augmentation), *layers], name="cnn")
 
@@ -90,9 +87,9 @@ def optimizer(
     raise ValueError(f"`name` must be 'sgd' or 'adam'. Received: {name!r}.")
 
 
-def loss(softmax: bool = False) -> keras.losses.Loss:
-    """Returns the crossentropy that fits the head the network was built with."""
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
+def loss() -> keras.losses.Loss:
+    """Returns the crossentropy of logits, which the networks return."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def image_input(
@@ -115,10 +112,6 @@ def dense(units: int, seed: int, activation: str | None = None) -> keras.layers.
         kernel_initializer=keras.initializers.GlorotUniform(seed),
         kernel_regularizer=keras.regularizers.L2(L2),
     )
-
-
-def _head(seed: int, softmax: bool, classes: int) -> keras.layers.Dense:
-    return dense(classes, seed, activation="softmax" if softmax else None)
 
 
 def _convolution(filters: int, size: int, seed: int) -> keras.layers.Conv2D:

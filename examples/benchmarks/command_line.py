@@ -23,7 +23,7 @@ def parser(
     made.add_argument(
         "--results",
         type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "results",
+        default=pathlib.Path(__file__).parents[1] / "results",
         help="folder of the measurements and of what is made from them",
     )
     made.add_argument("--smoke", action="store_true", help=smoke)

@@ -3,8 +3,9 @@
 import statistics
 
 import numpy as np
-from benchmark_records import Record, Records
-from benchmark_studies import TITLES, summarize_studies
+
+from examples.benchmarks.main_studies import TITLES, summarize_studies
+from examples.common.records import Record, Records
 
 TARGET_STEPS = 0.60
 TARGET_SECONDS = 0.67

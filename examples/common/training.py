@@ -1,14 +1,14 @@
-"""One timed training run, as the quickstart and the benchmark make it."""
+"""One timed training run, as several benchmarks make it."""
 
 import dataclasses
 import gc
 import math
-import time
 
-import datasets
 import keras
-import models
 import numpy as np
+
+from examples.common import data, models
+from examples.common.clock import Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Run:
         seed: of the initial weights and of every draw.
         optimizer: `"sgd"` (with momentum) or `"adam"`.
         decay: whether the rate follows the examples' schedule, or stays as it is.
-        softmax: whether the network ends in a softmax, or returns logits.
     """
 
     model: str
@@ -34,10 +33,9 @@ class Run:
     seed: int
     optimizer: str = "sgd"
     decay: bool = True
-    softmax: bool = False
 
 
-def build(run: Run, train: datasets.Split) -> keras.Sequential:
+def build(run: Run, train: data.Split) -> keras.Sequential:
     """Returns the compiled, untrained network, every random draw seeded."""
     keras.utils.set_random_seed(run.seed)
     base = keras.Sequential
@@ -49,20 +47,18 @@ def build(run: Run, train: datasets.Split) -> keras.Sequential:
         base = keras_osgd.Sequential
         options = {"sampling": run.sampling}
     x, _ = train
-    model = models.BUILDERS[run.model](base, x, 1000 * run.seed, run.softmax)
+    model = models.BUILDERS[run.model](base, x, 1000 * run.seed)
     rate = models.schedule(run.rate, run.epochs, len(x)) if run.decay else run.rate
     model.compile(
         optimizer=models.optimizer(run.optimizer, rate),
-        loss=models.loss(run.softmax),
+        loss=models.loss(),
         metrics=["accuracy"],
         **options,
     )
     return model
 
 
-def train(
-    run: Run, splits: datasets.Splits, verbose: int | str = 0
-) -> tuple[keras.Sequential, dict[str, object]]:
+def train(run: Run, splits: data.Splits) -> tuple[keras.Sequential, dict[str, object]]:
     """Trains one network and measures it.
 
     Returns:
@@ -91,7 +87,7 @@ def train(
         batch_size=models.BATCH_SIZE,
         epochs=run.epochs,
         callbacks=callbacks,
-        verbose=verbose,
+        verbose=0,
     ).history
     steps = stopwatch.history["steps"][-1]
     gains = [float(gain) for gain in logs.get("gain_ratio", [1.0] * run.epochs)]
@@ -113,12 +109,12 @@ def train(
     }
 
 
-def error_percent(model: keras.Model, split: datasets.Split) -> float:
+def error_percent(model: keras.Model, split: data.Split) -> float:
     """Returns the share of wrongly classified examples, in percent."""
     return float(100 * np.mean(is_wrong(model, split)))
 
 
-def is_wrong(model: keras.Model, split: datasets.Split) -> np.ndarray:
+def is_wrong(model: keras.Model, split: data.Split) -> np.ndarray:
     """Returns `[n]`, whether each example is wrongly classified."""
     x, y = split
     parts = [
@@ -131,44 +127,41 @@ def is_wrong(model: keras.Model, split: datasets.Split) -> np.ndarray:
 class Stopwatch(keras.callbacks.Callback):
     """Records steps, training seconds and test error at the end of every epoch.
 
-    The clock stands still during evaluation. It starts at the end of the first
-    step, whose tracing has nothing to do with the number of steps.
+    The clock stands still during evaluation.
 
     Attributes:
-        first_step_seconds: from the start of `fit` to the end of its first step.
         history: lists with an entry an epoch; seconds are totals since the first
             step, errors in percent.
     """
 
-    def __init__(self, test: datasets.Split) -> None:
+    def __init__(self, test: data.Split) -> None:
         super().__init__()
         self._test = test
-        self._created = time.perf_counter()
-        self._started = math.nan
-        self._evaluating = 0.0
-        self.first_step_seconds = math.nan
+        self._clock = Clock()
         self.history: dict[str, list] = {"steps": [], "seconds": [], "test_error": []}
 
-    # Only the beginning of a step is overridden: Keras calls it in line, whereas a
-    # method for its end would make Keras wait for every step's logs.
+    @property
+    def first_step_seconds(self) -> float:
+        """From the start of `fit` to the end of its first step."""
+        return self._clock.first_step_seconds
+
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Starts the clock when the second step begins."""
-        if math.isnan(self._started) and batch > 0:
-            self._started = time.perf_counter()
-            self.first_step_seconds = self._started - self._created
+        self._clock.execution_begins()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Stops the clock, evaluates, adds `test_error` to Keras' logs."""
-        stopped = time.perf_counter()
-        if math.isnan(self._started):
+        self._clock.stop()
+        seconds = self._clock.seconds()
+        if math.isnan(seconds):
             raise ValueError(
                 "Timing needs at least two steps before the first epoch ends. "
                 "Received: 1 step. Train on more examples."
             )
         error = error_percent(self.model, self._test)
         self.history["steps"].append(int(self.model.optimizer.iterations))
-        self.history["seconds"].append(stopped - self._started - self._evaluating)
+        self.history["seconds"].append(seconds)
         self.history["test_error"].append(error)
         if logs is not None:
             logs["test_error"] = error
-        self._evaluating += time.perf_counter() - stopped
+        self._clock.go_on()

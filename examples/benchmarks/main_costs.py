@@ -6,15 +6,13 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import datasets
 import keras
-import models
-import synthetic_planner
-import training
-from benchmark_records import Records
-from process_memory import memory_bytes, reset_peak
-from step_timer import milliseconds_a_step
 
+from examples.benchmarks import synthetic_planner
+from examples.benchmarks.process_memory import memory_bytes, reset_peak
+from examples.common import data, models, training
+from examples.common.clock import milliseconds_a_step
+from examples.common.records import Records
 from keras_osgd.sampling import RAIS
 
 METHODS = ("plain", "uniform", "rais")
@@ -28,7 +26,7 @@ _PLANNING_REPETITIONS = 7
 
 def measure_overhead(
     records: Records,
-    splits: datasets.Splits,
+    splits: data.Splits,
     networks: Sequence[str],
     repetitions: int,
 ) -> None:
@@ -90,9 +88,7 @@ def measure_scale(records: Records) -> None:
         )
 
 
-def _overhead_model(
-    network: str, method: str, train: datasets.Split
-) -> keras.Sequential:
+def _overhead_model(network: str, method: str, train: data.Split) -> keras.Sequential:
     sampling: object = method
     if method == "rais":
         sampling = RAIS(adapt_learning_rate=False)

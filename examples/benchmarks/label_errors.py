@@ -1,7 +1,7 @@
 """Finds flipped labels, by the draws of training and by cleanlab's rankings.
 
-    python examples/label_errors.py            # about ten minutes on two cores
-    python examples/label_errors.py --smoke    # half a minute
+    python -m examples.benchmarks.label_errors            # ten minutes on two cores
+    python -m examples.benchmarks.label_errors --smoke    # half a minute
 
 Both rank the same models' predictions on their training set; `keras_osgd` has the count
 of draws besides. `pip install cleanlab` for cleanlab's own code; without it, its two
@@ -14,19 +14,18 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import datasets
 import keras
-import models
 import numpy as np
 
 import keras_osgd
+from examples.common import data, models
 
 try:
     from cleanlab.rank import get_label_quality_scores
 except ImportError:
     get_label_quality_scores = None
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "label_errors.md"
+RESULTS = pathlib.Path(__file__).parents[1] / "results" / "label_errors.md"
 _RATE = 0.04
 _FOLDS, _FOLD_EPOCHS = 3, 5
 _FIRST_SEED = 3  # 0 to 2 have chosen the constants of `find_label_errors`
@@ -37,7 +36,7 @@ _ALIKE = np.array([6, 3, 4, 0, 2, 7, 0, 9, 4, 7])
 def main() -> None:
     """Trains and ranks, seed after seed, and writes the table."""
     options = _options()
-    _, ((x, y), _, _) = datasets.load()
+    _, ((x, y), _, _) = data.load()
     x, y = x[: options.examples], y[: options.examples].astype(np.int64)
     found: dict[tuple, list[tuple]] = {}
     for seed in range(_FIRST_SEED, _FIRST_SEED + options.seeds):
@@ -163,7 +162,7 @@ def _table(found: dict, n: int, options: argparse.Namespace) -> str:
         '"Learned" is the share of the flipped labels that the trained model predicts. '
         f"cleanlab: {code}; its rankings are of the same model's predictions, but out "
         f"of fold, which are of {_FOLDS} models that had not seen the images. "
-        "`python examples/label_errors.py`.",
+        "`python -m examples.benchmarks.label_errors`.",
         "",
         f"| flipped to | T | ranking | seeds | in the top {options.top:,} "
         "| among as many as flipped | learned |",

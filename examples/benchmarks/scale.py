@@ -1,6 +1,6 @@
 """Measures what the sampling costs as the training set grows, beside other samplers.
 
-    python examples/benchmark_scale.py all
+    python -m examples.benchmarks.scale all
 
 Norms are synthetic and no model is trained. Everything runs on one core, in processes
 of their own, and seconds are the processor's, so that other programs disturb less.
@@ -28,23 +28,26 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-import benchmark_options
-import benchmark_scale_report
 import numpy as np
-import scale_shards
-import synthetic_planner
 import tensorflow as tf
-from benchmark_records import Record, Records
-from process_memory import memory_bytes, reset_peak
-from scale_contenders import CONTENDERS
 
+from examples.benchmarks import (
+    command_line,
+    scale_contenders,
+    scale_report,
+    scale_shards,
+    synthetic_planner,
+)
+from examples.benchmarks.process_memory import memory_bytes, reset_peak
+from examples.common.records import Record, Records
 from keras_osgd.sampling import RAIS
 
 PARTS = ("memory", "refresh", "draws", "blocks", "shards", "report")
 SIZES = (1_000_000, 10_000_000)
 HUGE = 100_000_000
 BATCH_SIZE = 128
-RIVALS = tuple(name for name in CONTENDERS if name not in ("RAIS", "block draws"))
+_OURS = ("RAIS", "block draws")
+RIVALS = tuple(name for name in scale_contenders.CONTENDERS if name not in _OURS)
 WORKERS = (8, 64, 256, 1024)
 TAILS = ("log-normal 1", "log-normal 1.5", "log-normal 2", "Pareto 2.5")
 _REFRESHES = 7
@@ -58,14 +61,14 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 def main() -> None:
     """Runs the parts named on the command line."""
     smoke = "few examples, kept apart: does it run at all?"
-    parser = benchmark_options.parser(__doc__, PARTS, smoke)
+    parser = command_line.parser(__doc__, PARTS, smoke)
     parser.add_argument(
         "--huge", action="store_true", help=f"also {HUGE:,} examples, in 16 GB"
     )
     parser.add_argument(
         "--rivals", default=sys.executable, help="Python with torchrl and cpprb"
     )
-    options = benchmark_options.parsed(parser, "scale")
+    options = command_line.parsed(parser, "scale")
     os.environ.update(_ONE_THREAD)
     records = Records(options.results / "scale_runs.jsonl")
     sizes = (*SIZES, HUGE) if options.huge else SIZES
@@ -78,7 +81,7 @@ def main() -> None:
         "draws": lambda: compare_draws(records, n, rounds, options.rivals),
         "blocks": lambda: compare_blocks(records, n, rounds),
         "shards": lambda: compute_shards(records, n),
-        "report": lambda: benchmark_scale_report.write(records, options.results),
+        "report": lambda: scale_report.write(records, options.results),
     }
     for part in PARTS if options.part == "all" else (options.part,):
         print(f"== {part}", flush=True)
@@ -153,16 +156,14 @@ class _Contender:
     """A sampler in a process of its own; see `scale_contenders`."""
 
     def __init__(self, name: str, examples: int, block_draws: int, python: str) -> None:
-        folder = pathlib.Path(__file__).parent
         numbers = map(str, (examples, BATCH_SIZE, block_draws))
-        paths = [str(folder.parent), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
-            [python, str(folder / "scale_contenders.py"), name, *numbers],
+            [python, "-m", "examples.benchmarks.scale_contenders", name, *numbers],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            cwd=pathlib.Path(__file__).parents[2],
         )
         lines = iter(self._process.stdout.readline, "")
         self.ready = any(line.strip() == "ready" for line in lines)
@@ -184,7 +185,7 @@ def compare_draws(records: Records, examples: int, rounds: int, python: str) -> 
     """Lets ours and the other samplers draw in turn."""
     block = RAIS().block_steps(examples, BATCH_SIZE) * BATCH_SIZE
     asked = {name: (name, block, python) for name in RIVALS}
-    for name in ("RAIS", "block draws"):
+    for name in _OURS:
         asked[name] = (name, block, sys.executable)
     _race(records, {"part": "draws", "examples": examples}, asked, rounds, _DRAWS)
 

@@ -1,6 +1,6 @@
 """Trains on a stream, uniformly and by sampling within pools, and counts what it took.
 
-    python examples/streams.py
+    python -m examples.benchmarks.streams
 
 The images come from files of records on the disk, in order, as from any stream.
 """
@@ -14,14 +14,12 @@ import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import datasets
 import keras
-import models
 import numpy as np
 import tensorflow as tf
-import training
 
 import keras_osgd
+from examples.common import data, models, training
 from keras_osgd.sampling import Presample
 
 _RATIO = 4
@@ -31,7 +29,7 @@ _SMOKE_EXAMPLES = 4000
 def main() -> None:
     """Trains all methods seed after seed, and prints their means."""
     options = _options()
-    _, splits = datasets.load()
+    _, splits = data.load()
     if options.smoke:
         splits = tuple((x[:_SMOKE_EXAMPLES], y[:_SMOKE_EXAMPLES]) for x, y in splits)
     methods = {
@@ -62,7 +60,7 @@ def main() -> None:
         )
 
 
-def write(path: str, split: datasets.Split) -> None:
+def write(path: str, split: data.Split) -> None:
     """Writes examples as records: the label, and the image's bytes."""
     with tf.io.TFRecordWriter(path) as writer:
         for image, label in zip(*split, strict=True):
@@ -84,7 +82,7 @@ def stream(path: str, shape: tuple[int, ...], seed: int) -> tf.data.Dataset:
 
 def train(
     path: str,
-    splits: datasets.Splits,
+    splits: data.Splits,
     sampling: object,
     epochs: int,
     seed: int,

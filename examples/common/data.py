@@ -1,4 +1,4 @@
-"""The data the examples train on, found on this machine before it is downloaded."""
+"""Fashion-MNIST, found on this machine before it is downloaded, or digits."""
 
 import gzip
 import os

@@ -1,7 +1,7 @@
 """What exact norms cost: time and memory of one step, with them and without.
 
-`python norm_steps.py NETWORK KIND` takes a few steps and prints the peak memory that
-they needed: the benchmark starts it as a process of its own.
+`python -m examples.benchmarks.norm_steps NETWORK KIND` takes a few steps and prints the
+peak memory that they needed: `norms.py` starts it as a process of its own.
 """
 
 import pathlib
@@ -27,6 +27,7 @@ _STEPS_AT_ONCE = 8
 _WARMUP = 5
 _TOKENS = 1000
 _LENGTH = 64
+_ROOT = pathlib.Path(__file__).parents[2]
 L = keras.layers
 
 
@@ -141,8 +142,10 @@ def timed(network: str, repetitions: int) -> dict[str, list[float]]:
 
 def peak_megabytes(network: str, kind: str) -> float:
     """Returns the memory that steps needed above the model's, in a fresh process."""
-    command = [sys.executable, __file__, network, kind]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "examples.benchmarks.norm_steps", network, kind]
+    finished = subprocess.run(
+        command, cwd=_ROOT, capture_output=True, text=True, check=False
+    )
     if finished.returncode:
         raise RuntimeError(
             f"The process that measures memory must end well. Received: exit code "

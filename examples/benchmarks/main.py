@@ -1,6 +1,6 @@
 """Measures what importance sampling gains, and what it costs, on Fashion-MNIST.
 
-    python examples/benchmark.py all
+    python -m examples.benchmarks.main all
 
 Every run is written to `examples/results/benchmark_runs.jsonl` when it ends, and is
 not repeated when the benchmark is started again; `report` makes `benchmark.json`,
@@ -18,13 +18,9 @@ Parts, in the order in which `all` runs them:
 import argparse
 import time
 
-import benchmark_costs
-import benchmark_options
-import benchmark_report
-import datasets
-import models
-import training
-from benchmark_records import Record, Records, mean_validation_errors, tuned_rate
+from examples.benchmarks import command_line, main_costs, main_report
+from examples.common import data, models, training
+from examples.common.records import Record, Records, mean_validation_errors, tuned_rate
 
 PARTS = ("tune", "error", "adam", "overhead", "scale", "report")
 SAMPLING = {"uniform": "plain", "rais": "rais"}
@@ -56,13 +52,13 @@ def main() -> None:
             bench.compare("adam")
         elif part == "overhead":
             repetitions = 2 if options.smoke else 9
-            benchmark_costs.measure_overhead(
+            main_costs.measure_overhead(
                 records, bench.splits, options.models, repetitions
             )
         elif part == "scale":
-            benchmark_costs.measure_scale(records)
+            main_costs.measure_scale(records)
         else:
-            benchmark_report.write(records, options.results)
+            main_report.write(records, options.results)
 
 
 class Benchmark:
@@ -75,15 +71,15 @@ class Benchmark:
     def __init__(self, records: Records, options: argparse.Namespace) -> None:
         self._records = records
         self._options = options
-        self._splits: datasets.Splits | None = None
+        self._splits: data.Splits | None = None
         self._tuning_seeds = TUNING_SEEDS[:1] if options.smoke else TUNING_SEEDS
         self._seeds = SEEDS[:2] if options.smoke else SEEDS
 
     @property
-    def splits(self) -> datasets.Splits:
+    def splits(self) -> data.Splits:
         """Fashion-MNIST, read when first needed; a few examples in a smoke run."""
         if self._splits is None:
-            self._splits = datasets.fashion_mnist()
+            self._splits = data.fashion_mnist()
             if self._options.smoke:
                 self._splits = tuple((x[:2000], y[:2000]) for x, y in self._splits)
         return self._splits
@@ -113,10 +109,10 @@ class Benchmark:
             runs = self._tuning_runs(setting, self._grid(setting))
             missing = sum(run not in self._records for run in runs)
             if missing:
+                part = "tune" if optimizer == "sgd" else "adam"
                 raise SystemExit(
                     f"{_name(setting)}: {missing} tuning runs are missing. Run "
-                    f"`python {__file__} {'tune' if optimizer == 'sgd' else 'adam'}` "
-                    "first."
+                    f"`python -m examples.benchmarks.main {part}` first."
                 )
         rates = [tuned_rate(self._tuning_records(setting)) for setting in settings]
         runs = []
@@ -202,14 +198,14 @@ def _name(setting: Record) -> str:
 
 def _options() -> argparse.Namespace:
     smoke = "2000 examples and fewer repetitions, kept apart: does it run at all?"
-    parser = benchmark_options.parser(__doc__, PARTS, smoke)
+    parser = command_line.parser(__doc__, PARTS, smoke)
     parser.add_argument(
         "--models", nargs="+", choices=tuple(models.BUILDERS), default=["mlp", "cnn"]
     )
     parser.add_argument(
         "--methods", nargs="+", choices=tuple(SAMPLING), default=list(SAMPLING)
     )
-    return benchmark_options.parsed(parser, "benchmark")
+    return command_line.parsed(parser, "benchmark")
 
 
 if __name__ == "__main__":

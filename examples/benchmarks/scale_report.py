@@ -1,10 +1,12 @@
-"""The tables of `benchmark_scale.py`, from recorded measurements alone."""
+"""The tables of `scale.py`, from recorded measurements alone."""
 
 import json
 import pathlib
 
 import numpy as np
-from benchmark_records import Record, Records
+
+from examples.common import markdown
+from examples.common.records import Record, Records
 
 _CLAIMED = {False: 24, True: 28}  # bytes of state, README; from 200,000 examples on
 _LARGE = 200_000
@@ -32,7 +34,9 @@ def write(records: Records, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scale.json").write_text(json.dumps(sections, indent=1) + "\n")
     text = "\n\n".join(
-        f"### {title}\n\n{_table(rows)}" for title, rows in sections.items() if rows
+        f"### {title}\n\n{markdown.table_of(rows)}"
+        for title, rows in sections.items()
+        if rows
     )
     (folder / "scale.md").write_text(text + "\n")
     print(text)
@@ -143,9 +147,3 @@ def _by_size(records: list[Record]) -> list[Record]:
 def _spread(values: np.ndarray, form: str) -> str:
     low, middle, high = values.min(), np.median(values), values.max()
     return f"{middle:{form}} ({low:{form}}-{high:{form}})"
-
-
-def _table(rows: list[Record]) -> str:
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([*row.values()] for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -6,7 +6,12 @@ _SELF = pathlib.Path("/proc/self")
 
 
 def memory_bytes(name: str) -> int:
-    """Returns the memory held now ("VmRSS") or at its peak ("VmHWM")."""
+    """Returns one figure of `/proc/self/status`.
+
+    Args:
+        name: "VmRSS" for the memory held now, "RssAnon" for that without mapped files,
+            "VmHWM" for the peak.
+    """
     status = _SELF / "status"
     if not status.exists():
         raise OSError("Memory is measured through /proc, which only Linux has.")

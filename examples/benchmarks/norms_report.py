@@ -4,9 +4,11 @@ import collections
 import json
 import pathlib
 
-import error_plot
 import numpy as np
-from benchmark_records import Record, Records, tuned_rate
+
+from examples.benchmarks import error_plot
+from examples.common import markdown
+from examples.common.records import Record, Records, tuned_rate
 
 _TARGETS = {
     "MLP 784-256-256-10": 1.10,
@@ -30,7 +32,7 @@ def write(records: Records, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "norms.json").write_text(json.dumps(summary, indent=1) + "\n")
     text = "\n\n".join(
-        f"### {title}\n\n{_table(summary[name])}"
+        f"### {title}\n\n{markdown.table_of(summary[name])}"
         for name, title in (
             ("time", "A step with exact norms over a plain step, batch 128"),
             ("memory", "Peak memory of a step, MB above the model"),
@@ -192,9 +194,3 @@ def _curves(records: list[Record]) -> dict[str, dict[str, error_plot.Curve]]:
                     passes, mean["seconds"] - scoring, mean["test_error"]
                 )
     return rows
-
-
-def _table(rows: list[Record]) -> str:
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([*row.values()] for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""The figure of the examples: test error against epochs and against seconds."""
+"""The figure of the benchmarks: test error against epochs and against seconds."""
 
 import dataclasses
 import pathlib
@@ -7,24 +7,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers; the markers and dashes
-# keep the curves apart in grey print.
-STYLES = (
-    ("#D55E00", "o", "-"),
-    ("#0072B2", "s", "--"),
-    ("#009E73", "^", "-."),
-    ("#CC79A7", "D", ":"),
-    ("#000000", "v", "--"),
-    ("#56B4E9", "P", "-"),
-    ("#E69F00", "X", "-."),
-    ("#777777", "<", ":"),
-    ("#009E73", "p", "--"),
-    ("#CC79A7", ">", "-"),
-    ("#E69F00", "h", ":"),
-    ("#56B4E9", "d", "-."),
-    ("#0072B2", "*", "--"),
-    ("#777777", "8", "-"),
-)
+from examples.common.palette import STYLES
+
 _HIGHEST_ERROR = 1.7  # of the axis at most, in units of the lowest error
 
 

@@ -1,6 +1,6 @@
 """Samplers that draw by priority and take new priorities, each in its own process.
 
-    python examples/scale_contenders.py NAME EXAMPLES BATCH_SIZE BLOCK_DRAWS
+    python -m examples.benchmarks.scale_contenders NAME EXAMPLES BATCH_SIZE BLOCK
 
 prints "ready", and then, for every number of draws on a line of its input, how many
 were made and the processor's seconds they took, updates of the priorities included.
@@ -36,8 +36,9 @@ def main() -> None:
 
 def _planner(norms: np.ndarray, batch_size: int, block_draws: int) -> Callable:
     """Prepares all that RAIS does for a block: features, fit, p, draws, plan."""
-    import synthetic_planner
     import tensorflow as tf
+
+    from examples.benchmarks import synthetic_planner
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -1,9 +1,10 @@
 """Compares `keras_osgd.estimate_speedup` with what training did in the experiments.
 
-    python examples/speedup.py             # some minutes; missing sets are left out
-    python examples/speedup.py --smoke     # two of them, a short probe, nothing written
+    python -m examples.benchmarks.speedup            # some minutes
+    python -m examples.benchmarks.speedup --smoke    # two sets, a short probe, no file
 
-Run `examples/experiments/run.py main` before, or take the runs that came with it.
+Missing sets are left out. Run `python -m examples.experiments.run main` before, or take
+the runs that came with it.
 """
 
 import argparse
@@ -18,12 +19,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-from experiments import sets, training
-from experiments.setting import Setting
 
 import keras_osgd
+from examples.experiments import runner, sets
+from examples.experiments.setting import Setting
 
-_FOLDER = pathlib.Path(__file__).parent
+_FOLDER = pathlib.Path(__file__).parents[1]
 _RUNS = _FOLDER / "experiments" / "results" / "runs.jsonl"
 _REPORT = _RUNS.with_name("report.md")
 RESULTS = _FOLDER / "results" / "speedup.md"
@@ -87,7 +88,8 @@ _HEAD = """# What an estimate before training is worth
 experiments, against what training then did (their runs: steps over those of T epochs,
 means of three to five seeds; a step's time alone on the machine). "At equal test error"
 is the report's comparison with tuned uniform training. Bold: outside of the range. That
-it holds the sets of the first table is no proof. `python examples/speedup.py`.
+it holds the sets of the first table is no proof.
+`python -m examples.benchmarks.speedup`.
 
 """
 _COLUMNS = (
@@ -123,8 +125,8 @@ def _line(case: tuple, data: sets.Data, runs: dict, steps: int) -> str:
         batch_size=batch_size,
         seed=0,
     )
-    model = training.build(setting, keras.Sequential, data)
-    model.compile(**training.compile_options(setting, len(x)))
+    model = runner.build(setting, keras.Sequential, data)
+    model.compile(**runner.compile_options(setting, len(x)))
     begun = time.perf_counter()
     estimate = keras_osgd.estimate_speedup(model, x, y, batch_size, steps)
     took = time.perf_counter() - begun

@@ -4,13 +4,13 @@ import functools
 import gc
 
 import keras
-import models
 
 import keras_osgd
-from experiments import cleaning, networks, rivals, sets, variance
-from experiments.methods import METHODS, Method
-from experiments.recorder import Recorder, errors
-from experiments.setting import Setting
+from examples.common import models
+from examples.experiments import cleaning, networks, rivals, sets, variance
+from examples.experiments.methods import METHODS, Method
+from examples.experiments.recorder import Recorder, errors
+from examples.experiments.setting import Setting
 
 Record = dict[str, object]
 
@@ -154,7 +154,7 @@ def _train_rival(setting: Setting, data: sets.Data, recorder: Recorder) -> keras
     model = build(setting, keras.Sequential, data)
     model.compile(**compile_options(setting, len(x)))
     recorder.set_model(model)
-    recorder.start_clock()
+    recorder.clock.start()
     try:
         rivals.train(
             model,
