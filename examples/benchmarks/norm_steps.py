@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.data import training_data
-from keras_osgd.losses import described as losses
+from keras_osgd.losses import described
 from keras_osgd.norms import scorer as scoring
 from keras_osgd.norms.calls import recording
 from keras_osgd.step import exact_step
@@ -100,7 +100,7 @@ def make_step(network: str, kind: str) -> Callable[[], None]:
     )
     model.optimizer.build(model.trainable_variables)
     data = training_data.prepare(x, y, None, None, BATCH_SIZE, None)
-    scorer = scoring.Scorer(model, losses.describe(model, data), data)
+    scorer = scoring.Scorer(model, described.describe(model, data), data)
 
     def plain(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:

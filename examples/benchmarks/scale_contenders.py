@@ -56,7 +56,7 @@ def _planner(norms: np.ndarray, batch_size: int, block_draws: int) -> Callable:
 
 def _block_draws(norms: np.ndarray, batch_size: int, block_draws: int) -> Callable:
     """Prepares what the others do, in blocks: p in proportion to the last norms."""
-    from keras_osgd.draws import reshuffled as draws
+    from keras_osgd.draws import reshuffled
 
     n, rng = len(norms), np.random.default_rng(_SEED)
     scores, owed = norms.astype(np.float64), np.zeros(len(norms))
@@ -64,7 +64,7 @@ def _block_draws(norms: np.ndarray, batch_size: int, block_draws: int) -> Callab
     def draw() -> int:
         nonlocal owed
         p = scores * ((1 - FLOOR) / scores.sum()) + FLOOR / n
-        index, owed, _ = draws.reshuffled(owed, p, block_draws, rng)
+        index, owed, _ = reshuffled.reshuffled(owed, p, block_draws, rng)
         scores[index] = norms[index]
         return block_draws
 
