@@ -61,11 +61,11 @@ def check(
 ) -> list[Finding]:
     """Finds every obstacle to importance sampling at once, each with its remedy.
 
-    Nothing is trained and no weight is changed. Where exact gradient norms are not
-    asked for, what stands in their way is only noted.
+    Nothing is trained and no weight is changed. Obstacles to exact gradient norms are
+    only noted where these are not asked for.
 
     Args:
-        model: a compiled Keras model, of whatever class.
+        model: a compiled Keras model, of any class.
         x: as in `fit`, datasets too; all of it is checked, a few examples are run.
         y: as in `fit`.
         sample_weight: as in `fit`.
@@ -97,7 +97,7 @@ def check(
             class_weight=class_weight,
         )
         findings = _findings(model, method, arguments)
-    finally:  # `fit` is to warn all the same
+    finally:  # `fit` must still warn
         vars(model).pop("_keras_osgd_warned", None)
         if warned is not None:
             vars(model)["_keras_osgd_warned"] = warned
@@ -155,14 +155,14 @@ def _texts(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 class Examined(NamedTuple):
-    """Data, losses and scorer of a `fit`, found out before the first step.
+    """Data, losses and scorer of a `fit`, found before the first step.
 
     Attributes:
         data: the training data; `None` where they were refused.
         losses: described; empty where they were refused.
-        adapt: whether the rate can follow the gain ratio.
-        scorer: what takes exact norms, where those are asked for.
-        line: of information, or `None`.
+        adapt: whether the learning rate can follow the gain ratio.
+        scorer: takes exact norms; `None` where those are not asked for.
+        line: a line of information, or `None`.
     """
 
     data: TrainingData | None
@@ -173,12 +173,12 @@ class Examined(NamedTuple):
 
 
 class ExaminedStream(NamedTuple):
-    """Stream and losses of a `fit`, found out before the first step.
+    """Stream and losses of a `fit`, found before the first step.
 
     Attributes:
         stream: `None` where it was refused.
         losses: described; empty where they were refused.
-        adapt: whether the rate can follow the gain ratio.
+        adapt: whether the learning rate can follow the gain ratio.
     """
 
     stream: Stream | None
@@ -193,14 +193,15 @@ def examine(
     arguments: FitArguments,
     earlier: RunVariables | None = None,
 ) -> Examined:
-    """Looks at all that may stand in the way; for `fit` and `check` alike.
+    """Looks for obstacles to importance sampling, for `fit` and `check` alike.
 
     Args:
-        refusals: where errors go: one does not hide those that can be found beside it.
+        refusals: collects errors, so that one does not hide the others.
         model: compiled.
-        method: of sampling.
-        arguments: of `fit`, with a dataset read.
-        earlier: whose scorer serves again if all that it depends on stayed.
+        method: the sampling method.
+        arguments: of `fit`; a dataset has been read.
+        earlier: variables of the last run; their scorer serves again if nothing that it
+            depends on has changed.
     """
     data = refusals.tried(
         training_data.prepare,
@@ -243,12 +244,12 @@ def examine_stream(
     method: Presample,
     arguments: FitArguments,
 ) -> ExaminedStream:
-    """Looks at all that may stand in the way of sampling within pools.
+    """Looks for obstacles to sampling within pools.
 
     Args:
-        refusals: where errors go.
+        refusals: collects errors.
         model: compiled; built by the first batch if it is not.
-        method: of sampling.
+        method: the sampling method.
         arguments: of `fit`.
     """
     refusals.tried(strategies.refuse_streams, model)

@@ -29,13 +29,13 @@ class FitCallback(keras.callbacks.Callback):
 
 
 class Resumed(NamedTuple):
-    """Where a `fit` goes on.
+    """The point at which a `fit` goes on.
 
     Attributes:
         epoch: index of its first epoch.
-        saved: what `Run.start` takes to go on bit for bit, or `None`.
+        saved: for `Run.start`, to go on bit for bit, or `None`.
         done: part of the epoch that was trained already, where `saved` is `None`.
-        line: what to tell.
+        line: to print; "" for none.
     """
 
     epoch: int
@@ -48,7 +48,7 @@ class ResumingCallback(FitCallback):
     """A callback that decides where a `fit` begins; at most one in a `fit`."""
 
     def after(self, callbacks: list[keras.callbacks.Callback]) -> None:
-        """Takes its place in the list of all callbacks."""
+        """Moves to its place in the list of all callbacks."""
 
     def begin(
         self,
@@ -61,7 +61,7 @@ class ResumingCallback(FitCallback):
 
         Args:
             variables: of the run; `None` without importance sampling.
-            data: what it trains on; `None` likewise.
+            data: that the run trains on; `None` likewise.
             epochs: as in `fit`.
             initial_epoch: as in `fit`.
         """

@@ -1,4 +1,4 @@
-"""A `fit` around Keras' own: what it begins with and what it ends with."""
+"""A `fit` around Keras' own: its preparation and its end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
     "with_fit_callbacks",
 ]
 
-# Arguments of `fit` that Keras is not to look at: the dataset has them in it.
+# Arguments of `fit` that Keras must not see: the dataset has them in it.
 _TAKEN_OVER = ("y", "batch_size", "sample_weight", "class_weight", "steps_per_epoch")
 
 
@@ -50,7 +50,7 @@ def with_fit_callbacks(
         The arguments with all callbacks in one list, and the `Checkpoint` or `None`.
 
     Raises:
-        ValueError: if there are several.
+        ValueError: if there are several `Checkpoint`s.
     """
     callbacks = arguments.callbacks
     if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -95,7 +95,7 @@ def resumed(
 
 
 def _first_batch(x: Any) -> Any:
-    """Returns inputs of a batch or less, to build a model by."""
+    """Returns the inputs of a batch or less, to build a model with."""
     if isinstance(x, keras.utils.PyDataset):
         return x[0][0]
     if isinstance(x, tf.data.Dataset):
@@ -117,11 +117,11 @@ def importance_sampling(
     checkpoint: ResumingCallback | None,
     arguments: FitArguments,
 ) -> Iterator[FitArguments]:
-    """Begins training with importance sampling, and ends it however it ended.
+    """Begins training with importance sampling, and cleans up however it ends.
 
     Args:
         model: ours, compiled.
-        held: what the model keeps of its sampling.
+        held: of the model.
         checkpoint: a `Checkpoint` or `None`.
         arguments: of `fit`.
 
@@ -208,7 +208,7 @@ def _begun(
     checkpoint: ResumingCallback | None,
     arguments: FitArguments,
 ) -> tuple[Run, Resumed]:
-    """Returns the run of this `fit`, on the last one's variables where they serve."""
+    """Returns this `fit`'s run, on the last variables if they serve, and its start."""
     share = replicas.share_of(model.distribute_strategy)
     data = strategies.part_of(seen.data, share)
     line = continuation.prepare_state(model, held.sampling, data)

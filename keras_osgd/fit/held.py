@@ -1,4 +1,4 @@
-"""What a model keeps of its sampling, where Keras and TensorFlow do not look."""
+"""The sampling that a model holds, out of sight of Keras and TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["Held", "as_in_fit"]
 
 
 class Held:
-    """What a model keeps of its sampling; neither tracked nor saved with the model.
+    """Method, state and run of a model's sampling; Keras neither tracks nor saves it.
 
-    Others read the attributes and change them by the methods alone.
+    Other modules read the attributes, and change them only by the methods.
 
     Attributes:
         sampling: the method given to `compile`.
-        state: what is learned about the examples.
+        state: the sampling state.
         run: the `fit` with importance sampling under way, or the last one; `None` after
             one without.
         kept: variables of the last run, to be used again; `None` if there are none.
-        history: what was logged in the last `fit`, by epoch.
+        history: numbers logged in the last `fit`, by epoch.
         targets: y of the last `fit`.
         sizes: n and m of a uniform `fit`, as far as they are known.
         importance_weights: of the sampled step that is being traced or run, else
@@ -46,25 +46,25 @@ class Held:
         self.sizes: tuple[int | None, int | None] = (None, None)
         self.importance_weights: tuple | None = None
         self.kept: RunVariables | StreamRun | None = None
-        self._traced: StepState | None = None  # what `train_function` was made for
-        self._dataset: tuple | None = None  # of the last `fit`, and what was read of it
+        self._traced: StepState | None = None  # the one `train_function` is for
+        self._dataset: tuple | None = None  # of the last `fit`, and its examples
         self._stop_requested = self._epoch_complete = False
 
     def configure(self, sampling: Sampling) -> None:
-        """Sets the method; earlier runs planned by another and are forgotten."""
+        """Sets the method; forgets earlier runs, which planned by another."""
         self.sampling, self.run, self.kept = sampling, None, None
 
     def read(self, x: Any, verbose: bool) -> Any:
-        """Returns what stands for x in `fit`; one dataset is read once for all fits."""
+        """Returns x as `fit` uses it; a dataset is read once for all fits."""
         x, self._dataset = from_dataset(x, self._dataset, verbose)
         return x
 
     def seen(self, x: Any) -> Any:
-        """Returns what `read` would, silently, and remembers nothing."""
+        """Returns the same as `read`, but prints and remembers nothing."""
         return from_dataset(x, self._dataset, verbose=False)[0]
 
     def keep(self, kept: RunVariables | StreamRun) -> None:
-        """Keeps what the next `fit` uses again if it serves it too."""
+        """Keeps variables, or a stream's run, for the next `fit` that they serve."""
         self.kept = kept
 
     def begin(self, model: keras.Model, run: Run | StreamRun, targets: Any) -> None:
@@ -74,7 +74,7 @@ class Held:
         variables.
 
         Args:
-            model: that keeps this.
+            model: the owner of this object.
             run: of the `fit`.
             targets: y, nested arrays, or `None`.
         """
@@ -86,7 +86,7 @@ class Held:
         """Lets the model train as in Keras.
 
         Args:
-            model: that keeps this.
+            model: the owner of this object.
             sizes: n and m of the `fit`, as far as they are known.
         """
         if self._traced is not None:
@@ -98,7 +98,7 @@ class Held:
         """Returns the training function of a model whose steps are sampled.
 
         Args:
-            keras_function: made by Keras, of the step of `run`.
+            keras_function: made by Keras from the step of `run`.
         """
         self._traced = self.run.step_state
 
@@ -112,7 +112,7 @@ class Held:
 
     @contextlib.contextmanager
     def weighting(self, importance: tuple) -> Iterator[None]:
-        """Lets metrics in the block be weighted by (importance weights, the user's)."""
+        """Weights metrics in the block by (importance weights, the user's weights)."""
         self.importance_weights = importance
         try:
             yield
@@ -121,11 +121,11 @@ class Held:
 
     @property
     def stop_training(self) -> bool:
-        """Whether `fit` is to stop; for a moment also where an epoch is complete."""
+        """Whether `fit` is to stop; briefly also true when an epoch is complete."""
         return self._stop_requested or self._epoch_complete
 
     def request_stop(self, value: bool) -> None:
-        """Takes what is assigned to `model.stop_training`."""
+        """Takes the value assigned to `model.stop_training`."""
         self._stop_requested = value
 
     def begin_next_epoch(self) -> None:
@@ -134,6 +134,6 @@ class Held:
 
 
 def as_in_fit(model: keras.Model, x: Any) -> Any:
-    """Returns what stands for x in a `fit` of this model; nothing is printed."""
+    """Returns x as a `fit` of this model uses it; prints nothing."""
     held = getattr(model, "sampling_held", None)
     return (held or Held()).seen(x)

@@ -1,4 +1,4 @@
-"""What a `fit` under way has come to, as numbers for bars, logs and files."""
+"""Numbers on the progress of a `fit` under way, for bars, logs and files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def progress(run: Run) -> dict[str, float]:
 
 
 def logged(run: Run, optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
-    """Returns what `SamplingMonitor` logs of a run; between two steps."""
+    """Returns the numbers `SamplingMonitor` logs of a run; between two steps."""
     shown, step = dict(run.planner.logged), run.step_state
     if step.scorer is not None:
         size = float(run.batch_size)

@@ -1,4 +1,4 @@
-"""Keras' own progress bar, with what the sampling makes of an epoch while it runs."""
+"""Keras' own progress bar, with numbers of the sampling while an epoch runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from keras_osgd.run_directory import LOGGED_ONLY
 
 __all__ = ["EpochEnds", "ProgressBar", "callback_list"]
 
-_SECONDS = 0.05  # figures are read no more often, as the bar is drawn no more often
+_SECONDS = 0.05  # numbers are read no more often, as the bar is drawn no more often
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):
-    """`ProgbarLogger` that shows figures after what the training step logs.
+    """`ProgbarLogger` that shows numbers of the sampling after the logs of the step.
 
     Only the bar shows them: the logs of other callbacks, and `History`, stay as they
-    are. Of what `SamplingMonitor` adds to these the bar shows no more, lest a line be
-    wider than the screen. The number of steps is what the epoch will come to.
+    are. The bar leaves out the other numbers that `SamplingMonitor` adds, so that a
+    line fits the screen. Its number of steps is the expected length of the epoch.
 
     Args:
-        shown: returns what to show, by name.
+        shown: returns the numbers to show, by name.
         steps_left: returns how many steps the epoch still has, as far as is known.
     """
 
@@ -44,7 +44,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         self._read_at = -_SECONDS
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Shows logs and figures, as they were a moment ago at most."""
+        """Shows logs, and numbers of the sampling that are at most `_SECONDS` old."""
         if self.verbose == 1:
             now = time.monotonic()
             if now - self._read_at >= _SECONDS:
@@ -54,7 +54,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         super().on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Shows logs and figures at the end of an epoch, validation last."""
+        """Shows logs and numbers of the sampling after an epoch, validation last."""
         logs = logs or {}
         logs = {k: v for k, v in logs.items() if k not in LOGGED_ONLY}
         trained = {k: v for k, v in logs.items() if not k.startswith("val_")}
@@ -66,9 +66,9 @@ class EpochEnds(keras.callbacks.Callback):
 
     Args:
         clock: of the run.
-        effective_iterations: an epoch's share, ordinarily ceil(n/m).
-        progress_bar: Keras' own, or `None`; it then shows the true number of steps of
-            each epoch when that has ended.
+        effective_iterations: of an epoch, ordinarily ceil(n/m).
+        progress_bar: Keras' own, or `None`; after each epoch it shows the true number
+            of steps.
         record: called when an epoch has ended, before other callbacks.
     """
 
@@ -81,7 +81,7 @@ class EpochEnds(keras.callbacks.Callback):
         progress_bar: keras.callbacks.ProgbarLogger | None,
         record: Callable[[], None] = lambda: None,
     ) -> None:
-        """Keeps what is needed at an epoch's two ends."""
+        """Keeps the arguments."""
         super().__init__()
         self._clock = clock
         self._effective_iterations = effective_iterations
@@ -97,7 +97,7 @@ class EpochEnds(keras.callbacks.Callback):
             self._progress_bar.target = self._effective_iterations
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Lets training go on and the bar end where the epoch did."""
+        """Lets training go on, and ends the bar at the epoch's last step."""
         self.model.sampling_held.begin_next_epoch()
         self._record()
         bar = self._progress_bar

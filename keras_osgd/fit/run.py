@@ -37,7 +37,7 @@ _LAST_GOOD = "The model has the weights of its last good step, and its scores."
 
 
 class RunKey(NamedTuple):
-    """What the shapes and the graph of a run's variables depend on.
+    """Sizes and settings that shapes and graph of a run's variables depend on.
 
     Attributes:
         n: number of examples, those of other workers included.
@@ -67,14 +67,14 @@ class RunVariables:
 
     Args:
         sampling: configuration.
-        state: what is learned about the examples.
-        key: sizes.
+        state: the sampling state.
+        key: sizes and settings.
         losses: the model's, described.
         scorer: takes exact norms, or `None`.
 
     Attributes:
-        buffers: where plans go, and the pipeline reads them.
-        step_state: what the training step reads and updates.
+        buffers: plans, which the pipeline reads.
+        step_state: state that the training step reads and updates.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class RunVariables:
         )
 
     def serves(self, key: RunKey, losses: Sequence[OutputLoss]) -> bool:
-        """Returns whether a `fit` of these can use these variables again."""
+        """Returns whether a `fit` with this key and losses can use these variables."""
         return self.key == key and self.step_state.losses == losses
 
 
@@ -119,10 +119,10 @@ class Run:
         where_saved: returns a sentence on the last checkpoint, for errors.
 
     Attributes:
-        step_state: what the training step reads and updates.
+        step_state: state that the training step reads and updates.
         clock, gain, skips, log: of the step state.
         planner: makes the plans of blocks.
-        watch: looks for faults in what the steps left behind.
+        watch: looks for faults in the observations.
         told: alarms and notices of this `fit`.
         active: whether it is under way.
     """
@@ -164,8 +164,8 @@ class Run:
         """Plans the first block and returns the dataset of an epoch.
 
         Args:
-            saved: from `state_dict`, to go on there; the state holds what belongs to
-                it.
+            saved: from `state_dict`, to go on there; the sampling state has been
+                restored by the caller.
             done: part of the first epoch that was trained already, without `saved`.
         """
         self.skips.restart()
@@ -177,7 +177,7 @@ class Run:
             self._load_state_dict(saved)
         self.buffers.start.assign(self.clock.step)
         share, data = self.step_state.share, self._data
-        # Several replicas' iterator reads ahead by itself, no further than we would.
+        # The iterator of several replicas reads ahead by itself, no further than ours.
         ahead = self.planner.read_ahead if share.all_replicas == 1 else 0
         others = data.transform, self.state.seed, share.replicas
         return batches(self.buffers, Rows(data.arrays), ahead, *others)
@@ -217,8 +217,9 @@ class Run:
     def state_dict(self, mid_epoch: bool) -> Callable[[], dict[str, Any]]:
         """Returns a function that collects all that `start` needs, and the state.
 
-        Called between executions. What the training thread changes is copied at once;
-        the function waits for the planning thread, and may be called in any thread.
+        Called between executions. The variables that the training thread changes are
+        copied at once. The function waits for the planning thread; call it in any
+        thread.
 
         Args:
             mid_epoch: whether an epoch is under way.
@@ -270,21 +271,21 @@ class Run:
             )
 
     def finish(self) -> None:
-        """Ends a `fit`, however it ended; nothing learned is lost."""
+        """Ends a `fit`, also a failed one; nothing learned is lost."""
         self.active = self.state.in_use = False
         self.planner.finish(self.clock.step)
         self._warn_of_failures()
         self.watch.finish(self.clock.step, self.skips.too_many())
         self._tell()
-        if sys.exc_info()[0] is None:  # or the reason why `fit` ends would be lost
+        if sys.exc_info()[0] is None:  # else this would hide why `fit` ended
             self._raise()
 
     def logged(self) -> dict[str, float]:
-        """Returns what `SamplingMonitor` logs."""
+        """Returns the numbers `SamplingMonitor` logs."""
         return logged(self, self._model.optimizer)
 
     def settle(self) -> None:
-        """Waits for a plan in the making: what is read then, no timing moves."""
+        """Awaits a plan in the making, so that timing does not change what is read."""
         self.planner.settle()
 
     def probabilities(self) -> np.ndarray | None:

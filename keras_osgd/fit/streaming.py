@@ -1,4 +1,4 @@
-"""A `fit` on a stream: what it begins with and what it ends with."""
+"""A `fit` on a stream: its preparation and its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keras_osgd.pools.stream_run import StreamRun
 
 __all__ = ["pool_sampling"]
 
-_NEVER = 2**40  # steps: an epoch is ended by its effective iterations
+_NEVER = 2**40  # steps: the effective iterations end an epoch
 
 
 @contextlib.contextmanager
@@ -29,16 +29,16 @@ def pool_sampling(
     checkpoint: ResumingCallback | None,
     arguments: FitArguments,
 ) -> Iterator[FitArguments]:
-    """Begins training with sampling within pools, and ends it however it ended.
+    """Begins training with sampling within pools, and cleans up however it ends.
 
     Args:
         model: ours, compiled with `Presample`.
-        held: what the model keeps of its sampling.
+        held: of the model.
         checkpoint: a `Checkpoint` or `None`.
         arguments: of `fit`.
 
     Yields:
-        The arguments for Keras' `fit`: a dataset without an end, of plain batches.
+        The arguments for Keras' `fit`, with an endless dataset of plain batches.
 
     Raises:
         ValueError: for data, losses or models that cannot be sampled.
@@ -71,7 +71,7 @@ def pool_sampling(
 
 
 def _run(model: keras.Model, held: Held, seen: ExaminedStream) -> StreamRun:
-    """Returns the run that this `fit` uses: the last one, where it serves again."""
+    """Returns the run that this `fit` uses: the last one, if that serves."""
     held.state.start_clock()
     continuation.restart_clock(model)
     if held.kept is None or not held.kept.serves(seen.losses, seen.adapt):

@@ -1,4 +1,4 @@
-"""`compile(sampling=...)` and `fit`: what our model classes add to Keras'."""
+"""`compile(sampling=...)` and `fit` of our model classes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["ImportanceSampled"]
 
 
 class ImportanceSampled(UnderStrategy):
-    """What our model classes add to Keras': `compile(sampling=...)` and its `fit`."""
+    """Base that adds `compile(sampling=...)` and its `fit` to Keras' model classes."""
 
     @property
     def sampling_held(self) -> Held:
-        """What belongs to the sampling but must not be tracked or saved."""
+        """The model's `Held`: its sampling, which Keras must neither track nor save."""
         kept = vars(self)
         if "_keras_osgd_held" not in kept:
             kept["_keras_osgd_held"] = Held()
@@ -40,17 +40,17 @@ class ImportanceSampled(UnderStrategy):
 
     @property
     def sampling(self) -> SamplingView:
-        """The sampling method given to `compile`, and which examples it drew."""
+        """The sampling method given to `compile`, and the record of its draws."""
         return SamplingView(self.sampling_held)
 
     @property
     def sampling_state(self) -> SamplingState:
-        """What is learned about the training examples; saved with the weights."""
+        """The state learned about the training examples; saved with the weights."""
         return self.sampling_held.state
 
     @property
     def sampling_run(self) -> Run | StreamRun | None:
-        """What the current or last `fit` with importance sampling consists of."""
+        """The run of the current or last `fit` with importance sampling, or `None`."""
         return self.sampling_held.run
 
     def compile(self, *args: Any, sampling: Any = "rais", **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class ImportanceSampled(UnderStrategy):
 
     @property
     def stop_training(self) -> bool:
-        """Whether `fit` is to stop; for a moment also where an epoch is complete."""
+        """Whether `fit` is to stop; briefly also true when an epoch is complete."""
         return self.sampling_held.stop_training
 
     @stop_training.setter
@@ -121,7 +121,7 @@ class ImportanceSampled(UnderStrategy):
 
         Raises:
             ValueError: before any step, for data, losses or models that cannot be
-                sampled; one for all that `check` finds, saying what to do.
+                sampled. One error lists all that `check` finds, each with its remedy.
         """
         arguments = FitArguments(
             x,
@@ -154,7 +154,7 @@ class ImportanceSampled(UnderStrategy):
                 return super().fit(**prepared.for_keras())
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Makes Keras' training function and looks ahead after each execution."""
+        """Makes Keras' training function, with planning around each execution."""
         held = self.sampling_held
         if held.run is None or (self.train_function is not None and not force):
             return super().make_train_function(force)
@@ -169,13 +169,13 @@ class ImportanceSampled(UnderStrategy):
         return self.train_function
 
     def _step_for(self, own: Any, state: StepState, jit_compile: Any) -> Any:
-        """Returns the step that Keras is to make: `own`, but for batches we drew."""
+        """Returns the step that Keras compiles: `own`, except for batches we drew."""
         core = make_core(self, state, jit_compile)
 
         def sampled(data: Any) -> dict[str, tf.Tensor]:
             data = strategies.received(data)
             logs, norms, gain = core(data)
-            # Outside the compiled core, which reaches no other device than the model's.
+            # Outside the compiled core, which reaches only the model's own device.
             state.log.write(data[-1].position, norms, gain)
             replicas.once(lambda each: state.clock.decide())
             return logs
@@ -188,7 +188,7 @@ class ImportanceSampled(UnderStrategy):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, tf.Tensor]:
-        """Updates the metrics; in a sampled step all of them importance-weighted."""
+        """Updates the metrics; a sampled step weights all of them by importance."""
         if self.sampling_held.importance_weights is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
         metrics.update(self, self.sampling_held.importance_weights, y, y_pred)
