@@ -10,7 +10,17 @@ import numpy as np
 
 from keras_osgd.base.chunks import chunks
 
-__all__ = ["block_density", "cycle_density", "search", "spread", "systematic"]
+__all__ = [
+    "Reshuffled",
+    "block_density",
+    "cycle_density",
+    "independent",
+    "refund",
+    "reshuffled",
+    "search",
+    "spread",
+    "systematic",
+]
 
 # Owed masses this close to 0 are rounding errors. The unit is one visit of weight 1: a
 # block credits 1e-5 or more, and the rounding errors of a million blocks stay below

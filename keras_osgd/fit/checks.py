@@ -22,7 +22,6 @@ __all__ = [
     "prepare_scorer",
     "warn_of_floor",
     "warn_of_what_follows_the_draws",
-    "warn_once",
 ]
 
 
