@@ -20,10 +20,10 @@ _VERSION = 1
 
 
 class Spec(NamedTuple):
-    """What all rows of a column have in common.
+    """Type and shape of all rows of a column.
 
     Attributes:
-        dtype: name of NumPy's.
+        dtype: name of NumPy's type.
         shape: of one row.
     """
 
@@ -42,7 +42,7 @@ def in_memory(
 
     Args:
         batches: of columns, `[k, ...]` each, with any k.
-        limit: bytes that all of them may have.
+        limit: most bytes that all columns may have together.
 
     Raises:
         ValueError: if they have more, or rows are not of one shape and type.
@@ -73,16 +73,16 @@ def in_memory(
 def on_disk(
     batches: Iterable[Sequence[ColumnArray]], directory: pathlib.Path
 ) -> list[ColumnArray]:
-    """Writes the columns into files, and returns them read where they are.
+    """Writes the columns into files, and returns them as arrays read from there.
 
     Args:
         batches: of columns, `[k, ...]` each, with any k.
-        directory: made if missing. A file that tells what is there comes last: after a
-            kill there is nothing.
+        directory: made if missing. Its manifest is written last: after a kill,
+            `kept_in` finds nothing.
 
     Raises:
-        ValueError: if rows are not of one shape and type, or are no numbers.
-        OSError: if it cannot be written.
+        ValueError: if rows are not of one shape and type, not dense or not numbers.
+        OSError: if a file cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _MANIFEST).unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def _refuse_on_disk(leaves: Sequence[ColumnArray]) -> None:
 
 
 def kept_in(directory: pathlib.Path) -> list[ColumnArray] | None:
-    """Returns the columns that `on_disk` wrote there, `None` if it did not."""
+    """Returns the columns that `on_disk` wrote there, or `None` if there are none."""
     path = directory / _MANIFEST
     if not path.exists():
         return None
@@ -134,7 +134,7 @@ def kept_in(directory: pathlib.Path) -> list[ColumnArray] | None:
 
 def _read(directory: pathlib.Path, n: int, specs: Sequence[Spec]) -> list[ColumnArray]:
     return [
-        # Written to by nobody; "c" since TensorFlow asks for arrays that can be.
+        # Nobody writes to them; mode "c" since TensorFlow asks for writable arrays.
         np.memmap(_path(directory, order), spec.dtype, "c", shape=(n, *spec.shape))
         if n
         else np.zeros((0, *spec.shape), spec.dtype)
@@ -147,7 +147,7 @@ def _path(directory: pathlib.Path, order: int) -> pathlib.Path:
 
 
 def _alike(batches: Iterable[Sequence[ColumnArray]]) -> Iterator[list[ColumnArray]]:
-    """Yields the batches; raises at the first whose rows are unlike those before."""
+    """Yields the batches; raises at one that is unlike the first in type or shape."""
     first: list[Spec] | None = None
     for leaves in map(list, batches):
         specs = [_spec_of(leaf) for leaf in leaves]
@@ -166,7 +166,7 @@ def _listed(specs: Sequence[Spec]) -> str:
 
 
 def row_hashes(leaves: Sequence[ColumnArray]) -> np.ndarray:
-    """Returns `[k]` uint64, equal for rows of equal bytes, and hardly ever else.
+    """Returns `[k]` uint64: equal for rows of equal bytes, hardly ever for others.
 
     Args:
         leaves: columns of k rows.
@@ -190,7 +190,7 @@ def row_hashes(leaves: Sequence[ColumnArray]) -> np.ndarray:
 
 
 def _texts(leaf: ColumnArray) -> Iterator[str]:
-    """Yields one text for each row, of all that it consists of."""
+    """Yields one text for each row, made of all its values."""
     for row in np.arange(len(leaf))[:, np.newaxis]:
         parts = leaf.take(row) if isinstance(leaf, Uneven) else [leaf[row]]
         yield repr([part.tolist() for part in parts])

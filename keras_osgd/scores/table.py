@@ -30,8 +30,8 @@ __all__ = [
 LARGEST = np.finfo(np.float32).max
 DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
 LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
-_MEMORY = 0.7  # of the running means, a block; 0.5 to 0.9 made no difference
-_FORGOTTEN = 1e-200  # a class mean of less weight is rounding, no mean
+_MEMORY = 0.7  # decay of running means per block; 0.5 to 0.9 made no difference
+_FORGOTTEN = 1e-200  # a class mean of less weight is rounding error
 _UNSEEN = -1
 
 
@@ -45,12 +45,12 @@ def features(
     """Yields the named features of k examples, `[k]` float32 each, >= 0.
 
     Args:
-        names: as in `RAIS`; those of averages are in `held`.
-        held: `[k]` each, "last", below 0 for examples never observed, and what else is
-            stored under the names; "seen_at", blocks, for "age".
+        names: as in `RAIS`; averages must be in `held`.
+        held: `[k]` each: "last", below 0 for examples never observed; averages, by
+            name; and "seen_at", in blocks, for "age".
         classes: `[k]`, or `None` without classes.
-        means: of all norms, and `[C]` of each class.
-        block: now.
+        means: mean of all norms, and `[C]`, mean of each class.
+        block: number of the current block.
 
     Example:
         >>> held = {"last": np.float32([2.0, -1.0])}
@@ -82,7 +82,7 @@ def features(
 
 
 def last_places(index: np.ndarray, n: int) -> np.ndarray:
-    """Returns where in `index`, `[k]` of 0..n-1, a row comes for the last time.
+    """Returns the places in `index`, `[k]` of 0..n-1, where a row occurs last.
 
     Example:
         >>> last_places(np.array([2, 0, 2]), n=3)
@@ -95,7 +95,7 @@ def last_places(index: np.ndarray, n: int) -> np.ndarray:
 
 
 class ScoreTable:
-    """What is known of each example's gradient norm, s_i >= 0 in gradient-norm units.
+    """Features s_i >= 0 of each example's gradient norm, in gradient-norm units.
 
     | feature | value for example i |
     |---|---|
@@ -132,14 +132,14 @@ class ScoreTable:
         if classes is not None and "class_mean" in self.features:
             self._classes = np.array(classes, np.int32)
         n_classes = 1 if self._classes is None else int(self._classes.max()) + 1
-        # Sums of w v and of w, decayed: the last row is over all classes.
+        # Decayed sums of w v and of w; the last row is over all classes.
         self.sums = np.zeros((n_classes + 1, 2))
         self.block = 0
-        self._mean_features: np.ndarray | None = None  # until the next observation
+        self._mean_features: np.ndarray | None = None  # kept until the next observation
         self._variables = self._allocate()
 
     def _allocate(self) -> dict[str, tf.Variable]:
-        """Returns what is stored by name; nothing is observed yet."""
+        """Returns the stored variables by name; nothing is observed yet."""
         names = {"last": tf.float32}
         names |= {f"{AVERAGE}{decay}": tf.float32 for decay in self._decays}
         if "age" in self.features:
@@ -153,7 +153,7 @@ class ScoreTable:
 
     @property
     def bytes_per_example(self) -> float:
-        """Bytes of what holds the table, over n."""
+        """Bytes that the table takes for each example."""
         classes = 0 if self._classes is None else self._classes.itemsize
         return classes + sum(v.dtype.size for v in self._variables.values())
 
@@ -174,8 +174,8 @@ class ScoreTable:
             block: number of the block the observations were made in.
 
         Raises:
-            ValueError: if they are not so; nothing is written then. The planner drops
-                what is not finite.
+            ValueError: if an argument is not so; nothing is written then. The planner
+                drops norms that are not finite.
         """
         index, norms = np.asarray(index, np.int64), np.asarray(norms, np.float64)
         weights = np.asarray(weights, np.float64)
@@ -194,7 +194,7 @@ class ScoreTable:
         self.block, self._mean_features = block, None
 
     def _read(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
-        """Returns a copy of a variable, or of some rows; not to be written to."""
+        """Returns a copy of a variable, or of some of its rows; do not write to it."""
         variable = self._variables[name]
         value = variable.read_value() if index is None else tf.gather(variable, index)
         return np.asarray(value)
@@ -212,7 +212,7 @@ class ScoreTable:
         self.sums = _MEMORY * self.sums + new
 
     def _means(self) -> tuple[np.float32, np.ndarray]:
-        """Returns the mean of all norms and of each class (of all, if none seen)."""
+        """Returns the mean of all norms, and of each class (of all if it is unseen)."""
         sums, weights = self.sums.T
         mean = sums[-1] / weights[-1] if weights[-1] > 0 else 0.0
         known = weights[:-1] > _FORGOTTEN
@@ -283,7 +283,7 @@ class ScoreTable:
         return np.where(last < 0, np.float32(np.nan), last)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Returns all that `load_state_dict` needs, as arrays of its own."""
+        """Returns copies of all arrays that `load_state_dict` needs."""
         arrays = {name: self._read(name).copy() for name in self._variables}
         if self._classes is not None:
             arrays["classes"] = self._classes.copy()
@@ -298,7 +298,7 @@ class ScoreTable:
         return same_classes and same_sums and same_size and same_features
 
     def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes over what `state_dict` returned for a table that `holds` the same.
+        """Loads the arrays of a `state_dict`, for which `holds` must be true.
 
         Raises:
             ValueError: if a number cannot come from `state_dict`; nothing is changed.
