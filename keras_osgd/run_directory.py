@@ -63,7 +63,7 @@ LOGGED_ONLY = frozenset(
         "share_unseen",
     )
 )
-"""Figures that `SamplingMonitor` logs and no bar shows."""
+"""Numbers that `SamplingMonitor` logs and no bar shows."""
 
 
 class RunRecord(NamedTuple):

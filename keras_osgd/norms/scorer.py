@@ -19,7 +19,7 @@ from keras_osgd.norms.calls import Frame, batch_axes, recording, state_kept
 from keras_osgd.norms.forms import rows_from
 from keras_osgd.norms.normalization import couples_examples
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "scoring_all"]
 
 _PROBED = 3
 

@@ -17,6 +17,7 @@ from keras_osgd.norms.last_layer import squares_in_inference
 from keras_osgd.pools.pool_gain import pool_probability
 
 __all__ = [
+    "Batch",
     "Drawn",
     "drawing",
     "drawn_at",

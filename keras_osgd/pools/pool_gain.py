@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_osgd.base.placement import step_variable
 from keras_osgd.gain.gain_ratio import MAX_GAIN, move
 
-__all__ = ["PoolGain", "pool_moments", "pool_ratio"]
+__all__ = ["PoolGain", "pool_moments", "pool_probability", "pool_ratio"]
 
 
 def pool_moments(

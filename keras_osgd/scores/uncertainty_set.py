@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
-__all__ = []
+__all__ = ["UncertaintySet", "fit"]
 
 # The constant feature keeps this share of d, so that <d, s> > 0 for every example.
 # It costs the objective at most this much of its value.
