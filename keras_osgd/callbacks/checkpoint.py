@@ -11,16 +11,16 @@ import keras
 import numpy as np
 
 from keras_osgd.base import keras_compat
-from keras_osgd.callbacks import checkpoint_files, snapshot
-from keras_osgd.callbacks.keras_memory import altered, remembered, remind
+from keras_osgd.callbacks import checkpoint_files, keras_memory, snapshot
 from keras_osgd.callbacks.writer import Interruption, Schedule, Writer
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.fit.run import Run
+from keras_osgd.fit.fit_callback import Resumed, ResumingCallback
+from keras_osgd.fit.run import RunVariables
 
 __all__ = ["Checkpoint"]
 
 
-class Checkpoint(keras.callbacks.Callback):
+class Checkpoint(ResumingCallback):
     """Saves all of a training run, and lets the same `fit` go on where it ended.
 
     With it, `fit` goes on from the newest intact checkpoint in the directory, in the
@@ -61,8 +61,6 @@ class Checkpoint(keras.callbacks.Callback):
         'checkpoint-00000001.npz'
     """
 
-    begins_before_fit = ends_after_fit = True
-
     def __init__(
         self,
         directory: str | os.PathLike,
@@ -82,7 +80,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._schedule = Schedule(every, keep)
         self._interruption = Interruption()
         self._saved: checkpoint_files.Saved | None = None
-        self._run, self._data = None, None
+        self._data: TrainingData | None = None
         self._about: dict[str, Any] = {}
         self._probes = np.zeros(0)
         self._writer: Writer | None = None
@@ -94,17 +92,21 @@ class Checkpoint(keras.callbacks.Callback):
         """Path of the newest checkpoint known to be written, or `None`."""
         return None if self._writer is None else self._writer.newest
 
+    def where_saved(self) -> str:
+        """Returns a sentence on the last good checkpoint, or nothing."""
+        return "" if self._writer is None else self._writer.where_saved()
+
     def begin(
         self,
-        run: Run | None,
+        variables: RunVariables | None,
         data: TrainingData | None,
         epochs: int,
         initial_epoch: int,
-    ) -> snapshot.Resumed:
+    ) -> Resumed:
         """Prepares for a `fit`, which calls it before anything else begins.
 
         Args:
-            run: of the `fit`, not yet started; `None` without importance sampling.
+            variables: of the run; `None` without importance sampling.
             data: what it trains on; `None` likewise.
             epochs: as in `fit`.
             initial_epoch: as in `fit`.
@@ -114,17 +116,16 @@ class Checkpoint(keras.callbacks.Callback):
         """
         checkpoint_files.probe(self.directory)
         self._saved = saved = checkpoint_files.newest(self.directory)
-        self._run, self._data, self._epoch = run, data, initial_epoch
+        self._data, self._epoch = data, initial_epoch
         self._about = dict(epochs=epochs, n=None, fingerprint=None, scores=self.scores)
         self._writer = Writer(self.directory, self._schedule.keep, saved and saved.path)
         if data is not None:
             self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
             self._probes = data.probes()
-            run.where_saved = self._writer.where_saved
-        resumed = snapshot.Resumed(initial_epoch, None, 0.0, "")
+        resumed = Resumed(initial_epoch)
         if saved is not None:
-            resumed = snapshot.resume(run, data, saved, self.scores, epochs)
-        self._epoch, self._exact = resumed.epoch, resumed.run is not None
+            resumed = snapshot.resume(variables, data, saved, self.scores, epochs)
+        self._epoch, self._exact = resumed.epoch, resumed.saved is not None
         return resumed
 
     def after(self, callbacks: list[keras.callbacks.Callback]) -> None:
@@ -153,19 +154,19 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """In an epoch that goes on, undoes what was done at its beginning once more."""
         self._epoch = epoch
-        saved, run = self._saved, self._run
-        if saved is not None and run is not None and saved.details["mid_epoch"]:
-            snapshot.restore_metrics(self.model, self._data, saved)
+        saved, data = self._saved, self._data
+        if saved is not None and data is not None and saved.details["mid_epoch"]:
+            snapshot.load_metrics(self.model, data, saved)
             self._restore()  # last: metrics are built by a call, which may move seeds
         self._saved = None
 
     def _restore(self) -> None:
         saved = self._saved
-        snapshot.restore_model(self.model, saved)
+        snapshot.load_state_dict(self.model, saved)
         if self._exact:  # `BackupAndRestore` may have loaded earlier scores
-            self._run.state.load_own_variables(saved.arrays["state"])
+            self.model.sampling_state.load_state_dict(saved.arrays["state"])
         weights = saved.arrays.get("callbacks", {})
-        remind(self._others, saved.details["callbacks"], weights)
+        keras_memory.load_state_dict(self._others, saved.details["callbacks"], weights)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Saves if it is time, and ends training if it was interrupted."""
@@ -195,7 +196,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def close(self) -> None:
         """Ends what `begin` began, however the `fit` ended; called by `fit`."""
-        self._saved = self._run = self._data = None
+        self._saved = self._data = None
         if self._writer is not None:
             self._writer.close()
         self._interruption.end()
@@ -218,18 +219,20 @@ class Checkpoint(keras.callbacks.Callback):
                 f"There must be a checkpoint to restore. Received: {self.directory} "
                 "with none. Train with this callback first."
             )
-        snapshot.restore_model(model, saved)
+        snapshot.load_state_dict(model, saved)
         state = getattr(model, "sampling_state", None)
         if state is not None:
-            state.load_own_variables(saved.arrays.get("state", {}))
+            state.load_state_dict(saved.arrays.get("state", {}))
         return saved.path
 
     def _save(self, mid_epoch: bool, finished: bool = False) -> None:
         """Copies what is to be saved, and lets it be written."""
         about = {**self._about, "epoch": self._epoch, "finished": finished}
-        about["callbacks"], best = remembered(self._others)
-        about["altered"] = altered(self.model, self._others, self._epoch)
-        captured = snapshot.capture(self.model, self._run, mid_epoch)
+        about["callbacks"], best = keras_memory.state_dict(self._others)
+        about["altered"] = keras_memory.altered(self.model, self._others, self._epoch)
+        # Without rows there is nothing of a run to go on with.
+        run = None if self._data is None else self.model.sampling_run
+        captured = snapshot.state_dict(self.model, run, mid_epoch)
 
         def all_of_it() -> tuple[dict[str, Any], dict[str, Any]]:
             arrays, details = captured()

@@ -11,7 +11,7 @@ import numpy as np
 from keras_osgd.base import keras_compat
 from keras_osgd.gain.learning_rate import inner_optimizer
 
-__all__ = ["altered", "remembered", "remind"]
+__all__ = ["altered", "load_state_dict", "state_dict"]
 
 _NUMBERS = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch"),
@@ -23,7 +23,7 @@ _NUMBERS = {
 _WEIGHTS = "best_weights"
 
 
-def remembered(
+def state_dict(
     callbacks: Iterable[keras.callbacks.Callback],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Returns what the callbacks know of the epochs before.
@@ -64,12 +64,12 @@ def altered(
     return ""
 
 
-def remind(
+def load_state_dict(
     callbacks: Iterable[keras.callbacks.Callback],
     numbers: list[dict[str, Any]],
     weights: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Gives callbacks back what `remembered` returned, if they are the same ones."""
+    """Gives callbacks back what `state_dict` returned, if they are the same ones."""
     known = _known(callbacks)
     if [type(c).__name__ for c, _ in known] != [saved["class"] for saved in numbers]:
         return

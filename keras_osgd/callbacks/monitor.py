@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_osgd.base.warn import warn
 from keras_osgd.callbacks.events import Events, require_tensorboard
 from keras_osgd.callbacks.run_log import RunLog, probabilities_of, run_of
+from keras_osgd.fit.fit_callback import FitCallback
 
 __all__ = ["SamplingMonitor"]
 
 
-class SamplingMonitor(keras.callbacks.Callback):
+class SamplingMonitor(FitCallback):
     """Adds figures of the sampling to the logs of each epoch, and writes a run's files.
 
     History, CSVLogger and every tracker then show them, and the progress bar the gain
@@ -63,7 +63,7 @@ class SamplingMonitor(keras.callbacks.Callback):
     """
 
     async_safe = True
-    before_other_callbacks = ends_after_fit = True
+    adds_to_logs = True
 
     def __init__(
         self, log_dir: str | os.PathLike | None = None, tensorboard: bool = True
@@ -106,7 +106,7 @@ class SamplingMonitor(keras.callbacks.Callback):
         """Adds the figures, and writes them."""
         run = run_of(self.model)
         if logs is not None and run is not None:
-            logs.update(run.figures())
+            logs.update(run.logged())
         if self._begun:
             self._tried(self._write, epoch, logs or {})
 

@@ -80,7 +80,7 @@ class RunLog:
             "status": "training",
             "started": before.get("started", _now()) if self._rows else _now(),
             "first_step": self._first_step,
-            **settings(model, params),
+            **run_description(model, params),
             "alarms": alarms,
         }
         self.files.write_settings(self._settings)
@@ -156,8 +156,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def settings(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a run is made of, for JSON.
+def run_description(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns model, optimizer, sampling and data of a run, for JSON.
 
     Args:
         model: built and compiled.
@@ -212,7 +212,7 @@ def _predictions(run: Run) -> dict[str, np.ndarray]:
     """
     window, taken = getattr(run.planner, "window", None), {}
     if window is not None:
-        run.state.undivided(lambda: taken.update(window.snapshot()))
+        run.state.undivided(lambda: taken.update(window.state_dict()))
     fitted = run.state.uncertainty_set
     if fitted is None or not len(taken.get("norms", ())):
         return {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,19 +13,12 @@ import numpy as np
 from keras_osgd.base import keras_compat
 from keras_osgd.callbacks.checkpoint_files import Saved
 from keras_osgd.data.training_data import PROBES, TrainingData
-from keras_osgd.fit.run import Run
+from keras_osgd.fit.fit_callback import Resumed
+from keras_osgd.fit.run import Run, RunVariables
 from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.sampling import Oracle
 
-__all__ = [
-    "Resumed",
-    "capture",
-    "changes",
-    "restore_metrics",
-    "restore_model",
-    "resume",
-    "settings",
-]
+__all__ = ["changes", "load_metrics", "load_state_dict", "resume", "state_dict"]
 
 _RESET = (
     "To keep the weights and start the scores afresh: "
@@ -33,26 +27,10 @@ _RESET = (
 _ALIKE = 10  # steps per execution up to which numbers of `RAIS` are the same
 
 
-class Resumed(NamedTuple):
-    """Where a `fit` goes on.
-
-    Attributes:
-        epoch: index of its first epoch.
-        run: what `Run.start` takes to go on bit for bit, or `None`.
-        done: part of the epoch that was trained already, where `run` is `None`.
-        line: what to tell.
-    """
-
-    epoch: int
-    run: Mapping[str, Any] | None
-    done: float
-    line: str
-
-
-def capture(
+def state_dict(
     model: keras.Model, run: Run | None, mid_epoch: bool
 ) -> Callable[[], tuple[dict[str, Any], dict[str, Any]]]:
-    """Copies what the training thread changes, and returns what returns all of it.
+    """Copies what the training thread changes; returns a function that collects all.
 
     Args:
         model: built and compiled.
@@ -70,15 +48,19 @@ def capture(
         }
         for kind, of in _variables(model).items()
     }
-    clock = model.sampling_state.clock()
-    wait = run.snapshot(mid_epoch) if run is not None else lambda: clock
+    if run is not None:
+        collect = run.state_dict(mid_epoch)
+    else:
+        lead = model.sampling_state.lead
+        stream = {} if lead is None else {"stream": {"lead": lead.numpy()}}
+        collect = functools.partial(dict, stream)
     details = {
         "mid_epoch": mid_epoch,
-        "settings": None if run is None else settings(run),
+        "settings": None if run is None else draw_settings(run.variables),
         "step": None if run is None else run.clock.step,
         "optimizer": _optimizer_of(model),
     }
-    return lambda: ({"variables": variables, **wait()}, details)
+    return lambda: ({"variables": variables, **collect()}, details)
 
 
 def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
@@ -93,12 +75,12 @@ def _optimizer_of(model: keras.Model) -> str:
     return type(inner_optimizer(model.optimizer)).__name__
 
 
-def restore_model(model: keras.Model, saved: Saved) -> None:
-    """Gives weights, seeds and optimizer the values that were captured.
+def load_state_dict(model: keras.Model, saved: Saved) -> None:
+    """Gives weights, seeds and optimizer the values that were saved.
 
     Args:
         model: built and compiled.
-        saved: with arrays from `capture`.
+        saved: with arrays of `state_dict`.
 
     Raises:
         ValueError: before anything is changed, if they are those of another model or
@@ -118,10 +100,10 @@ def restore_model(model: keras.Model, saved: Saved) -> None:
     for kind in ("model", "optimizer"):
         _assign(model, saved, kind)
     if "stream" in saved.arrays and hasattr(model, "sampling_state"):
-        model.sampling_state.resume_clock(saved.arrays["stream"])
+        model.sampling_state.load_lead(saved.arrays["stream"]["lead"])
 
 
-def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
+def load_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
     """Goes on with an epoch's means of loss and metrics, if these are the same."""
     x, y, _ = data.batch(slice(1))
     y_pred = keras_compat.call_model(model, x, False)
@@ -172,14 +154,18 @@ def _assign(model: keras.Model, saved: Saved, kind: str) -> None:
 
 
 def resume(
-    run: Run | None, data: TrainingData | None, saved: Saved, scores: str, epochs: int
+    variables: RunVariables | None,
+    data: TrainingData | None,
+    saved: Saved,
+    scores: str,
+    epochs: int,
 ) -> Resumed:
     """Brings a run's state to where a checkpoint was made.
 
     Args:
-        run: of the `fit` that begins, or `None` without importance sampling.
+        variables: of the run that begins, or `None` without importance sampling.
         data: what it trains on; unused without importance sampling.
-        saved: from `capture`.
+        saved: of `state_dict`.
         scores: "keep", or "reset" to start them afresh.
         epochs: of the `fit`.
 
@@ -190,7 +176,7 @@ def resume(
     more = epochs > details["epochs"]
     if scores == "reset" and not (details["finished"] and more):
         scores = "keep" if _began_afresh(data, details) else "reset"
-    resumed = _resume(run, data, saved, scores)
+    resumed = _resume(variables, data, saved, scores)
     if not details["finished"] or more:
         return resumed
     line = (
@@ -208,35 +194,40 @@ def _began_afresh(data: TrainingData | None, details: Mapping[str, Any]) -> bool
 
 
 def _resume(
-    run: Run | None, data: TrainingData | None, saved: Saved, scores: str
+    variables: RunVariables | None,
+    data: TrainingData | None,
+    saved: Saved,
+    scores: str,
 ) -> Resumed:
     details, arrays = saved.details, saved.arrays
     epoch, before = details["epoch"], details["settings"]
-    now = None if run is None else settings(run)
-    if run is not None and before is not None and scores == "keep":
+    now = None if variables is None else draw_settings(variables)
+    if variables is not None and before is not None and scores == "keep":
         _check_data(data, saved)
-    altered = changes(before, now)
+    differences = changes(before, now)
     if scores == "reset":
-        changes.append("scores start afresh")
+        differences.append("scores start afresh")
     place = f"Resumed epoch {epoch + 1} from {saved.path}"
-    if run is None or before is None:
-        inexact = "; ".join(changes) or "batches of uniform training are drawn anew"
+    if variables is None or before is None:
+        inexact = "; ".join(differences) or "batches of uniform training are drawn anew"
         if details["mid_epoch"]:
             place += ", from the epoch's beginning"
         return Resumed(epoch, None, 0.0, f"{place}, not bit-exact: {inexact}.")
-    if not changes:
-        run.state.load_own_variables(arrays["state"])
+    if not differences:
+        variables.state.load_state_dict(arrays["state"])
         step = details["step"]
         # Where training ended; early checkpoints do not tell.
         altered = details["finished"] and details.get("altered")
         exact = f"not bit-exact: {altered}" if altered else "bit-exact"
         return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, {exact}.")
     if scores == "keep" and same_table(before, now):
-        run.state.load_own_variables(arrays["state"])
-        run.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
-    run.state.lead.assign(arrays["state"]["lead"])
+        variables.state.load_state_dict(arrays["state"])
+        variables.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
+    variables.state.load_lead(arrays["state"]["lead"])
     done = float(arrays["clock"]["done"])
-    return Resumed(epoch, None, done, f"{place}, not bit-exact: {'; '.join(changes)}.")
+    return Resumed(
+        epoch, None, done, f"{place}, not bit-exact: {'; '.join(differences)}."
+    )
 
 
 def _check_data(data: TrainingData, saved: Saved) -> None:
@@ -255,17 +246,18 @@ def _check_data(data: TrainingData, saved: Saved) -> None:
         )
 
 
-def settings(run: Run) -> dict[str, Any]:
+def draw_settings(variables: RunVariables) -> dict[str, Any]:
     """Returns all that decides what is drawn, as JSON gives it back."""
-    config = {**run.sampling.get_config(), "features": run.state.table.features}
+    sampling, key = variables.sampling, variables.key
+    config = {**sampling.get_config(), "features": variables.state.table.features}
     config.pop("seed", None)  # the draws go on with that of the checkpoint
-    steps = run.key[2]
-    alike = steps <= _ALIKE and not isinstance(run.sampling, Oracle)
+    steps = key.steps_per_execution
+    alike = steps <= _ALIKE and not isinstance(sampling, Oracle)
     found = {
-        "sampling": type(run.sampling).__name__,
-        "batch_size": run.batch_size,
+        "sampling": type(sampling).__name__,
+        "batch_size": key.batch_size,
         "steps_per_execution": f"up to {_ALIKE}" if alike else steps,
-        "learning_rate_follows_the_gain": run.adapt,
+        "learning_rate_follows_the_gain": key.adapt,
         **config,
     }
     return json.loads(json.dumps(found))

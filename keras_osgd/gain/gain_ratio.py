@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_osgd.base.placement import step_variable
 
-__all__ = ["MAX_GAIN", "GainRatio", "gradient_ess", "moments", "ratio"]
+__all__ = ["MAX_GAIN", "GainRatio", "gradient_ess", "moments", "move", "ratio"]
 
 MAX_GAIN = 8.0
 _DECAY = 0.98
@@ -100,6 +100,30 @@ def gradient_ess(weights: np.ndarray, norms: np.ndarray) -> float:
     )
 
 
+def move(averages: tf.Variable, observed: tf.Tensor, counts: Any = True) -> tf.Tensor:
+    """Moves averages towards one batch's moments, if its step counts.
+
+    Moments that are not finite never count.
+
+    Args:
+        averages: `[k]`.
+        observed: `[k]`, of the batch.
+        counts: `[]`, whether the step does.
+
+    Returns:
+        `[]`, whether they were moved.
+
+    Example:
+        >>> averages = tf.Variable([0.0])
+        >>> bool(move(averages, tf.constant([5.0]))), averages.numpy().round(3)
+        (True, array([0.1], dtype=float32))
+    """
+    counts &= tf.reduce_all(tf.math.is_finite(observed))
+    change = (1 - _DECAY) * (observed - averages)
+    averages.assign_add(tf.where(counts, change, tf.zeros_like(change)))
+    return counts
+
+
 class GainRatio:
     """Moving averages of the moments; a `tf.Variable`, updated inside the step.
 
@@ -121,6 +145,4 @@ class GainRatio:
 
     def update(self, observed: tf.Tensor, counts: Any = True) -> None:
         """Adds one batch's `moments`, if its step `counts` and they are finite."""
-        change = (1 - _DECAY) * (observed - self.averages)
-        finite = tf.reduce_all(tf.math.is_finite(observed)) & counts
-        self.averages.assign_add(tf.where(finite, change, tf.zeros_like(change)))
+        move(self.averages, observed, counts)

@@ -13,7 +13,17 @@ import tensorflow as tf
 
 from keras_osgd.norms.forms import Gathered, PerExample, Products
 
-__all__ = ["Call", "Form", "Obstacle", "Rule", "Uses", "register", "rule_of"]
+__all__ = [
+    "Call",
+    "Form",
+    "Obstacle",
+    "Rule",
+    "Uses",
+    "bound",
+    "is_float",
+    "register",
+    "rule_of",
+]
 
 Form = Gathered | PerExample | Products
 Uses = list[tuple[keras.Variable, Form]]

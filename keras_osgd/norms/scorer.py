@@ -13,13 +13,13 @@ import tensorflow as tf
 from keras_osgd.base import keras_compat
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import OutputLoss, weights_for
-from keras_osgd.losses.shares import beside, check, scale, unmasked
+from keras_osgd.losses.shares import beside, require_single_examples, scale, unmasked
 from keras_osgd.norms import exact
 from keras_osgd.norms.calls import Frame, batch_axes, recording, state_kept
 from keras_osgd.norms.forms import rows_from
 from keras_osgd.norms.normalization import couples_examples
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "scoring_all"]
 
 _PROBED = 3
 
@@ -58,7 +58,7 @@ class Scorer:
     ) -> None:
         """Tries out which calls have a batch axis."""
         if described:
-            check(model, described)
+            require_single_examples(model, described)
         self.model, self._training = model, training
         self.losses, self.batch_size = list(described), data.batch_size
         layers = keras_compat.layers_of(model)

@@ -11,11 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.draws.pipeline import Sample
+from keras_osgd.draws.reshuffled import systematic
 from keras_osgd.losses.described import OutputLoss
 from keras_osgd.norms.last_layer import squares_in_inference
 from keras_osgd.pools.pool_gain import pool_probability
 
 __all__ = [
+    "Batch",
     "Drawn",
     "drawing",
     "drawn_at",
@@ -75,10 +77,11 @@ def drawn_at(
         scores: `[B]`, of `pool_scores`.
         floor: share of the draws that goes to all of the pool alike.
         size: `[]`, number of draws.
-        offset: `[]` float64, in [0, 1), see `systematic`.
+        offset: `[]` float64, in [0, 1), see `draws.reshuffled.systematic`.
     """
     p = pool_probability(scores, floor)
-    index = systematic(p, size, offset)
+    index = tf.numpy_function(_systematic, [p, size, offset], tf.int64)
+    index = tf.ensure_shape(index, [None])
     # Those with scores that are not finite cannot be drawn, and do not count.
     fine = tf.math.is_finite(scores)
     count = tf.reduce_sum(tf.cast(fine | ~tf.reduce_any(fine), p.dtype))
@@ -103,12 +106,6 @@ def size_of(batch: Batch) -> int:
     return len(keras.tree.flatten(batch[1])[0])
 
 
-def _rows(pool: Batch, index: tf.Tensor) -> Batch:
-    return keras.tree.map_structure(
-        lambda leaf: None if leaf is None else tf.gather(leaf, index), pool
-    )
-
-
 def plain(batch: Batch) -> tuple[Any, Any, Sample]:
     """Returns a batch with weights of 1; what drawing would give is not yet known."""
     x, y, own = batch
@@ -128,31 +125,6 @@ def pool_scores(
     return tf.sqrt(squares_in_inference(model, described, pool)[0])
 
 
-def systematic(probability: tf.Tensor, size: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """Returns the examples at (offset + 0, 1, ...)/size along intervals of lengths p.
-
-    With an offset uniform in [0, 1), example i gets size p_i visits on average, and
-    always that number rounded down or up.
-
-    Args:
-        probability: `[B]`, >= 0, sums to 1.
-        size: `[]`, number of draws.
-        offset: `[]` float64, in [0, 1).
-
-    Returns:
-        `[size]` int64, ascending.
-
-    Example:
-        >>> p, offset = tf.constant([0.25, 0.75]), tf.constant(0.25, tf.float64)
-        >>> systematic(p, tf.constant(2), offset).numpy()
-        array([0, 1])
-    """
-    cumulative = tf.cumsum(tf.cast(probability, tf.float64))
-    cumulative /= cumulative[-1]
-    position = (tf.cast(tf.range(size), tf.float64) + offset) / tf.cast(
-        size, tf.float64
-    )
-    # A position rounded up to 1 must fall into the last interval that has a length.
-    position = tf.minimum(position, np.nextafter(1.0, 0.0))
-    index = tf.searchsorted(cumulative, position, side="right")
-    return tf.cast(index, tf.int64)
+def _systematic(p: np.ndarray, size: np.int32, offset: float) -> np.ndarray:
+    """Returns `[size]`, ascending: example i gets size p_i visits on average."""
+    return systematic(p, int(size), np.arange(len(p)), float(offset))

@@ -6,11 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base.placement import step_variable
-from keras_osgd.gain.gain_ratio import MAX_GAIN
+from keras_osgd.gain.gain_ratio import MAX_GAIN, move
 
-__all__ = ["PoolGain", "pool_moments", "pool_ratio"]
-
-_DECAY = 0.98
+__all__ = ["PoolGain", "pool_moments", "pool_probability", "pool_ratio"]
 
 
 def pool_moments(
@@ -162,7 +160,5 @@ class PoolGain:
 
     def update(self, observed: tf.Tensor, counts: tf.Tensor) -> None:
         """Adds one step's `moments`, if it `counts` and they are finite."""
-        counts &= tf.reduce_all(tf.math.is_finite(observed))
-        change = (1 - _DECAY) * (observed - self.averages)
-        self.averages.assign_add(tf.where(counts, change, tf.zeros_like(change)))
-        self.observed.assign_add(tf.cast(counts, tf.int64))
+        moved = move(self.averages, observed, counts)
+        self.observed.assign_add(tf.cast(moved, tf.int64))

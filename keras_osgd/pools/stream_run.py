@@ -1,4 +1,4 @@
-"""What one `fit` with importance sampling within pools consists of."""
+"""A `fit` with importance sampling within pools of a stream."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from keras_osgd.sampling import Presample
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.skipping import Skips
+from keras_osgd.step.state import StepState
 
 __all__ = ["StreamClock", "StreamRun"]
 
@@ -92,11 +93,22 @@ class StreamClock:
         return self.pooled / max(1, self.step - self.first_step)
 
 
+class SkipCount:
+    """Counts the steps that were skipped; all that is logged of a stream's steps."""
+
+    def __init__(self) -> None:
+        """Starts with none."""
+        self.skipped = step_variable(0, tf.int64)
+
+    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
+        """Counts a skipped step, whose `gain` is NaN; part of the step."""
+        self.skipped.assign_add(tf.cast(tf.math.is_nan(gain), tf.int64))
+
+
 class StreamRun:
     """Takes batches from the stream, one or a pool, and trains a step on each.
 
-    Kept from one `fit` to the next. It stands where a `Run` does in the sampled step:
-    there n is 1, since `Sample` carries B p.
+    Kept from one `fit` to the next.
 
     Args:
         model: compiled and built.
@@ -106,8 +118,6 @@ class StreamRun:
         adapt: whether the learning rate follows the gain ratio.
         seed: of all draws.
     """
-
-    n, scorer, share = 1, None, Share()
 
     def __init__(
         self,
@@ -119,26 +129,38 @@ class StreamRun:
         seed: int,
     ) -> None:
         """Starts without pools."""
-        self.model, self.sampling, self.losses = model, sampling, described
-        self.adapt, self.active, self.pooling = adapt, False, False
+        self.model, self.sampling = model, sampling
+        self.active, self.pooling = False, False
         self.gain = PoolGain(sampling.ratio, sampling.floor)
-        self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), self
+        self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), SkipCount()
+        self.step_state = StepState(
+            n=1,  # `Sample` carries B p
+            share=Share(),
+            losses=described,
+            adapt=adapt,
+            scorer=None,
+            gain=self.gain,
+            last_layer_gain=None,
+            clock=self.clock,
+            skips=self.skips,
+            log=self.log,
+        )
         self.steps, self.batch_size = 1, 1
         self._seed, self._drawn, self._decide_at = seed, 0, 0
         self._draw = drawing(model, described, sampling.floor)
         self._largest_weight = tf.constant(1.0)
-        self._skipped = step_variable(0, tf.int64)
 
     def serves(self, described: list[OutputLoss], adapt: bool) -> bool:
         """Returns whether a `fit` of these can use this run again."""
-        return self.losses == described and self.adapt == adapt
+        step = self.step_state
+        return step.losses == described and step.adapt == adapt
 
     def start(self, steps: int, batch_size: int) -> None:
         """Begins a `fit` with epochs of `steps` effective iterations."""
         self.steps, self.batch_size, self._decide_at = steps, batch_size, 0
         self.clock.restart()
         self.skips.restart()
-        self._skipped.assign(0)
+        self.log.skipped.assign(0)
         self.active = True
 
     def execution(self, function: Callable[[Any], Any], data: Any) -> tuple[Any, bool]:
@@ -191,10 +213,6 @@ class StreamRun:
         self.clock.pooled += 1
         return batch
 
-    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
-        """Counts skipped steps, whose `gain` is NaN; part of the step."""
-        self._skipped.assign_add(tf.cast(tf.math.is_nan(gain), tf.int64))
-
     def current_gain(self) -> float:
         """Returns r that drawing from pools has, or would have."""
         return float(self.gain.current(float(self.batch_size)))
@@ -212,7 +230,7 @@ class StreamRun:
     def finish(self) -> None:
         """Ends a `fit`, however it ended."""
         self.active = False
-        skipped = int(self._skipped)
+        skipped = int(self.log.skipped)
         if skipped:
             warn_once(
                 self.model,
@@ -221,8 +239,8 @@ class StreamRun:
                 "gradient was not finite. Look for NaN and infinities in the data.",
             )
 
-    def figures(self) -> dict[str, float]:
-        """Returns what `SamplingMonitor` shows."""
+    def logged(self) -> dict[str, float]:
+        """Returns what `SamplingMonitor` logs."""
         gain, clock = self.current_gain(), self.clock
         return {
             "gain_ratio": gain if self.pooling else 1.0,

@@ -259,11 +259,11 @@ def _alarms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
 
 def _settings(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
     yield "<h2>Settings</h2>"
-    yield f'<div class="words">{tables.settings(records)}</div>'
+    yield f'<div class="words">{tables.settings_table(records)}</div>'
 
 
-def _image(alternative: str, draw: Callable[..., Any], *given: Any) -> str:
-    figure, file = draw(*given), io.BytesIO()
+def _image(alternative: str, draw: Callable[..., Any], *arguments: Any) -> str:
+    figure, file = draw(*arguments), io.BytesIO()
     figure.set_figwidth(_WIDTH)
     figure.savefig(file, format="png", dpi=_PIXELS)
     width = round(_SHOWN * _WIDTH)

@@ -18,7 +18,7 @@ __all__ = [
     "number",
     "reached",
     "runs",
-    "settings",
+    "settings_table",
     "status",
     "table",
 ]
@@ -181,7 +181,7 @@ def examples(record: RunRecord) -> str:
     return table(header, rows)
 
 
-def settings(records: Sequence[RunRecord]) -> str:
+def settings_table(records: Sequence[RunRecord]) -> str:
     """Returns a column of settings for each run."""
     rows = [
         [name.replace("_", " "), *(_flat(name, r.settings.get(name)) for r in records)]

@@ -56,10 +56,9 @@ def weighted(model: keras.Model, importance: tuple) -> Iterator[None]:
 
     for metric in compiled:
         vars(metric)["update_state"] = update_state
-    model.sampling_held.importance_weights = importance
     try:
-        yield
+        with model.sampling_held.weighting(importance):
+            yield
     finally:
-        model.sampling_held.importance_weights = None
         for metric in compiled:
             del vars(metric)["update_state"]

@@ -17,7 +17,7 @@ from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import OutputLoss, weights_for
 from keras_osgd.norms.calls import state_kept
 
-__all__ = ["check", "own_train_step", "replaced", "taking_part"]
+__all__ = ["own_train_step", "replaced", "taking_part", "verify"]
 
 _CHANGED = 1e-2  # of a gradient, above what half precision rounds
 _OTHERWISE = re.compile("unpack|indices")  # errors of another view of `data`
@@ -39,9 +39,9 @@ def own_train_step(model: keras.Model) -> Callable[[keras.Model, Any], Any] | No
     assigned = vars(model).get("train_step")
     if assigned is not None:
         return lambda _, data: assigned(data)
-    for cls in type(model).__mro__:  # `accelerate` puts our step before a user's own
+    for cls in type(model).__mro__:
         step = vars(cls).get("train_step")
-        if step is None or hasattr(step, "importance_sampled"):
+        if step is None:
             continue
         own = step is not keras.Model.train_step
         return getattr(step, "python_function", step) if own else None
@@ -139,7 +139,7 @@ def _refused(model: keras.Model, what: str) -> ValueError:
     )
 
 
-def check(
+def verify(
     model: keras.Model, described: list[OutputLoss], data: TrainingData, norm: str
 ) -> None:
     """Tries a user's own step out on a batch, and changes no state of the model.

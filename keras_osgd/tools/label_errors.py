@@ -13,10 +13,10 @@ from keras_osgd.base import keras_compat
 from keras_osgd.base.csv_table import first_lines, write_table
 from keras_osgd.base.refusals import refuse
 from keras_osgd.data import training_data
-from keras_osgd.data.datasets import as_in_fit
 from keras_osgd.data.training_data import TrainingData
+from keras_osgd.fit.held import as_in_fit
 from keras_osgd.losses.described import describe
-from keras_osgd.scores.most_sampled import refuse_count
+from keras_osgd.sampling import require_count
 from keras_osgd.scores.state import SamplingState
 
 __all__ = ["LabelSuspects", "find_label_errors", "suspicion"]
@@ -107,7 +107,7 @@ def find_label_errors(
         >>> find_label_errors(model, x, y, k=2).index.shape
         (2,)
     """
-    refuse_count(k)
+    require_count("k", k, 1)
     x = as_in_fit(model, x)
     data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
     state = _learned(model, data)

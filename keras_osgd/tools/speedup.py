@@ -16,11 +16,11 @@ import tensorflow as tf
 
 from keras_osgd.base.refusals import line_of
 from keras_osgd.data import training_data
-from keras_osgd.data.datasets import as_in_fit
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.draws.blocks import LEAST_FLOOR, block_steps
 from keras_osgd.draws.reshuffled import reshuffled
+from keras_osgd.fit.held import as_in_fit
 from keras_osgd.gain.gain_ratio import MAX_GAIN
 from keras_osgd.losses.described import describe
 from keras_osgd.model import accelerate
@@ -146,13 +146,13 @@ def estimate_speedup(
             f"`steps_per_execution`. Received: steps={steps}. Pass more."
         )
     x = as_in_fit(model, x)
-    given = x, y, sample_weight
-    data = training_data.prepare(*given, None, batch_size, None)
+    arrays = x, y, sample_weight
+    data = training_data.prepare(*arrays, None, batch_size, None)
     with randomness_kept():
         plain, sampled = (
             accelerate(copied(model), s) for s in ("uniform", RAIS(seed=seed))
         )
-        times = train_in_turn(plain, sampled, given, data, steps, seed)
+        times = train_in_turn(plain, sampled, arrays, data, steps, seed)
         times = (*times, planning_seconds(sampled, data))
         squared, gradient = norms_of(plain, data, seed)
     return _estimate(times, np.sqrt(squared), gradient, data.batch_size, steps)
@@ -271,7 +271,7 @@ def randomness_kept() -> Iterator[None]:
 def train_in_turn(
     plain: keras.Model,
     sampled: keras.Model,
-    given: tuple[Any, Any, Any],
+    arrays: tuple[Any, Any, Any],
     data: TrainingData,
     steps: int,
     seed: int,
@@ -284,7 +284,7 @@ def train_in_turn(
     Args:
         plain: trains uniformly.
         sampled: trains by importance.
-        given: (x, y, sample_weight) for `fit`.
+        arrays: (x, y, sample_weight) for `fit`.
         data: the same, prepared.
         steps: of each.
         seed: of the uniform order.
@@ -297,10 +297,10 @@ def train_in_turn(
         # Shuffled here: Keras would take its numbers from TensorFlow's generator.
         rows = order[part[0] * m : (part[-1] + 1) * m]
         once = {"verbose": 0, "callbacks": [timers[1]], "steps_per_epoch": len(part)}
-        _fit(sampled, given, batch_size=m, **once)  # first: it refuses what must be
+        _fit(sampled, arrays, batch_size=m, **once)  # first: it refuses what must be
         once |= {"shuffle": False, "callbacks": [timers[0]]}
-        if isinstance(given[0], Indexed):  # read and mapped as in the other's steps
-            batches = given[0].dataset(m, seed=int(rng.integers(2**31)))
+        if isinstance(arrays[0], Indexed):  # read and mapped as in the other's steps
+            batches = arrays[0].dataset(m, seed=int(rng.integers(2**31)))
             plain.fit(batches.repeat(), **once)
         else:
             taken = keras.tree.map_structure(
@@ -312,8 +312,8 @@ def train_in_turn(
     return typical, typical * float(np.median(ours / uniform))
 
 
-def _fit(model: keras.Model, given: tuple[Any, Any, Any], **options: Any) -> None:
-    x, y, sample_weight = given
+def _fit(model: keras.Model, arrays: tuple[Any, Any, Any], **options: Any) -> None:
+    x, y, sample_weight = arrays
     model.fit(x, y, sample_weight=sample_weight, **options)
 
 

@@ -47,7 +47,7 @@ def state_of(model):
     state = model.sampling_state
     return [
         *(np.array(v) for v in model.variables + model.optimizer.variables),
-        *(state.collect()[name] for name in sorted(state.collect())),
+        *(state.state_dict()[name] for name in sorted(state.state_dict())),
     ]
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from examples import norm_cases
+from tests.helpers import norm_cases
 
 LEFT_OUT = {
     # On CPU, Keras has XLA compile each single pass of a grouped convolution, which

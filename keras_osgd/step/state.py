@@ -1,0 +1,86 @@
+"""The state of a training step: all that it reads and updates beside the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from keras_osgd.base.replicas import Share
+from keras_osgd.gain.gain_ratio import GainRatio
+from keras_osgd.losses.described import OutputLoss
+from keras_osgd.norms.scorer import Scorer
+from keras_osgd.step.skipping import Skips
+
+__all__ = ["StepState"]
+
+
+class Gain(Protocol):
+    """Estimates the gain ratio from the moments of the steps before."""
+
+    averages: tf.Variable
+
+    def moments(self, *arrays: tf.Tensor) -> tf.Tensor:
+        """Returns one batch's estimates of the moments."""
+
+    def current(self, batch_size: tf.Tensor) -> tf.Tensor:
+        """Returns the gain ratio r by the steps before this one."""
+
+    def update(self, observed: tf.Tensor, counts: Any) -> None:
+        """Adds one batch's moments, if its step `counts`."""
+
+
+class StepClock(Protocol):
+    """Counts steps and effective iterations, inside the step."""
+
+    lead: tf.Variable
+    gain: tf.Variable
+
+    def advance(self, gain: tf.Tensor, applied: tf.Tensor | None) -> None:
+        """Counts one step."""
+
+    def decide(self) -> None:
+        """Sets where the epoch ends, once that is near; on the host."""
+
+
+class StepLog(Protocol):
+    """Takes what a step leaves behind."""
+
+    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
+        """Leaves a step's norms `[m]` and gain ratio `[]`; part of the step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepState:
+    """All that a sampled step reads and updates beside the model.
+
+    The step knows neither who plans its draws nor what a `fit` is. A run makes this
+    once; the traced step refers to the variables in it, so it stays while the sizes do.
+
+    Attributes:
+        n: number of examples that p is defined on, those of other workers included; 1
+            where `Sample` carries p over a pool times the pool's size.
+        share: this process's part of the work.
+        losses: the model's losses, described.
+        adapt: whether the learning rate follows the gain ratio.
+        scorer: takes exact norms; `None` where those of the last layer serve.
+        gain: estimates the gain ratio.
+        last_layer_gain: the same by the last layer, to compare, where norms can be
+            exact; `None` where they cannot.
+        clock: counts effective iterations.
+        skips: decides whether a step counts.
+        log: takes norms and gain ratio of each step.
+    """
+
+    n: int
+    share: Share
+    losses: Sequence[OutputLoss]
+    adapt: bool
+    scorer: Scorer | None
+    gain: Gain
+    last_layer_gain: GainRatio | None
+    clock: StepClock
+    skips: Skips
+    log: StepLog
