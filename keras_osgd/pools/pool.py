@@ -25,7 +25,6 @@ __all__ = [
     "plain",
     "pool_scores",
     "size_of",
-    "systematic",
 ]
 
 Batch = tuple[Any, Any, Any]
