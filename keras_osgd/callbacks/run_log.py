@@ -15,13 +15,12 @@ import tensorflow as tf
 from keras_osgd.base.warn import warn, warned_of
 from keras_osgd.fit.run import Run
 from keras_osgd.gain.learning_rate import inner_optimizer
-from keras_osgd.run_directory import PERCENTILES, RunFiles, percentile_name
+from keras_osgd.run_directory import PERCENTILES, RunFiles, percentile_name, share_curve
 from keras_osgd.versions import versions
 
 __all__ = ["RunLog", "probabilities_of", "run_of"]
 
 _EXAMPLES = 1000  # listed in examples.csv
-_POINTS = 101  # of the curve of shares
 _OBSERVATIONS = 2000  # kept with their predictions
 
 
@@ -143,8 +142,8 @@ class RunLog:
         most = model.sampling.most_sampled(_EXAMPLES)
         columns = {**most._asdict(), "probability": p[most.index]}
         self.files.write_examples(columns)
-        counts = np.sort(model.sampling_state.times_drawn)[::-1]
-        arrays = {"share_of_draws": _shares(counts), **_predictions(run_of(model))}
+        shares = share_curve(model.sampling_state.times_drawn)
+        arrays = {"share_of_draws": shares, **_predictions(run_of(model))}
         self.files.write_arrays(arrays)
 
 
@@ -192,17 +191,6 @@ def run_description(model: keras.Model, params: Mapping[str, Any]) -> dict[str, 
 def _sizes(model: keras.Model) -> tuple[int | None, int | None]:
     """Returns n and m of a uniform `fit` of keras_osgd, as far as they are known."""
     return getattr(getattr(model, "sampling_held", None), "sizes", (None, None))
-
-
-def _shares(counts: np.ndarray) -> np.ndarray:
-    """Returns the share of draws of the most drawn 0 %, 1 %, ... of the examples.
-
-    Args:
-        counts: `[n]`, in falling order.
-    """
-    total = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
-    places = np.linspace(0, len(counts), _POINTS)
-    return np.interp(places, np.arange(len(total)), total) / max(total[-1], 1.0)
 
 
 def _predictions(run: Run) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_osgd.plots.sources import grouped, one_record
 from keras_osgd.plots.style import DARK, GREY, STYLES, finish, legend, new_figure, style
-from keras_osgd.run_directory import PERCENTILES, percentile_name
+from keras_osgd.run_directory import PERCENTILES, percentile_name, share_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,11 +176,7 @@ def share_of_draws(runs: Any) -> Figure:
 def _shares(runs: Any) -> dict[str, np.ndarray]:
     """Returns by name the shares of draws of the most drawn 0 %, 1 %, ... of rows."""
     if isinstance(runs, np.ndarray):
-        counts = np.sort(runs)[::-1].astype(np.float64)
-        total = np.concatenate([[0.0], np.cumsum(counts)])
-        places = np.linspace(0, len(counts), 101)
-        found = np.interp(places, np.arange(len(total)), total)
-        return {"draws": found / max(total[-1], 1.0)}
+        return {"draws": share_curve(runs)}
     curves = {}
     for name, group in grouped(runs).items():
         arrays = [record.arrays.get("share_of_draws") for record in group]

@@ -73,13 +73,13 @@ def metrics(records: Sequence[RunRecord]) -> list[str]:
     if known:
         names = [f"val_{name}" for name in known]
     else:
-        trained = {"loss", *(x for x in common if _is_trained(x, records))}
+        trained = {"loss", *(x for x in common if _is_trained(x))}
         names = [name for name in common if name in trained]
     names.sort(key=lambda name: not name.endswith("loss"))
     return names[:_MOST_METRICS]
 
 
-def _is_trained(name: str, records: Sequence[RunRecord]) -> bool:
+def _is_trained(name: str) -> bool:
     """Returns whether a column is a metric, not one of progress or sampling."""
     ours = {"epoch", "steps", "seconds", "gain_ratio", "effective_epochs", *LOGGED_ONLY}
     return name not in {*ours, *_NO_METRICS} and not name.startswith("n_p_")
