@@ -60,8 +60,8 @@ class StepState:
     once and keeps it while the sizes stay: the traced step refers to its variables.
 
     Attributes:
-        n: number of examples that p is defined on, including those of other workers; 1
-            where `Sample` carries p within a pool times the pool's size.
+        n: number of examples that p is defined on, including those of other workers.
+            It is 1 for pools: there `Sample` carries p times the pool's size.
         share: this process's part of the work.
         losses: the model's losses, described.
         adapt: whether the learning rate follows the gain ratio.
