@@ -30,7 +30,24 @@ __all__ = [
     "load",
     "percentile_name",
     "runs_in",
+    "share_curve",
 ]
+
+LOGGED_ONLY = frozenset(
+    (
+        "candidate_gain_ratio",
+        "gain_ratio_exact",
+        "gain_ratio_last_layer",
+        "gradient_ess",
+        "largest_weight",
+        "learning_rate_applied",
+        "sampling_share",
+        "scoring_seconds",
+        "share_pooled",
+        "share_unseen",
+    )
+)
+"""Numbers that `SamplingMonitor` logs and no bar shows."""
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # of n p, in every row of the history
 _HISTORY, _SETTINGS = "history.csv", "run.json"
@@ -49,21 +66,20 @@ def percentile_name(percentile: float) -> str:
     return f"n_p_{percentile:g}"
 
 
-LOGGED_ONLY = frozenset(
-    (
-        "candidate_gain_ratio",
-        "gain_ratio_exact",
-        "gain_ratio_last_layer",
-        "gradient_ess",
-        "largest_weight",
-        "learning_rate_applied",
-        "sampling_share",
-        "scoring_seconds",
-        "share_pooled",
-        "share_unseen",
-    )
-)
-"""Numbers that `SamplingMonitor` logs and no bar shows."""
+def share_curve(counts: np.ndarray) -> np.ndarray:
+    """Returns `[101]`, the share of draws that the most drawn 0 %, 1 %, ... take.
+
+    Args:
+        counts: `[n]`, how often each example was drawn, in any order.
+
+    Example:
+        >>> share_curve(np.array([1, 3]))[[0, 25, 50, 100]]
+        array([0.   , 0.375, 0.75 , 1.   ])
+    """
+    counts = np.sort(counts)[::-1]
+    total = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+    places = np.linspace(0, len(counts), 101)
+    return np.interp(places, np.arange(len(total)), total) / max(total[-1], 1.0)
 
 
 class RunRecord(NamedTuple):

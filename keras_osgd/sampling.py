@@ -9,7 +9,11 @@ from typing import Any, Literal
 
 import keras
 
-from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, require_features
+from keras_osgd.scores.checks import (
+    DEFAULT_FEATURES,
+    LARGE_FEATURES,
+    require_features,
+)
 
 __all__ = [
     "Oracle",

@@ -1,4 +1,4 @@
-"""All that a training run consists of between two executions, to go on with later."""
+"""The state of a training run between two executions, collected and restored."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _RESET = (
     "To keep the weights and start the scores afresh: "
     'Checkpoint(directory, scores="reset").'
 )
-_ALIKE = 10  # steps per execution up to which numbers of `RAIS` are the same
+_ALIKE = 10  # steps per execution up to which `RAIS` draws the same examples
 
 
 def state_dict(
     model: keras.Model, run: Run | None, mid_epoch: bool
 ) -> Callable[[], tuple[dict[str, Any], dict[str, Any]]]:
-    """Copies what the training thread changes; returns a function that collects all.
+    """Copies the variables of training; returns a function that collects all state.
 
     Args:
         model: built and compiled.
@@ -38,8 +38,8 @@ def state_dict(
         mid_epoch: whether an epoch is under way.
 
     Returns:
-        A function, to be called in any thread, that returns arrays in nested
-        dictionaries, and details that JSON can keep.
+        A function that returns arrays in nested dictionaries, and details that JSON can
+        keep; call it in any thread.
     """
     variables = {
         kind: {
@@ -76,14 +76,14 @@ def _optimizer_of(model: keras.Model) -> str:
 
 
 def load_state_dict(model: keras.Model, saved: Saved) -> None:
-    """Gives weights, seeds and optimizer the values that were saved.
+    """Restores weights, seeds and optimizer.
 
     Args:
         model: built and compiled.
-        saved: with arrays of `state_dict`.
+        saved: checkpoint with the arrays of `state_dict`.
 
     Raises:
-        ValueError: before anything is changed, if they are those of another model or
+        ValueError: before anything is changed, if the arrays belong to another model or
             optimizer, or the model is not compiled.
     """
     if not model.compiled:
@@ -93,7 +93,7 @@ def load_state_dict(model: keras.Model, saved: Saved) -> None:
             "Call `model.compile` first."
         )
     _check_optimizer(model, saved)
-    if not model.optimizer.built:  # `LossScaleOptimizer` would add to its variables
+    if not model.optimizer.built:  # built twice, `LossScaleOptimizer` adds variables
         model.optimizer.build(model.trainable_variables)
     for kind in ("model", "optimizer"):
         _check_variables(model, saved, kind)
@@ -104,7 +104,7 @@ def load_state_dict(model: keras.Model, saved: Saved) -> None:
 
 
 def load_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
-    """Goes on with an epoch's means of loss and metrics, if these are the same."""
+    """Restores an epoch's running loss and metrics, if their shapes are the same."""
     x, y, _ = data.batch(slice(1))
     y_pred = keras_compat.call_model(model, x, False)
     y_pred = keras.tree.map_structure(keras.ops.zeros_like, y_pred)  # never NaN
@@ -121,7 +121,7 @@ def _arrays(saved: Saved, kind: str) -> list[np.ndarray]:
 
 
 def _check_optimizer(model: keras.Model, saved: Saved) -> None:
-    """Refuses another class: its variables may have the same shapes all the same."""
+    """Refuses another class, whose variables may have the same shapes."""
     now = _optimizer_of(model)
     before = saved.details.get("optimizer", now)  # early checkpoints do not have it
     if before != now:
@@ -160,14 +160,14 @@ def resume(
     scores: str,
     epochs: int,
 ) -> Resumed:
-    """Brings a run's state to where a checkpoint was made.
+    """Restores a run's state from a checkpoint; returns where `fit` goes on.
 
     Args:
-        variables: of the run that begins, or `None` without importance sampling.
-        data: what it trains on; unused without importance sampling.
-        saved: of `state_dict`.
+        variables: those of the run that begins, or `None` without importance sampling.
+        data: the training data; unused without importance sampling.
+        saved: the checkpoint.
         scores: "keep", or "reset" to start them afresh.
-        epochs: of the `fit`.
+        epochs: as in `fit`.
 
     Raises:
         ValueError: if the checkpoint was made for other data and scores are kept.
@@ -188,7 +188,7 @@ def resume(
 
 
 def _began_afresh(data: TrainingData | None, details: Mapping[str, Any]) -> bool:
-    """Returns whether the scores were reset already, for the data given."""
+    """Returns whether the scores were already reset for this data."""
     reset = data is not None and details.get("scores") == "reset"
     return reset and details["fingerprint"] == data.fingerprint()
 
@@ -216,13 +216,13 @@ def _resume(
     if not differences:
         variables.state.load_state_dict(arrays["state"])
         step = details["step"]
-        # Where training ended; early checkpoints do not tell.
+        # Matters only at the end of training; early checkpoints lack it.
         altered = details["finished"] and details.get("altered")
         exact = f"not bit-exact: {altered}" if altered else "bit-exact"
         return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, {exact}.")
     if scores == "keep" and same_table(before, now):
         variables.state.load_state_dict(arrays["state"])
-        variables.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
+        variables.state.owed = np.zeros(data.n)  # its plan is dropped
     variables.state.load_lead(arrays["state"]["lead"])
     done = float(arrays["clock"]["done"])
     return Resumed(
@@ -247,10 +247,10 @@ def _check_data(data: TrainingData, saved: Saved) -> None:
 
 
 def draw_settings(variables: RunVariables) -> dict[str, Any]:
-    """Returns all that decides what is drawn, as JSON gives it back."""
+    """Returns all settings that decide the draws, as JSON gives them back."""
     sampling, key = variables.sampling, variables.key
     config = {**sampling.get_config(), "features": variables.state.table.features}
-    config.pop("seed", None)  # the draws go on with that of the checkpoint
+    config.pop("seed", None)  # the checkpoint's seed stays in use
     steps = key.steps_per_execution
     alike = steps <= _ALIKE and not isinstance(sampling, Oracle)
     found = {
@@ -264,7 +264,7 @@ def draw_settings(variables: RunVariables) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
-    """Returns what differs, in words; `None` means without importance sampling."""
+    """Returns the changed settings, in words; `None` means no importance sampling."""
     before, now = ({"sampling": "Uniform"} if s is None else s for s in (before, now))
     if before["sampling"] != now["sampling"]:
         before, now = ({"sampling": s["sampling"]} for s in (before, now))
@@ -276,5 +276,5 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[s
 
 
 def same_table(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Returns whether scores are the same kind of numbers with both."""
+    """Returns whether the scores of both settings are numbers of the same kind."""
     return all(before.get(name) == now.get(name) for name in ("features", "norm"))

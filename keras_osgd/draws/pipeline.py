@@ -22,7 +22,8 @@ class Sample(NamedTuple):
 
     Attributes:
         index: `[m]` int64. Rows drawn.
-        probability: `[m]` float32. The block's target p of each row, as it was drawn.
+        probability: `[m]` float32. The block's p of each row as it was drawn, times the
+            block's credit (see `Plan`): 1/(n probability) is the importance weight.
         candidate: `[m]` float32. p by the scores; equals `probability` unless the block
             is drawn uniformly.
         position: `[m]` int64. Places of the step's norms in the `ObservationLog`.

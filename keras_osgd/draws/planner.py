@@ -34,6 +34,9 @@ class Planner(Protocol):
     """Plans the draws of a run, ahead of its steps.
 
     The run calls these methods between two executions, in the training thread.
+    A planner writes plans into `PlanBuffers`. From the log it brings the
+    `SamplingState` up to date (table, `observed`, `times_drawn`), under its
+    `undivided`, and it shows what it took in to the `Watch`.
 
     Attributes:
         read_ahead: how many batches the pipeline may read ahead of the steps.

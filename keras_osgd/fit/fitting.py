@@ -18,11 +18,11 @@ from keras_osgd.data import training_data
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.fit import continuation, strategies
 from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.callback_list import callback_list
 from keras_osgd.fit.check import Examined, examine
 from keras_osgd.fit.fit_callback import FitCallback, Resumed, ResumingCallback
 from keras_osgd.fit.held import Held
 from keras_osgd.fit.logged import progress, record
-from keras_osgd.fit.progress_bar import callback_list
 from keras_osgd.fit.run import Run, RunKey, RunVariables
 
 __all__ = [

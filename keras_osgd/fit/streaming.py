@@ -10,11 +10,11 @@ import keras
 from keras_osgd.base.refusals import Refusals
 from keras_osgd.fit import continuation
 from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.callback_list import callback_list
 from keras_osgd.fit.check import ExaminedStream, examine_stream
 from keras_osgd.fit.fit_callback import ResumingCallback
 from keras_osgd.fit.fitting import divided, resumed
 from keras_osgd.fit.held import Held
-from keras_osgd.fit.progress_bar import callback_list
 from keras_osgd.pools.stream_run import StreamRun
 
 __all__ = ["pool_sampling"]

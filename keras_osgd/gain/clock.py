@@ -13,7 +13,7 @@ from keras_osgd.base.placement import step_variable
 __all__ = ["Clock", "steps_for"]
 
 _FAR = tf.int64.max
-_AHEAD = 40  # steps: an epoch's end is decided before the pipeline has read so far
+_AHEAD = 40  # steps: an epoch's end is decided this early, before it is read
 _POLL = 8  # steps between two looks at the decision
 
 
@@ -39,7 +39,7 @@ class Clock:
         self._end = end
         self._ahead = max(_AHEAD, 4 * steps_per_execution)
         self._steps_per_execution = steps_per_execution
-        # Of the step: how many effective iterations it is, and what the epoch lacks.
+        # Set by the step: its effective iterations, and those the epoch still lacks.
         self.gain = step_variable(1.0, tf.float64)
         self._remaining = step_variable(0.0, tf.float64)
         self._steps = step_variable(0, tf.int64)
@@ -56,7 +56,7 @@ class Clock:
 
         Args:
             gain: `[]`, effective iterations of the step if its gradient was applied.
-            applied: `[]`, whether it was; `None` where it always is.
+            applied: `[]`, whether the gradient was applied; `None` where it always is.
         """
         gain = tf.cast(gain, tf.float64)
         progress, lead = gain, gain - 1.0
@@ -69,8 +69,8 @@ class Clock:
         self._steps.assign_add(1)
 
     def decide(self) -> None:
-        """Sets where the epoch ends once that is near; after `advance`, on the host."""
-        # The lower bound keeps the end out of what the pipeline may have read already.
+        """Sets the end of the epoch once it is near; after `advance`, on the host."""
+        # The lower bound keeps the end beyond what the pipeline may have read.
         left = self._remaining.read_value() / self.gain.read_value()
         left = tf.cast(tf.math.ceil(left), tf.int64)
         left = tf.maximum(left, self._ahead // 2)
@@ -103,7 +103,7 @@ class Clock:
         return max(0, steps_for(self._remaining, self.gain))
 
     def state_dict(self, mid_epoch: bool) -> dict[str, Any]:
-        """Returns all that `load_state_dict` needs.
+        """Returns the state for `load_state_dict`.
 
         Args:
             mid_epoch: whether an epoch is under way.
@@ -121,7 +121,7 @@ class Clock:
         }
 
     def load_state_dict(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Goes on where `state_dict` was called."""
+        """Restores the state that `state_dict` returned."""
         self.step, end, self._poll_at = saved["counts"].tolist()
         self._known_end = None if end < 0 else end
         gain, remaining, self._granted = saved["iterations"].tolist()
@@ -133,7 +133,7 @@ class Clock:
         self._under_way = bool(saved["under_way"])
 
     def begin_epoch(self, effective_iterations: int) -> None:
-        """Begins an epoch; what the last one did too much counts for this one."""
+        """Begins an epoch; surplus iterations of the last one count for this one."""
         if self._under_way:
             self._under_way = False
             return

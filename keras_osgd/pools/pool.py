@@ -25,7 +25,6 @@ __all__ = [
     "plain",
     "pool_scores",
     "size_of",
-    "systematic",
 ]
 
 Batch = tuple[Any, Any, Any]
@@ -33,12 +32,12 @@ Batch = tuple[Any, Any, Any]
 
 
 class Drawn(NamedTuple):
-    """What was drawn from a pool.
+    """A batch drawn from a pool.
 
     Attributes:
         batch: (x, y, `Sample`), as the sampled step takes it. In `Sample`, `index` and
-            `position` are places in the pool, and `probability` is B p, of which the
-            weight is 1/(B p) where n is 1.
+            `position` are places in the pool, and `probability` is B p, so that the
+            importance weight with n = 1 is 1/(B p).
         largest_weight: `[]`, largest weight that could have been drawn.
     """
 
@@ -49,12 +48,12 @@ class Drawn(NamedTuple):
 def drawing(
     model: keras.Model, described: Sequence[OutputLoss], floor: float
 ) -> Callable[[Batch, tf.Tensor, tf.Tensor], Drawn]:
-    """Returns the function from a pool, a number and a seed `[2]` to what is drawn.
+    """Returns a function that draws from a pool, given the number and a seed `[2]`.
 
     Args:
         model: compiled and built.
         described: its losses.
-        floor: share of the draws that goes to all of a pool alike.
+        floor: share of the draws spread evenly over the pool.
     """
 
     def draw(pool: Batch, size: tf.Tensor, seed: tf.Tensor) -> Drawn:
@@ -70,19 +69,19 @@ def drawing(
 def drawn_at(
     pool: Batch, scores: tf.Tensor, floor: float, size: tf.Tensor, offset: tf.Tensor
 ) -> Drawn:
-    """Returns what is drawn from a pool at one outcome of chance.
+    """Returns the draws from a pool at a given random offset.
 
     Args:
         pool: examples.
-        scores: `[B]`, of `pool_scores`.
-        floor: share of the draws that goes to all of the pool alike.
+        scores: `[B]`, from `pool_scores`.
+        floor: share of the draws spread evenly over the pool.
         size: `[]`, number of draws.
         offset: `[]` float64, in [0, 1), see `draws.reshuffled.systematic`.
     """
     p = pool_probability(scores, floor)
     index = tf.numpy_function(_systematic, [p, size, offset], tf.int64)
     index = tf.ensure_shape(index, [None])
-    # Those with scores that are not finite cannot be drawn, and do not count.
+    # Examples whose scores are not finite cannot be drawn, and do not count.
     fine = tf.math.is_finite(scores)
     count = tf.reduce_sum(tf.cast(fine | ~tf.reduce_any(fine), p.dtype))
     least = tf.reduce_min(tf.where(p > 0, p, tf.ones_like(p)))
@@ -95,7 +94,7 @@ def drawn_at(
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Returns the pool that batches make."""
+    """Returns the pool made of several batches."""
     return keras.tree.map_structure(
         lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *batches
     )
@@ -107,12 +106,12 @@ def size_of(batch: Batch) -> int:
 
 
 def plain(batch: Batch) -> tuple[Any, Any, Sample]:
-    """Returns a batch with weights of 1; what drawing would give is not yet known."""
+    """Returns a batch with weights of 1 and unknown candidate probabilities (NaN)."""
     x, y, own = batch
     return x, y, _undrawn(size_of(batch))._replace(sample_weight=own)
 
 
-@functools.lru_cache(maxsize=4)  # made anew, they took a tenth of a small model's step
+@functools.lru_cache(maxsize=4)  # making them anew took a tenth of a small model's step
 def _undrawn(size: int) -> Sample:
     index = tf.range(size, dtype=tf.int64)
     return Sample(index, tf.ones([size]), tf.fill([size], np.nan), index)

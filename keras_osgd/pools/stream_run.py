@@ -27,15 +27,15 @@ from keras_osgd.step.state import StepState
 __all__ = ["StreamClock", "StreamRun"]
 
 _LOOK = 10  # steps between two decisions whether pools pay
-_OBSERVED = 50  # steps before the first
-_MARGIN = 1.05  # by which the gain must exceed the cost to begin
+_OBSERVED = 50  # observed steps before pools may begin
+_MARGIN = 1.05  # factor by which the gain must exceed the cost to begin
 
 
 class StreamClock:
     """Counts steps and effective iterations; an epoch ends when those reach its share.
 
-    Nothing is read ahead by its steps, so that the end need not be known beforehand:
-    it is looked for at the first step at which the epoch may be complete, and so on.
+    Nothing is read ahead of the steps, so the end need not be known beforehand: the
+    clock looks for it whenever the epoch may be complete.
 
     Args:
         lead: as in `Clock`.
@@ -62,16 +62,16 @@ class StreamClock:
         self.gain.assign(gain)
 
     def decide(self) -> None:
-        """Has nothing to decide ahead of the steps."""
+        """Does nothing: an end is not decided ahead of the steps."""
 
     def begin_epoch(self, effective_iterations: int) -> None:
-        """Begins an epoch; what the last one did too much counts for this one."""
+        """Begins an epoch; surplus iterations of the last one count for this one."""
         self._granted += effective_iterations
         self._remaining.assign_add(effective_iterations)
         self.first_step, self.pooled, self._poll_at = self.step, 0, self.step
 
     def complete(self) -> bool:
-        """Returns whether the epoch is; the steps counted so far have been made."""
+        """Returns whether the epoch is complete; all counted steps must be done."""
         if self.step < self._poll_at:
             return False
         remaining = float(self._remaining)
@@ -94,7 +94,7 @@ class StreamClock:
 
 
 class SkipCount:
-    """Counts the steps that were skipped; all that is logged of a stream's steps."""
+    """Counts skipped steps; of a stream's steps nothing else is logged."""
 
     def __init__(self) -> None:
         """Starts with none."""
@@ -106,14 +106,14 @@ class SkipCount:
 
 
 class StreamRun:
-    """Takes batches from the stream, one or a pool, and trains a step on each.
+    """Takes one batch or a pool of several from the stream, and trains a step on it.
 
     Kept from one `fit` to the next.
 
     Args:
         model: compiled and built.
         sampling: configuration.
-        state: whose effective iterations go on.
+        state: sampling state, whose effective iterations go on.
         described: the model's losses.
         adapt: whether the learning rate follows the gain ratio.
         seed: of all draws.
@@ -151,7 +151,7 @@ class StreamRun:
         self._largest_weight = tf.constant(1.0)
 
     def serves(self, described: list[OutputLoss], adapt: bool) -> bool:
-        """Returns whether a `fit` of these can use this run again."""
+        """Returns whether a `fit` with these arguments can use this run again."""
         step = self.step_state
         return step.losses == described and step.adapt == adapt
 
@@ -185,7 +185,7 @@ class StreamRun:
         return logs, self.clock.complete()
 
     def _steps(self, data: Iterator) -> Iterator[tuple]:
-        """Yields what each step trains on, until the epoch is complete."""
+        """Yields the batch of each step, until the epoch is complete."""
         while not self.clock.complete():
             if self.clock.step >= self._decide_at:
                 self.decide()
@@ -197,14 +197,14 @@ class StreamRun:
             yield self._drawn_from(batches) if self.pooling else plain(*batches)
 
     def decide(self) -> None:
-        """Begins drawing from pools where the gain exceeds the cost, or ends it."""
+        """Begins to draw from pools if the gain exceeds the cost, or ends it if not."""
         self._decide_at = self.clock.step + _LOOK
         gain, cost = self.current_gain(), self.sampling.cost_of_a_step
         enough = int(self.gain.observed) >= _OBSERVED
         self.pooling = enough and gain > cost * (1.0 if self.pooling else _MARGIN)
 
     def _drawn_from(self, batches: list[Batch]) -> tuple:
-        """Draws as many as the largest batch has, also from what a stream ends with."""
+        """Draws as many as the pool's largest batch, from a stream's last pool too."""
         self._drawn += 1
         seed = tf.constant([self._seed, self._drawn], tf.int64)
         size = tf.constant(max(map(size_of, batches)))
@@ -214,7 +214,7 @@ class StreamRun:
         return batch
 
     def current_gain(self) -> float:
-        """Returns r that drawing from pools has, or would have."""
+        """Returns the r that drawing from pools has, or would have."""
         return float(self.gain.current(float(self.batch_size)))
 
     def _end_if_too_many(self, step: int | None) -> None:
@@ -240,7 +240,7 @@ class StreamRun:
             )
 
     def logged(self) -> dict[str, float]:
-        """Returns what `SamplingMonitor` logs."""
+        """Returns the numbers that `SamplingMonitor` logs."""
         gain, clock = self.current_gain(), self.clock
         return {
             "gain_ratio": gain if self.pooling else 1.0,

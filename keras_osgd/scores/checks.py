@@ -8,6 +8,8 @@ import numpy as np
 
 __all__ = [
     "AVERAGE",
+    "DEFAULT_FEATURES",
+    "LARGE_FEATURES",
     "require_coefficients",
     "require_features",
     "require_loaded",
@@ -16,8 +18,9 @@ __all__ = [
 ]
 
 AVERAGE = "average_"
+DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
+LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
 _NAMES = ("constant", "last", "class_mean", "unseen", "age")
-_DEFAULT = ("constant", "last", "average_0.75", "class_mean")
 _LARGEST = float(np.finfo(np.float32).max)  # norms are stored in float32
 _LARGEST_WEIGHT = 1e200  # sums of weights times norms stay finite
 _LAST_BLOCK = np.iinfo(np.int32).max  # blocks are stored in int32
@@ -41,7 +44,7 @@ def require_features(features: Sequence[str]) -> tuple[str, ...]:
             "`features` must begin with 'constant' (it keeps every radius of the "
             f"uncertainty set above 0) and hold each name once, out of {_NAMES} and "
             f"'average_DECAY' with 0 < DECAY < 1. Received: features={features}. "
-            f"Leave it at `None` for {_DEFAULT}."
+            f"Leave it at `None` for {DEFAULT_FEATURES}."
         )
     return features
 

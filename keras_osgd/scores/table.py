@@ -12,6 +12,7 @@ from keras_osgd.base.chunks import chunks
 from keras_osgd.base.placement import host_variable
 from keras_osgd.scores.checks import (
     AVERAGE,
+    DEFAULT_FEATURES,
     decay_of,
     require_coefficients,
     require_features,
@@ -20,16 +21,11 @@ from keras_osgd.scores.checks import (
 )
 
 __all__ = [
-    "DEFAULT_FEATURES",
-    "LARGE_FEATURES",
     "ScoreTable",
-    "require_features",
     "features",
 ]
 
 LARGEST = np.finfo(np.float32).max
-DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
-LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
 _MEMORY = 0.7  # decay of running means per block; 0.5 to 0.9 made no difference
 _FORGOTTEN = 1e-200  # a class mean of less weight is rounding error
 _UNSEEN = -1

@@ -28,7 +28,7 @@ __all__ = ["make_core", "update"]
 
 
 def make_core(model: keras.Model, state: StepState, jit_compile: bool) -> Any:
-    """Returns the step up to what it leaves behind, compiled by XLA if asked for."""
+    """Returns the step up to its logging, compiled by XLA if asked for."""
     own = own_train_step(model)
 
     def core(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
@@ -47,7 +47,7 @@ def sampled_step(
     """Trains on a weighted batch; returns logs, norms `[m]` and the gain ratio `[]`.
 
     A step whose loss or gradient is not finite changes nothing; its gain ratio is NaN.
-    So is that of a step whose gradient the loss scaler skips at a scale of 1 or less.
+    It is also NaN where the loss scaler skips the gradient at a scale of 1 or less.
     """
     x, y, sample = data
     weights = weights_of(state, sample.probability)
@@ -69,12 +69,12 @@ def sampled_step(
 def own_sampled_step(
     model: keras.Model, state: StepState, data: Any, step: Callable
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Trains on a weighted batch by a user's own step; returns as `sampled_step`.
+    """Trains on a weighted batch by a user's own step; returns as `sampled_step` does.
 
-    It gets (x, y, weights). Where it calls `compute_loss`, norms are taken, by a tape
-    beside its own; where it calls the optimizer, the rate is adapted, and a step that
-    is not finite is skipped. What else it assigned is put back then, if it is among
-    the model's weights or metrics.
+    The user's step gets (x, y, weights). Where it calls `compute_loss`, norms are taken
+    by a tape beside its own. Where it calls the optimizer, the rate is adapted, and a
+    step that is not finite is skipped. Other weights and metrics of the model that a
+    skipped step assigned are put back.
     """
     x, y, sample = data
     weights = weights_of(state, sample.probability)
@@ -149,22 +149,22 @@ def _forward_and_backward(model, state, data, weights, combined) -> Pass:
 def _track_loss(model, loss, weights, size) -> None:
     """Shows the self-normalised mean of an epoch: sum w f over sum w.
 
-    Regularisation is in `loss` as well, and shown times m over the epoch's mean sum of
-    weights, which is 1 within a few per cent: taking it out would compute it twice.
+    Regularisation is in `loss` too, so it is shown times m over the epoch's mean sum of
+    weights, a factor of 1 within a few per cent. Taking it out would compute it twice.
     """
     total = tf.reduce_sum(weights)
     keras_compat.track_loss(model, loss * size / total, total)
 
 
 class Pass(NamedTuple):
-    """What the forward and backward pass give; norms and moments without w.
+    """Results of the forward and backward pass; the squared norms are without w.
 
     Attributes:
         y_pred: the model's outputs.
         loss: `[]`, of the batch, as trained on.
         gradients: one for each trainable weight.
         last_layer: squared norms `[m]` and ||g||^2 `[]` of the last layer.
-        exact: the same of all trainable weights, or `None`.
+        exact: the same over all trainable weights, or `None`.
     """
 
     y_pred: Any
@@ -194,19 +194,19 @@ def update(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Applies the gradients at the adapted rate if all is finite, and observes moments.
 
-    What it decides and counts, it does once for all replicas.
+    Decisions and counts are made once for all replicas.
 
     Args:
         model: in training.
         state: of the run.
         sample: of the batch.
-        done: forward and backward.
-        apply: takes the gradients and applies them, on one replica.
+        done: results of the forward and backward pass.
+        apply: function that applies the gradients, on one replica.
         before: from `skipping.state_before`, put back where the step does not count.
 
     Returns:
-        `[]` twice: whether the step counts, and the gain ratio before it, NaN where an
-        example is to blame.
+        `[]` twice: whether the step counts, and the gain ratio before it; NaN where the
+        step does not count or an example is to blame.
     """
     weights = weights_of(state, sample.probability)
     drawn, size = (weights, weights_of(state, sample.candidate)), size_of(sample)
@@ -235,8 +235,8 @@ def update(
 def _is_finite(model, done: Pass) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns `[]` twice: whether a step counts, and whether no example is to blame.
 
-    Overflows are the loss scaler's to skip; but one bad gradient would make the scale
-    fall for ever, so that from a scale of 1 on its examples are held to be at fault.
+    The loss scaler skips overflows itself. But one bad gradient would make the scale
+    fall for ever, so at a scale of 1 or less the examples are held to be at fault.
     """
     optimizer = model.optimizer
     finite = skipping.all_finite(done.loss, done.gradients)
@@ -249,11 +249,11 @@ def _is_finite(model, done: Pass) -> tuple[tf.Tensor, tf.Tensor]:
 def _apply(model, state, apply: Callable, changed, gain, counts) -> None:
     """Applies the gradients at the adapted rate and counts the effective iterations.
 
-    Where the step does not count, what it `changed` is put back instead.
+    Where the step does not count, the values in `changed` are put back instead.
     """
     optimizer = model.optimizer
     inner = learning_rate.inner_optimizer(optimizer)
-    scaled = inner is not optimizer  # by the loss: overflowing steps are skipped
+    scaled = inner is not optimizer  # a loss scaler skips overflowing steps
     before = tf.identity(keras_compat.steps_taken(inner)) if scaled else None
     lead = state.clock.lead.read_value()
 

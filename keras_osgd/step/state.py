@@ -26,7 +26,7 @@ class Gain(Protocol):
         """Returns one batch's estimates of the moments."""
 
     def current(self, batch_size: tf.Tensor) -> tf.Tensor:
-        """Returns the gain ratio r by the steps before this one."""
+        """Returns the gain ratio r from the steps before this one."""
 
     def update(self, observed: tf.Tensor, counts: Any) -> None:
         """Adds one batch's moments, if its step `counts`."""
@@ -42,14 +42,14 @@ class StepClock(Protocol):
         """Counts one step."""
 
     def decide(self) -> None:
-        """Sets where the epoch ends, once that is near; on the host."""
+        """Sets the end of the epoch once it is near; runs on the host."""
 
 
 class StepLog(Protocol):
-    """Takes what a step leaves behind."""
+    """Records the norms and the gain ratio of each step."""
 
     def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
-        """Leaves a step's norms `[m]` and gain ratio `[]`; part of the step."""
+        """Records a step's norms `[m]` and gain ratio `[]`; part of the step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +57,18 @@ class StepState:
     """All that a sampled step reads and updates beside the model.
 
     The step knows neither who plans its draws nor what a `fit` is. A run makes this
-    once; the traced step refers to the variables in it, so it stays while the sizes do.
+    once and keeps it while the sizes stay: the traced step refers to its variables.
 
     Attributes:
-        n: number of examples that p is defined on, those of other workers included; 1
-            where `Sample` carries p over a pool times the pool's size.
+        n: number of examples that p is defined on, including those of other workers.
+            It is 1 for pools: there `Sample` carries p times the pool's size.
         share: this process's part of the work.
         losses: the model's losses, described.
         adapt: whether the learning rate follows the gain ratio.
         scorer: takes exact norms; `None` where those of the last layer serve.
         gain: estimates the gain ratio.
-        last_layer_gain: the same by the last layer, to compare, where norms can be
-            exact; `None` where they cannot.
+        last_layer_gain: estimates the gain ratio by the last layer, to compare with
+            exact norms; `None` in runs that never take these.
         clock: counts effective iterations.
         skips: decides whether a step counts.
         log: takes norms and gain ratio of each step.

@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as arrays_of
 
 from keras_osgd.draws import reshuffled
 from keras_osgd.scores import distributions, uncertainty_set
-from keras_osgd.scores.table import LARGE_FEATURES, ScoreTable
+from keras_osgd.scores.checks import LARGE_FEATURES
+from keras_osgd.scores.table import ScoreTable
 from tests.helpers import planned
 
 LARGEST = np.finfo(np.float32).max  # that a score table holds

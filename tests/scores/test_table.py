@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from keras_osgd.scores import table as score_table
-from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, ScoreTable
+from keras_osgd.scores.checks import DEFAULT_FEATURES, LARGE_FEATURES
+from keras_osgd.scores.table import ScoreTable
 from tests.helpers import oracles_norms
 
 _ALL = ("constant", "unseen", "average_0.5", "last", "age", "class_mean", "average_0.9")
