@@ -215,16 +215,16 @@ def _resume(
     now = None if run is None else settings(run)
     if run is not None and before is not None and scores == "keep":
         _check_data(data, saved)
-    altered = changes(before, now)
+    changed = changes(before, now)
     if scores == "reset":
-        changes.append("scores start afresh")
+        changed.append("scores start afresh")
     place = f"Resumed epoch {epoch + 1} from {saved.path}"
     if run is None or before is None:
-        inexact = "; ".join(changes) or "batches of uniform training are drawn anew"
+        inexact = "; ".join(changed) or "batches of uniform training are drawn anew"
         if details["mid_epoch"]:
             place += ", from the epoch's beginning"
         return Resumed(epoch, None, 0.0, f"{place}, not bit-exact: {inexact}.")
-    if not changes:
+    if not changed:
         run.state.load_own_variables(arrays["state"])
         step = details["step"]
         # Where training ended; early checkpoints do not tell.
@@ -236,7 +236,7 @@ def _resume(
         run.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
     run.state.lead.assign(arrays["state"]["lead"])
     done = float(arrays["clock"]["done"])
-    return Resumed(epoch, None, done, f"{place}, not bit-exact: {'; '.join(changes)}.")
+    return Resumed(epoch, None, done, f"{place}, not bit-exact: {'; '.join(changed)}.")
 
 
 def _check_data(data: TrainingData, saved: Saved) -> None:
