@@ -24,7 +24,7 @@ _FASHION = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the command line says; returns 0, or 1 where it could not."""
+    """Runs the command line; returns 0, or 1 if the command failed."""
     parser = argparse.ArgumentParser("python -m keras_osgd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     reporting = commands.add_parser("report", help="write an HTML page about runs")
@@ -94,7 +94,7 @@ def _version(name: str) -> str:
 
 
 def _places() -> Iterator[pathlib.Path]:
-    """Yields where the examples look for Fashion-MNIST, in their order."""
+    """Yields the directories where the examples look for Fashion-MNIST, in order."""
     if "KERAS_OSGD_DATA" in os.environ:
         yield pathlib.Path(os.environ["KERAS_OSGD_DATA"])
     yield pathlib.Path("/usr/share/datasets/fashion-mnist")

@@ -17,7 +17,7 @@ _PACKAGE = "keras_osgd"
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class Functional(ImportanceSampled, keras_compat.Functional):
-    """What `Model(inputs, outputs)` returns."""
+    """Functional model with importance sampling, made by `Model(inputs, outputs)`."""
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
@@ -49,7 +49,7 @@ class Model(ImportanceSampled, keras.Model):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Builds the model as Keras does."""
         if _is_functional(args, kwargs):
-            # Keras would rewrite our own bases for good; only the user's class may be.
+            # Keras would change the bases of `Model` for good; only those of users may.
             _rebase(type(self))
             Functional.__init__(self, *args, **kwargs)
         else:
@@ -62,7 +62,7 @@ def _is_functional(args: tuple, kwargs: dict) -> bool:
 
 
 def _rebase(cls: type) -> None:
-    """Puts `Functional` where a user's class, or its parents, have `Model`."""
+    """Replaces `Model` by `Functional` in the bases of a user's class and parents."""
     if cls is Model or not issubclass(cls, Model):
         return
     for base in cls.__bases__:
@@ -71,11 +71,11 @@ def _rebase(cls: type) -> None:
 
 
 def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
-    """Lets an existing model, compiled or loaded or neither, train with sampling.
+    """Lets any model, new, compiled or loaded, train with importance sampling.
 
     The model itself is changed and returned; weights, optimizer and its state stay.
-    Files saved meanwhile load where keras_osgd is missing. Called again, it changes the
-    sampling method.
+    Files saved from it load without keras_osgd. A second call changes the sampling
+    method.
 
     Args:
         model: any Keras model.
@@ -102,13 +102,12 @@ def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
         )
         model.stop_training = stop
         model.train_function = None
-    # As `compile`: a run plans by the method that it was made with.
-    model.sampling_held.sampling, model.sampling_held.run = method, None
+    model.sampling_held.configure(method)
     return model
 
 
 class _Accelerated(ImportanceSampled):
-    """What `accelerate` puts before a model's class."""
+    """Base that `accelerate` puts before a model's class."""
 
     get_compile_config = keras.Model.get_compile_config
 

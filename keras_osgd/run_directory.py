@@ -7,7 +7,7 @@
 | examples.csv | the most drawn examples |
 | sampling.npz | arrays for plots: shares of draws, predicted and observed norms |
 
-Every file is replaced as a whole: a kill leaves the one before.
+Every file is replaced as a whole: a kill leaves the earlier version.
 """
 
 from __future__ import annotations
@@ -30,24 +30,8 @@ __all__ = [
     "load",
     "percentile_name",
     "runs_in",
+    "share_curve",
 ]
-
-PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # of n p, in every row of the history
-_HISTORY, _SETTINGS = "history.csv", "run.json"
-_EXAMPLES, _ARRAYS = "examples.csv", "sampling.npz"
-
-Row = Mapping[str, float]
-
-
-def percentile_name(percentile: float) -> str:
-    """Returns the column of the history with a percentile of n p.
-
-    Example:
-        >>> percentile_name(50)
-        'n_p_50'
-    """
-    return f"n_p_{percentile:g}"
-
 
 LOGGED_ONLY = frozenset(
     (
@@ -63,18 +47,50 @@ LOGGED_ONLY = frozenset(
         "share_unseen",
     )
 )
-"""Figures that `SamplingMonitor` logs and no bar shows."""
+"""Numbers that `SamplingMonitor` logs and no bar shows."""
+
+PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # of n p, in every row of the history
+_HISTORY, _SETTINGS = "history.csv", "run.json"
+_EXAMPLES, _ARRAYS = "examples.csv", "sampling.npz"
+
+Row = Mapping[str, float]
+
+
+def percentile_name(percentile: float) -> str:
+    """Returns the name of the history's column for a percentile of n p.
+
+    Example:
+        >>> percentile_name(50)
+        'n_p_50'
+    """
+    return f"n_p_{percentile:g}"
+
+
+def share_curve(counts: np.ndarray) -> np.ndarray:
+    """Returns `[101]`, the share of draws that the most drawn 0 %, 1 %, ... take.
+
+    Args:
+        counts: `[n]`, how often each example was drawn, in any order.
+
+    Example:
+        >>> share_curve(np.array([1, 3]))[[0, 25, 50, 100]]
+        array([0.   , 0.375, 0.75 , 1.   ])
+    """
+    counts = np.sort(counts)[::-1]
+    total = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+    places = np.linspace(0, len(counts), 101)
+    return np.interp(places, np.arange(len(total)), total) / max(total[-1], 1.0)
 
 
 class RunRecord(NamedTuple):
-    """What is known of a run.
+    """Contents of a run's directory.
 
     Attributes:
-        name: of its directory.
-        history: `[epochs]` of every figure; NaN where an epoch has none.
-        settings: of run.json.
-        examples: columns of examples.csv, texts; empty without importance sampling.
-        arrays: of sampling.npz; likewise.
+        name: name of the directory.
+        history: `[epochs]` for each logged number; NaN where an epoch has none.
+        settings: contents of run.json.
+        examples: columns of examples.csv, as texts; empty without importance sampling.
+        arrays: arrays of sampling.npz; likewise empty.
     """
 
     name: str
@@ -91,7 +107,7 @@ class RunFiles:
         directory: made if it is missing.
 
     Raises:
-        ValueError: if there can be no such directory.
+        ValueError: if the directory cannot be made.
 
     Example:
         >>> import tempfile
@@ -128,14 +144,14 @@ class RunFiles:
             (self.directory / name).unlink(missing_ok=True)
 
     def write_history(self, rows: Sequence[Row]) -> None:
-        """Writes history.csv; a row may lack what others have."""
+        """Writes history.csv; a row may lack columns that others have."""
         names = list(dict.fromkeys(name for row in rows for name in row))
         self._replace(
             _HISTORY, _table(names, [[r.get(x) for x in names] for r in rows])
         )
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Writes run.json; what JSON does not know as text."""
+        """Writes run.json; values that JSON does not know become text."""
         text = json.dumps(settings, indent=2, default=str, ensure_ascii=False)
         self._replace(_SETTINGS, text)
 
@@ -171,7 +187,7 @@ def _table(names: Any, rows: Any) -> str:
 
 
 def runs_in(path: str | os.PathLike) -> list[pathlib.Path]:
-    """Returns `path` if it is a run's directory, else those of runs in it, sorted."""
+    """Returns `path` if it is a run's directory, else those in it, sorted."""
     path = pathlib.Path(path)
     if (path / _HISTORY).exists():
         return [path]
@@ -179,7 +195,7 @@ def runs_in(path: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def load(directory: str | os.PathLike) -> RunRecord:
-    """Returns what `SamplingMonitor(log_dir=directory)` wrote.
+    """Returns the record that `SamplingMonitor(log_dir=directory)` wrote.
 
     Raises:
         ValueError: if there is no history of a run.

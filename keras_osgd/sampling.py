@@ -1,4 +1,4 @@
-"""What the user configures: how training examples are drawn."""
+"""Sampling methods that a user configures: how training examples are drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any, Literal
 
 import keras
 
-from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, check_features
+from keras_osgd.scores.checks import (
+    DEFAULT_FEATURES,
+    LARGE_FEATURES,
+    require_features,
+)
 
 __all__ = [
     "Oracle",
@@ -23,11 +27,11 @@ __all__ = [
 
 PACKAGE = "keras_osgd"
 _MIN_BLOCK_STEPS = 50
-_LARGE = 200_000  # from here on, examples stay unseen or unvisited for long
-_FULL_PASS = 100_000  # up to here, the first pass is uniform
+_LARGE = 200_000  # from this n on, examples stay unseen or unvisited for long
+_FULL_PASS = 100_000  # up to this n, the first pass is uniform
 _COLD_START = 20_000  # examples; above it, this many are drawn uniformly first
-_FRESH = 10_000  # examples; up to here, the oracle scores all of them every step
-_STALE_FLOOR = 0.1  # of the oracle between two scorings
+_FRESH = 10_000  # examples; up to here, the oracle scores all at every step
+_STALE_FLOOR = 0.1  # of an oracle that does not score at every step
 
 
 class Sampling:
@@ -68,7 +72,7 @@ def require_count(name: str, value: int, least: int) -> None:
 
 
 def require(name: str, value: Any, met: bool, must: str) -> None:
-    """Raises, saying what `name` must be, unless that is `met`."""
+    """Raises an error that says what `name` must be, unless `met`."""
     if not met:
         raise ValueError(
             f"`{name}` must be {must}. Received: {name}={value!r}. "
@@ -93,13 +97,13 @@ class RAIS(Sampling):
     Args:
         floor: epsilon in [0, 1]. Every example keeps at least epsilon/n of the
             probability, so that no importance weight exceeds 1/epsilon.
-        window: |D|, number of last observations the uncertainty set is fitted to.
+        window: |D|, number of latest observations to fit the uncertainty set to.
         features: names for the score table ("constant", "last", "average_DECAY",
-            "class_mean", "unseen", "age"); `None` takes the first three with DECAY 0.75
-            and "class_mean", and for 200,000 examples or more the last two as well.
-        adapt_learning_rate: whether the rate follows the gain ratio and an epoch is an
-            epoch's worth of progress. Without it epochs are ordinary ones.
-        draws: "reshuffled" (every example gets its due in every stretch of training) or
+            "class_mean", "unseen", "age"); `None` takes the first four with DECAY 0.75,
+            and for 200,000 examples or more all six.
+        adapt_learning_rate: whether the learning rate follows the gain ratio and an
+            epoch is an epoch's worth of progress. If not, epochs are ordinary ones.
+        draws: "reshuffled" (each block gives every example the weight it is owed) or
             "independent" (with replacement, as in the paper).
         seed: integer, or `None` to follow `keras.utils.set_random_seed`.
         retreat_below: gain ratio below which training goes on uniformly until the
@@ -109,7 +113,7 @@ class RAIS(Sampling):
             "exact" (of all trainable weights; see `keras_osgd.gradient_norms`).
 
     Raises:
-        ValueError: if an argument is outside what is said above.
+        ValueError: if an argument is not as described above.
 
     Example:
         >>> RAIS(floor=0.1, seed=1).floor
@@ -138,7 +142,7 @@ class RAIS(Sampling):
         self.norm = norm
         self.floor = float(floor)
         self.window = int(window)
-        self.features = None if features is None else check_features(features)
+        self.features = None if features is None else require_features(features)
         self.adapt_learning_rate = bool(adapt_learning_rate)
         self.draws = draws
         self.seed = seed
@@ -162,11 +166,11 @@ class RAIS(Sampling):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Oracle(Sampling):
-    """Exact O-SGD, what RAIS approximates: p_i = v_i / sum v, exact norms v of all n.
+    """Exact O-SGD, which RAIS approximates: p_i = v_i / sum v, all n norms v exact.
 
-    To see what sampling could gain, not to save time: one scoring costs about as much
-    as n/batch_size steps. Norms are those of `keras_osgd.gradient_norms`, with Dropout
-    off. Metrics shown in training are rough where floor is 0: easy examples are rare.
+    It shows how much sampling could gain, but saves no time: one scoring costs about as
+    much as n/batch_size steps. Norms are those of `keras_osgd.gradient_norms`, with
+    Dropout off. With floor 0, metrics in training are rough: easy examples are rare.
 
     Args:
         refresh: steps between two scorings, a multiple of `steps_per_execution`. `None`
@@ -174,13 +178,14 @@ class Oracle(Sampling):
             warns: p is then a stale point estimate.
         floor: as in `RAIS`; `None` means 0 where refresh is 1 and 0.1 elsewhere.
         adapt_learning_rate: as in `RAIS`.
-        draws: as in `RAIS`, but "independent": "reshuffled" is for p that moves slowly.
+        draws: as in `RAIS`. The default is "independent", since "reshuffled" is for a p
+            that moves slowly.
         score_batch_size: examples scored at once; changes time and memory only.
         seed: as in `RAIS`.
         require_full_batches: as in `RAIS`.
 
     Raises:
-        ValueError: if an argument is outside what is said above.
+        ValueError: if an argument is not as described above.
 
     Example:
         >>> Oracle(refresh=5).floor_for(n=5000, batch_size=64)
@@ -216,7 +221,7 @@ class Oracle(Sampling):
         self.require_full_batches = bool(require_full_batches)
 
     def features_for(self, n: int) -> tuple[str, ...]:
-        """Returns the features in use: the norm, and the mean for those not finite."""
+        """Returns the features in use: the norm, or the mean where it is not finite."""
         return "constant", "last"
 
     def block_steps(self, n: int, batch_size: int) -> int:
@@ -236,16 +241,17 @@ class Oracle(Sampling):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Presample(Sampling):
-    """Importance sampling within pools, for data that are read in order only.
+    """Importance sampling within pools, for data that can only be read in order.
 
     A step takes `ratio` batches from the stream, scores them by a forward pass in
     inference mode (v, the norms of the last layer's gradient), draws a batch of them
-    with p proportional to v, and weighs each draw by 1/(B p), B the pool's size: its
-    gradient is an unbiased estimate of the pool's. The learning rate follows the gain
-    ratio r as in `RAIS`, by which an epoch is `steps_per_epoch` effective iterations.
+    with p proportional to v, and weighs each draw by 1/(B p), where B is the pool's
+    size. The batch's gradient is an unbiased estimate of the pool's. The learning rate
+    follows the gain ratio r as in `RAIS`, and an epoch is `steps_per_epoch` effective
+    iterations.
 
-    Drawing is on only while it pays: while r, measured at every step, pools or none,
-    exceeds `cost`. Until then, steps are ordinary ones of one batch each. No r exceeds
+    Drawing is on only while r exceeds `cost`; otherwise steps are ordinary ones of one
+    batch each. r is measured at every step, with a pool or without. It never exceeds
     `ratio`, since a pool's gradient has a variance of its own.
 
     Args:
@@ -253,20 +259,20 @@ class Presample(Sampling):
         floor: share of the draws that goes to all examples of a pool alike, in [0, 1],
             so that no importance weight exceeds 1/floor.
         adapt_learning_rate: as in `RAIS`.
-        cost: of a step with its pool, in steps without; 1 or more. `None` means
-            1 + ratio/3: by operations, a forward pass is a third of a step. Not taken
-            from clocks, so that two runs with one seed are equal.
+        cost: cost of a step with a pool over that of a step without; 1 or more. `None`
+            means 1 + ratio/3: a forward pass has a third of a step's operations. Not
+            taken from clocks, so that two runs with one seed are equal.
         seed: integer, or `None` to follow `keras.utils.set_random_seed`.
 
     Raises:
-        ValueError: if an argument is outside what is said above.
+        ValueError: if an argument is not as described above.
 
     Example:
         >>> Presample(ratio=6).cost_of_a_step
         3.0
 
-    Reference: Katharopoulos & Fleuret, ICML 2018. Theirs too are the cost and the
-    switch; here r takes the pool's own variance into account, so that it pays later.
+    Reference: Katharopoulos & Fleuret, ICML 2018. The cost and the switch are theirs
+    too; here r includes the pool's own variance, so that drawing begins to pay later.
     """
 
     def __init__(
@@ -290,7 +296,7 @@ class Presample(Sampling):
 
     @property
     def cost_of_a_step(self) -> float:
-        """Cost of a step with its pool, in steps without."""
+        """Cost of a step with a pool over that of a step without."""
         return 1.0 + self.ratio / 3.0 if self.cost is None else self.cost
 
 
@@ -303,7 +309,7 @@ _BY_NAME = {
 
 
 def get(identifier: str | Sampling | dict[str, Any]) -> Sampling:
-    """Returns the sampling method a user named or configured.
+    """Returns the sampling method that a user named or configured.
 
     Args:
         identifier: "rais", "oracle", "presample", "uniform", a `Sampling` or its
@@ -319,7 +325,7 @@ def get(identifier: str | Sampling | dict[str, Any]) -> Sampling:
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, Sampling):
-        return getattr(identifier, "configuration", identifier)  # `model.sampling`'s
+        return getattr(identifier, "configuration", identifier)  # of `model.sampling`
     if isinstance(identifier, str) and identifier.lower() in _BY_NAME:
         return _BY_NAME[identifier.lower()]()
     raise ValueError(

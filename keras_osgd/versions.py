@@ -1,4 +1,4 @@
-"""What is installed."""
+"""Versions of the package and its libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"  # the only place: pyproject.toml takes it from here
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of what training depends on.
+    """Returns the versions of this package, Python and the libraries.
 
     Example:
         >>> sorted(versions())

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-from benchmark_records import Record, Records
-
-from experiments import tuning
-from experiments.methods import METHODS
-from experiments.setting import Setting
-from experiments.studies import Contender
+from examples.common.records import Record, Records
+from examples.experiments import tuning
+from examples.experiments.methods import METHODS
+from examples.experiments.setting import Setting
+from examples.experiments.studies import Contender
 
 _FEWEST = 3  # trials, of which one is not at the edge
 _FURTHER = 6  # trials beyond the range, where the best lies at its edge

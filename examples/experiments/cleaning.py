@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from experiments import sets
+from examples.experiments import sets
 
 _TOP = 1000  # suspects whose precision is given
 

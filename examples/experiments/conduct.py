@@ -5,14 +5,13 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator
 
-from benchmark_records import Record, Records
-
-from experiments import choice, sets
-from experiments.methods import METHODS
-from experiments.pool import Pool
-from experiments.progress import Progress
-from experiments.setting import Setting
-from experiments.studies import Contender, Study
+from examples.common.records import Record, Records
+from examples.experiments import choice, sets
+from examples.experiments.methods import METHODS
+from examples.experiments.pool import Pool
+from examples.experiments.progress import Progress
+from examples.experiments.setting import Setting
+from examples.experiments.studies import Contender, Study
 
 _BASELINE_EVERY = 3  # contenders between two timed runs of uniform training
 

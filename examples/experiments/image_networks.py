@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import keras
-import models
+
+from examples.common import models
 
 _PATCH = 7  # pixels
 _WIDTH = 32  # of the transformer

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
-from experiments import ablations
-from experiments.rivals import RIVALS
+from examples.experiments import ablations
+from examples.experiments.rivals import RIVALS
 from keras_osgd.sampling import RAIS, Oracle
 
 Sampling = Callable[[int], object]

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
-import models
 
-from experiments import image_networks
-from experiments.augmentation import ShiftAndFlip
+from examples.common import models
+from examples.experiments import image_networks
+from examples.experiments.augmentation import ShiftAndFlip
 
 
 class _Bases(NamedTuple):

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import models
 import numpy as np
-from step_timer import milliseconds_a_step
 
 import keras_osgd
-from experiments import networks
+from examples.common import models
+from examples.common.clock import milliseconds_a_step
+from examples.experiments import networks
 from keras_osgd.data.rows import Rows
 from keras_osgd.draws.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.sampling import RAIS

@@ -6,7 +6,7 @@ import os
 import threading
 import traceback
 
-from experiments.setting import Setting
+from examples.experiments.setting import Setting
 
 _RUNS_PER_PROCESS = 40  # then a fresh one: TensorFlow never gives back all memory
 
@@ -70,12 +70,12 @@ def _prepare(threads: int | None) -> None:
 
 def _work(setting: Setting, smoke: bool) -> Outcome:
     """Trains or measures; an exception is text, as not every one can be sent back."""
-    from experiments import sets, training
+    from examples.experiments import runner, sets
 
     try:
         if setting.purpose == "overhead":
             return "done", _overhead(setting, sets.load(setting.data, smoke), smoke)
-        return "done", training.run(setting, smoke)
+        return "done", runner.run(setting, smoke)
     except sets.Missing as error:
         return "missing", str(error)
     except Exception:
@@ -83,7 +83,7 @@ def _work(setting: Setting, smoke: bool) -> Outcome:
 
 
 def _overhead(setting: Setting, data: object, smoke: bool) -> dict[str, object]:
-    from experiments import overhead
+    from examples.experiments import overhead
 
     repetitions, steps = (3, 20) if smoke else (9, 200)
     found = overhead.measure(setting.network, data, repetitions, steps)

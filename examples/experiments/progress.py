@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping
 
 import rich.progress
-from benchmark_records import Record
 
-from experiments.setting import Setting
-from experiments.studies import Contender
+from examples.common.records import Record
+from examples.experiments.setting import Setting
+from examples.experiments.studies import Contender
 
 
 class Progress:

@@ -1,6 +1,6 @@
 """Runs the experiments and writes their report.
 
-    python examples/experiments/run.py NAME       one study, `all`, or `report`
+    python -m examples.experiments.run NAME       one study, `all`, or `report`
 
 A run is written to `results/runs.jsonl` when it ends and is not repeated: stop at any
 time and start again. Errors and steps come from runs side by side, one to a core;
@@ -13,17 +13,14 @@ import pathlib
 import sys
 import tempfile
 
-# In place of this script's folder, whose `training` is another one.
-sys.path[:1] = [str(pathlib.Path(__file__).parents[level]) for level in (1, 2)]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmark_records import Records  # noqa: E402
-
-from experiments import reporting, sets  # noqa: E402
-from experiments.conduct import Conductor  # noqa: E402
-from experiments.methods import METHODS  # noqa: E402
-from experiments.pool import Pool  # noqa: E402
-from experiments.studies import STUDIES, Study, smoke  # noqa: E402
+from examples.common.records import Records
+from examples.experiments import reporting, sets
+from examples.experiments.conduct import Conductor
+from examples.experiments.methods import METHODS
+from examples.experiments.pool import Pool
+from examples.experiments.studies import STUDIES, Study, smoke
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import warnings
 
 import optuna
 
-from experiments.methods import Parameter
+from examples.experiments.methods import Parameter
 
 RATES = {
     "sgd": (0.02, 0.64),

@@ -231,7 +231,7 @@ class FrozenVariance(keras.callbacks.Callback):
         if run is not None:
             probability = run.probabilities()
             estimated = float(run.gain.current(float(self._batch_size)))
-            applied = float(run.figures()["gain_ratio"])
+            applied = float(run.logged()["gain_ratio"])
         found = measure(
             self.model, *self._data, probability, self._batch_size, estimated
         )

@@ -13,7 +13,7 @@ importance sampling draws them more often, without being told which class is rar
 weights them down again: the loss that is minimised is the same.
 
 The Shuttle data have seven classes; four fifths of the rows belong to one of them. They
-are a Debian package: `python examples/experiments/sets/debian.py` brings it. Without it
+are a Debian package: `python -m examples.experiments.debian` brings it. Without it
 this guide makes classes of images rare.
 """
 

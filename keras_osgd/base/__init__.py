@@ -1,1 +1,1 @@
-"""The ground: modules that know nothing of the method."""
+"""Base: helpers for every other folder, which know nothing of the method."""

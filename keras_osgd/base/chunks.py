@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 __all__ = ["chunks"]
 
-# The intermediate results of so many examples stay in a core's own cache, and in memory
-# that is used again: over all of a million at once, a pass took 2 to 4 times as long.
+# Intermediate results of so many examples stay in a core's own cache, and their memory
+# is used again. A pass over a million examples at once took 2 to 4 times as long.
 _EXAMPLES = 16_384
 
 

@@ -1,4 +1,4 @@
-"""Tables that users keep, as comma-separated values."""
+"""Tables for users: CSV files, and their first lines as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 10
 def write_table(
     path: str | os.PathLike, names: Iterable[str], columns: Iterable[Iterable]
 ) -> None:
-    """Writes a line of names and one for each row; the columns are of one length."""
+    """Writes a line of names and one for each row; columns have equal lengths."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
@@ -22,7 +22,7 @@ def write_table(
 
 
 def first_lines(names: Sequence[str], columns: Sequence[Sequence | None]) -> str:
-    """Returns the names above the first ten rows, for a screen.
+    """Returns the names and the first ten rows as text, for a screen.
 
     Example:
         >>> print(first_lines(["index", "share"], [[12, 7], [0.25, 1 / 3]]))

@@ -49,7 +49,7 @@ def call_model(model: keras.Model, x: Any, training: bool) -> Any:
 
 
 def compute_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
-    """Returns the training loss, with or without `training` in its signature."""
+    """Returns the training loss, whether or not `compute_loss` takes `training`."""
     return model._compute_loss(
         x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
     )
@@ -58,13 +58,13 @@ def compute_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
 def untracked_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
     """Returns `compute_loss`, kept out of the means that Keras shows.
 
-    Of several outputs' losses, every call counts in `OUTPUT_loss`.
+    With several outputs, Keras counts every call in their `OUTPUT_loss`.
     """
     compiled = model._compile_loss
     known = compiled is not None and compiled.built
     trackers = compiled._metrics if compiled is not None else []
     if known:
-        # No empty list: Keras goes through as many losses as there are trackers.
+        # Not an empty list: Keras goes through as many losses as trackers.
         compiled._metrics = [None] * len(trackers)
     try:
         return compute_loss(model, x, y, y_pred, sample_weight)
@@ -87,7 +87,7 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
 
 @contextlib.contextmanager
 def calling(layer: keras.Layer, training: bool) -> Iterator[None]:
-    """Lets a layer, and those inside it, be called in a mode, argument or not."""
+    """Sets the mode of a layer's calls, and of inner calls, that pass no `training`."""
     context = layer._get_call_context()
     before = context.get_value("training")
     context.set_value("training", training)
@@ -99,14 +99,14 @@ def calling(layer: keras.Layer, training: bool) -> Iterator[None]:
 
 
 def tensor_of(variable: keras.Variable) -> tf.Variable:
-    """Returns TensorFlow's variable, which tapes watch, inside any scope of Keras."""
+    """Returns the TensorFlow variable that tapes watch, in any scope of Keras."""
     return variable._value
 
 
 def draws_random_numbers(layer: keras.Layer) -> bool:
     """Returns whether the layer, or one inside it, has a random generator.
 
-    Cells of recurrent layers have one even where both of their rates are 0.
+    Recurrent cells always have one; with both rates 0 it does not count.
     """
 
     def draws(inner: keras.Layer) -> bool:
@@ -118,21 +118,21 @@ def draws_random_numbers(layer: keras.Layer) -> bool:
 
 
 def logits(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns what a softmax or sigmoid was taken of, or the tensor itself."""
+    """Returns the logits of a softmax or sigmoid output, or the tensor itself."""
     return getattr(tensor, "_keras_logits", tensor)
 
 
 def compiled_losses(model: keras.Model) -> list[tuple[tuple, keras.losses.Loss]]:
-    """Returns (path in the outputs, loss) of each loss; built by a first call."""
+    """Returns (path in the outputs, loss) of each loss; empty before a first call."""
     if model._compile_loss is None or model._compile_loss._flat_losses is None:
         return []
     found = [(item.path, item.loss) for item in model._compile_loss._flat_losses]
-    # Of several losses for a single output Keras uses the first, and only that.
+    # Of several losses for a single output, Keras uses only the first.
     return found if found and found[0][0] else found[:1]
 
 
 def copied(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns a tensor of the same values, and of the same mask and logits."""
+    """Returns a copy of a tensor, with the same mask and logits."""
     copy = tf.identity(tensor)
     for name in ("_keras_mask", "_keras_logits"):
         if hasattr(tensor, name):
@@ -146,7 +146,7 @@ def mask_of(tensor: tf.Tensor) -> tf.Tensor | None:
 
 
 def without_mask(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns the tensor itself, or a copy with its logits where it has a mask."""
+    """Returns the tensor itself or, if it has a mask, a copy with its logits alone."""
     if mask_of(tensor) is None:
         return tensor
     copy = copied(tensor)
@@ -206,13 +206,13 @@ def reading_rate(
     multiplier: tf.Tensor,
     lead: tf.Tensor,
 ) -> Iterator[None]:
-    """Lets `optimizer` read its rate times `multiplier`, its schedule ahead by `lead`.
+    """Lets `optimizer` read `multiplier` times its rate, its schedule `lead` ahead.
 
-    Only inside the block: what users and callbacks read and set stays theirs.
+    This holds inside the block only; users and callbacks read and set the plain rate.
 
     Args:
         optimizer: the one that applies the gradients (inside a `LossScaleOptimizer`).
-        multiplier: `[]`, of the rate.
+        multiplier: `[]`, factor of the rate.
         lead: `[]`, effective iterations beyond the optimizer's own count.
     """
     own = optimizer._get_current_learning_rate
@@ -235,9 +235,9 @@ def reading_rate(
 
 
 def steps_taken(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
-    """Returns `[]`, an integer: the batches that `optimizer` was given gradients of.
+    """Returns `[]`, the integer number of batches whose gradients `optimizer` got.
 
-    Its public `iterations` are those over `gradient_accumulation_steps`, rounded down.
+    Its public `iterations` are this over `gradient_accumulation_steps`, rounded down.
 
     Args:
         optimizer: the one that applies the gradients (inside a `LossScaleOptimizer`).
@@ -246,23 +246,23 @@ def steps_taken(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
 
 
 def forget_initial_epoch(model: keras.Model) -> None:
-    """Drops the epoch that `BackupAndRestore` lets `fit` begin with."""
+    """Drops the initial epoch that `BackupAndRestore` sets for `fit`."""
     model._initial_epoch = None
 
 
 class UnderStrategy:
-    """Mends what makes Keras' functions fail under a strategy.
+    """Repairs two of Keras' functions that fail under a strategy.
 
-    To build a model Keras 3.15 takes a mean over the replicas' batches, which fails for
-    several workers and for batches with `None` in them; and it takes the mean of scalar
-    logs along an axis, for several workers (keras issues 20585 and 20329).
+    To build a model, Keras 3.15 averages the replicas' batches. That fails for several
+    workers, and for batches with `None` in them. For several workers it also averages
+    scalar logs along an axis, which they lack (keras issues 20585 and 20329).
     """
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None):
         strategy = self._distribute_strategy
         if iterator is not None and strategy is not None:
             batch = next(next(iter(iterator))[2], None)
-            if batch is None:  # resumed where an epoch ends, with all built
+            if batch is None:  # resumed at an epoch's end, with all built
                 return
             data_batch = keras.tree.map_structure(
                 lambda value: strategy.experimental_local_results(value)[0], batch
@@ -286,7 +286,7 @@ def _several_workers(strategy: tf.distribute.Strategy | None) -> bool:
 
 
 def build_under_strategy(model: keras.Model, batch: tuple) -> None:
-    """Builds all that has variables in the strategy's scope, for replicas cannot.
+    """Builds all variables in the strategy's scope, because replicas cannot.
 
     Args:
         model: compiled.

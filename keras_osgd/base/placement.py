@@ -1,10 +1,10 @@
-"""Where the package's own variables live: the one place that knows of devices.
+"""Placement of the package's own variables; no other module places any on devices.
 
-Tables, plans and observations are the host's: the planner and `tf.data` work there, and
-a table may be larger than a GPU. The few scalars that a step reads and writes are where
-the model is: a step compiled by XLA can reach no other device. Both are made outside of
-any strategy's scope, for what is made inside one silently loses the writes of every
-replica but the first.
+Tables, plans and observations live on the host: the planner and `tf.data` work there,
+and a table may be larger than a GPU's memory. The few scalars that a step reads and
+writes live beside the model: a step compiled by XLA can reach no other device. Both are
+made outside of any strategy's scope. A variable made inside one silently loses the
+writes of every replica but the first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HOST = "CPU:0"
 
 
 def host_variable(value: Any, dtype: Any = None) -> tf.Variable:
-    """Returns a variable on the host, for what grows with n or the batch.
+    """Returns a variable on the host, for values that grow with n or the batch.
 
     Args:
         value: as in `tf.Variable`; a function makes it without a copy.
@@ -51,5 +51,5 @@ def step_variable(value: Any, dtype: Any = None) -> tf.Variable:
 def _outside_any_scope(make: Any) -> tf.Variable:
     if not tf.distribute.has_strategy():
         return make()
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # scopes are a thread's
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # scopes are per thread
         return thread.submit(make).result()

@@ -1,4 +1,4 @@
-"""What stands in the way of training, collected so that it is said all at once."""
+"""Reasons against training, collected so that one error names them all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SAYING_NOTHING = ("Exception encountered", "in user code", "Traceback", "File "
 
 
 class Refused(ValueError):
-    """One error for all that stands in the way; alone, a reason is the whole message.
+    """One error for all reasons against training; a single one is the whole message.
 
     Args:
         texts: the reasons, each with what must hold, what was received and what to do.
-        found: what can be looked at all the same, or `None`.
+        found: result that can be used nevertheless, or `None`.
     """
 
     def __init__(self, texts: Iterable[str], found: Any = None) -> None:
@@ -46,11 +46,11 @@ def refuse(texts: Iterable[str | None], found: Any = None) -> None:
 
 
 class Refusals:
-    """Calls one function after another and collects why they refuse.
+    """Calls one function after another and collects their reasons to refuse.
 
     Args:
-        all_kinds: whether errors other than ValueErrors are reasons from the first on.
-            They are in any case after another reason, which they may follow from.
+        all_kinds: whether errors other than ValueErrors count even as the first reason.
+            After another reason they always count, as they may follow from it.
 
     Attributes:
         texts: the reasons so far, in order.
@@ -70,7 +70,7 @@ class Refusals:
         self._all_kinds = all_kinds
 
     def tried(self, function: Callable, *args: Any) -> Any:
-        """Returns what `function` does, or what it found before it refused."""
+        """Returns the result of `function`, or the `found` of its `Refused`."""
         try:
             return function(*args)
         except Refused as error:
@@ -86,10 +86,10 @@ class Refusals:
         return None
 
     def end(self, found: Any = None) -> None:
-        """Raises one error for all reasons, if there is any; a single one as it came.
+        """Raises one error for all reasons, if there are any; a single one unchanged.
 
         Args:
-            found: what can be looked at all the same, or `None`.
+            found: result that can be used nevertheless, or `None`.
         """
         if not self._errors:
             return
@@ -100,7 +100,7 @@ class Refusals:
 
 
 def line_of(error: BaseException) -> str:
-    """Returns the first line of an error that says something, without colours."""
+    """Returns an error's class and first informative line, without colours."""
     text = re.sub(r"\x1b\[[0-9;]*m|\{\{.*?\}\}", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(_SAYING_NOTHING)]

@@ -1,4 +1,4 @@
-"""A step on several replicas: what they do together, what is done once for all.
+"""Operations of a step on several replicas: sums, means, calls once for all.
 
 With one replica, and outside of strategies, every function here is the plain call.
 """
@@ -24,16 +24,16 @@ __all__ = [
 
 
 class Share(NamedTuple):
-    """A process's part in training: of W workers each has a table over its own rows.
+    """A process's part in training: each of W workers has a table over its own rows.
 
-    Its rows are every W-th from `rank` on, drawn with q by its own scores, so that
-    overall p_i = q_i / W: the weight 1/(n p_i) is W/(n q_i), and the mean of w grad f
-    over the batches of all workers is unbiased, whatever their scores are.
+    Its rows are every W-th from `rank` on. It draws them with q by its own scores, so
+    that overall p_i = q_i / W. The weight 1/(n p_i) is then W/(n q_i), and the mean of
+    w grad f over the batches of all workers is unbiased, whatever their scores are.
 
     Attributes:
         workers: W, number of processes.
-        rank: of this one, from 0 on.
-        replicas: on this worker; its batches are split evenly among them.
+        rank: number of this process, from 0 on.
+        replicas: number on this worker; its batches are split evenly among them.
     """
 
     workers: int = 1
@@ -47,7 +47,7 @@ class Share(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """The rows of the data that are this worker's.
+        """This worker's rows of the data.
 
         Example:
             >>> list(range(5))[Share(workers=2, rank=1).rows]
@@ -78,7 +78,7 @@ def share_of(strategy: tf.distribute.Strategy) -> Share:
 
 
 def summed(values: Any) -> Any:
-    """Returns tensors, nested or not, summed over all replicas; called by each.
+    """Returns tensors, nested or not, summed over all replicas; each must call it.
 
     Example:
         >>> float(summed(tf.constant(2.0)))
@@ -93,7 +93,7 @@ def summed(values: Any) -> Any:
 
 
 def averaged(values: tf.Tensor) -> tf.Tensor:
-    """Returns the mean of a tensor over all replicas; called by each.
+    """Returns the mean of a tensor over all replicas; each must call it.
 
     Example:
         >>> float(averaged(tf.constant(2.0)))
@@ -106,7 +106,7 @@ def averaged(values: tf.Tensor) -> tf.Tensor:
 
 
 def everywhere(*flags: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """Returns of each flag `[]` whether it is set on all replicas; called by each.
+    """Returns for each flag `[]` whether all replicas set it; each must call it.
 
     Example:
         >>> [bool(flag) for flag in everywhere(tf.constant(True), tf.constant(False))]
@@ -119,18 +119,18 @@ def everywhere(*flags: tf.Tensor) -> tuple[tf.Tensor, ...]:
 
 
 def once(function: Callable, *args: Any) -> Any:
-    """Calls `function` once for all replicas of this process; called by each.
+    """Calls `function` once for all replicas of this process; each must call it.
 
-    Variables that are not a strategy's may be written in it, and conditions be taken
-    over what replicas do together: neither is possible inside a replica.
+    `function` may write variables that are not a strategy's, and its conditions may
+    contain work that replicas do together: neither is possible inside a replica.
 
     Args:
         function: takes a function `each` and all replicas' `args`; `each(f, *args)`
             calls `f` on each replica with its own.
-        *args: a replica's own.
+        *args: this replica's own arguments.
 
     Returns:
-        What `function` returns; tensors, the same for every replica.
+        The tensors that `function` returns, the same for every replica.
 
     Example:
         >>> once(lambda each, value: each(lambda own: own + 1, value), 2)
@@ -148,7 +148,7 @@ def once(function: Callable, *args: Any) -> Any:
 def assign_each(variable: tf.Variable, values: Any) -> None:
     """Gives every replica's copy of a variable its own value; inside `once`.
 
-    Without collective operations, of which only one branch of a condition may have any.
+    It uses no collective operations: only one branch of a condition may have any.
 
     Args:
         variable: of a strategy or not.

@@ -1,4 +1,4 @@
-"""Warnings, at the line of the user's code; some that a model gives only once."""
+"""Warnings at the line of the user's code, some of them once for each model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INSIDE = ("keras_osgd", "keras", "tensorflow", "contextlib", "functools")
 
 
 def warn(message: str) -> None:
-    """Warns at the line that called Keras or us, however deep we are in them."""
+    """Warns at the user's line that called Keras or this package, at any depth."""
     frame, level = inspect.currentframe().f_back, 2
     while frame.f_back is not None and _package(frame) in _INSIDE:
         frame, level = frame.f_back, level + 1
@@ -26,7 +26,7 @@ def _package(frame: types.FrameType) -> str:
 
 
 def warn_once(model: keras.Model, key: str, message: str) -> None:
-    """Warns, unless this model has already warned of the same."""
+    """Warns, unless the model has already given the warning named `key`."""
     warned = vars(model).setdefault("_keras_osgd_warned", {})
     if key not in warned:
         warned[key] = message
@@ -34,5 +34,5 @@ def warn_once(model: keras.Model, key: str, message: str) -> None:
 
 
 def warned_of(model: keras.Model) -> list[str]:
-    """Returns the texts of all that `warn_once` has warned of."""
+    """Returns the texts of all that `warn_once` has given for a model."""
     return list(vars(model).get("_keras_osgd_warned", {}).values())

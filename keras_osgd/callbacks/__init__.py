@@ -1,4 +1,4 @@
-"""Callbacks for watching and for going on later; training needs none of them."""
+"""Optional callbacks around `fit`: logs of the sampling, checkpoints to resume from."""
 
 from keras_osgd.callbacks.checkpoint import Checkpoint
 from keras_osgd.callbacks.monitor import SamplingMonitor

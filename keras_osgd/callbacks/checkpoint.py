@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, and going on from the newest of them."""
+"""The `Checkpoint` callback: saves a training run and resumes it."""
 
 from __future__ import annotations
 
@@ -11,42 +11,40 @@ import keras
 import numpy as np
 
 from keras_osgd.base import keras_compat
-from keras_osgd.callbacks import checkpoint_files, snapshot
-from keras_osgd.callbacks.keras_memory import altered, remembered, remind
+from keras_osgd.callbacks import checkpoint_files, keras_memory, snapshot
 from keras_osgd.callbacks.writer import Interruption, Schedule, Writer
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.fit.run import Run
+from keras_osgd.fit.fit_callback import Resumed, ResumingCallback
+from keras_osgd.fit.run import RunVariables
 
 __all__ = ["Checkpoint"]
 
 
-class Checkpoint(keras.callbacks.Callback):
-    """Saves all of a training run, and lets the same `fit` go on where it ended.
+class Checkpoint(ResumingCallback):
+    """Saves a training run, so that the same `fit` resumes where it ended.
 
-    With it, `fit` goes on from the newest intact checkpoint in the directory, in the
-    midst of an epoch as well: bit for bit with importance sampling, from the beginning
-    of the interrupted epoch with "uniform" and `Presample`. Saved are model, optimizer,
-    seeds, metrics, all that was learned and planned about the examples, and what
-    `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` remember. The training
-    thread only copies variables; another one writes. Ctrl-C and SIGTERM end training
-    after the execution that is under way, with a checkpoint. After training is complete
-    the same `fit` trains no more, and one with more `epochs` goes on.
+    `fit` resumes from the newest intact checkpoint in the directory. With importance
+    sampling it resumes bit for bit, in the middle of an epoch as well; with "uniform"
+    and `Presample` the interrupted epoch starts over. A checkpoint holds the model, the
+    optimizer, seeds, metrics, all that was learned and planned about the examples, and
+    the state of `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint`. The
+    training thread only copies variables; another thread writes the files. Ctrl-C and
+    SIGTERM end training after the current execution, with a checkpoint. Once training
+    is complete, the same `fit` trains no further; one with more `epochs` goes on.
 
     Args:
-        directory: of the checkpoints; made if missing. One for each training run.
-        every: "epoch", a number of steps, or a `datetime.timedelta`. If one is due
-            while another is still being written, it is saved after that.
-        keep: how many checkpoints stay. One that is damaged is no reason to stop
-            while there is another.
-        scores: "reset" starts the scores afresh, once, for training on other data with
-            the weights of a checkpoint; "keep" refuses other data.
+        directory: of the checkpoints, one for each training run; made if missing.
+        every: "epoch", a number of steps, or a `datetime.timedelta`. A checkpoint that
+            falls due while another is being written is saved after it.
+        keep: number of checkpoints kept; a damaged one is skipped if one is intact.
+        scores: "keep" refuses other data; "reset" starts the scores afresh, once, to
+            train on other data with the weights of a checkpoint.
 
     Raises:
-        ValueError: if an argument is outside what is said above; in `fit`, before any
-            step, if the checkpoints are of another model, optimizer or data, or all
+        ValueError: if an argument is none of the above; in `fit`, before any step, if
+            the checkpoints belong to another model, optimizer or data, or if all are
             damaged.
-        RuntimeError: in `fit`, after three failures to write, one after the other; a
-            single one is warned of.
+        RuntimeError: in `fit`, after three failed writes in a row; earlier ones warn.
 
     Example:
         >>> import tempfile
@@ -60,8 +58,6 @@ class Checkpoint(keras.callbacks.Callback):
         >>> checkpoint.newest.name
         'checkpoint-00000001.npz'
     """
-
-    begins_before_fit = ends_after_fit = True
 
     def __init__(
         self,
@@ -82,7 +78,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._schedule = Schedule(every, keep)
         self._interruption = Interruption()
         self._saved: checkpoint_files.Saved | None = None
-        self._run, self._data = None, None
+        self._data: TrainingData | None = None
         self._about: dict[str, Any] = {}
         self._probes = np.zeros(0)
         self._writer: Writer | None = None
@@ -94,46 +90,49 @@ class Checkpoint(keras.callbacks.Callback):
         """Path of the newest checkpoint known to be written, or `None`."""
         return None if self._writer is None else self._writer.newest
 
+    def where_saved(self) -> str:
+        """Returns a sentence on the last good checkpoint, or nothing."""
+        return "" if self._writer is None else self._writer.where_saved()
+
     def begin(
         self,
-        run: Run | None,
+        variables: RunVariables | None,
         data: TrainingData | None,
         epochs: int,
         initial_epoch: int,
-    ) -> snapshot.Resumed:
-        """Prepares for a `fit`, which calls it before anything else begins.
+    ) -> Resumed:
+        """Finds where a `fit` resumes; called by `fit` before anything else begins.
 
         Args:
-            run: of the `fit`, not yet started; `None` without importance sampling.
-            data: what it trains on; `None` likewise.
+            variables: the run's; `None` without importance sampling.
+            data: the training data; `None` likewise.
             epochs: as in `fit`.
             initial_epoch: as in `fit`.
 
         Returns:
-            Where to begin.
+            The epoch to begin with, and the saved state to go on from, or `None`.
         """
         checkpoint_files.probe(self.directory)
         self._saved = saved = checkpoint_files.newest(self.directory)
-        self._run, self._data, self._epoch = run, data, initial_epoch
+        self._data, self._epoch = data, initial_epoch
         self._about = dict(epochs=epochs, n=None, fingerprint=None, scores=self.scores)
         self._writer = Writer(self.directory, self._schedule.keep, saved and saved.path)
         if data is not None:
             self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
             self._probes = data.probes()
-            run.where_saved = self._writer.where_saved
-        resumed = snapshot.Resumed(initial_epoch, None, 0.0, "")
+        resumed = Resumed(initial_epoch)
         if saved is not None:
-            resumed = snapshot.resume(run, data, saved, self.scores, epochs)
-        self._epoch, self._exact = resumed.epoch, resumed.run is not None
+            resumed = snapshot.resume(variables, data, saved, self.scores, epochs)
+        self._epoch, self._exact = resumed.epoch, resumed.saved is not None
         return resumed
 
     def after(self, callbacks: list[keras.callbacks.Callback]) -> None:
-        """Takes the last place, so that what others do to the model is saved too."""
+        """Takes the last place: changes that others make to the model are saved too."""
         self._others = [callback for callback in callbacks if callback is not self]
         callbacks[:] = [*self._others, self]
 
     def set_model(self, model: keras.Model) -> None:
-        """Takes the model; refuses one whose `fit` knows nothing of checkpoints."""
+        """Takes the model; refuses one that is not of keras_osgd and cannot resume."""
         if not hasattr(model, "sampling_held"):
             raise ValueError(
                 "`Checkpoint` must train a model of keras_osgd. Received: "
@@ -143,7 +142,7 @@ class Checkpoint(keras.callbacks.Callback):
         super().set_model(model)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Goes on from the checkpoint, after what other callbacks begin with."""
+        """Restores the checkpoint, after the other callbacks have begun."""
         if self._saved is not None:
             keras_compat.forget_initial_epoch(self.model)  # `BackupAndRestore` sets one
             self._restore()
@@ -151,30 +150,30 @@ class Checkpoint(keras.callbacks.Callback):
         self._schedule.restart()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """In an epoch that goes on, undoes what was done at its beginning once more."""
+        """Restores a mid-epoch state again, as the epoch's beginning has changed it."""
         self._epoch = epoch
-        saved, run = self._saved, self._run
-        if saved is not None and run is not None and saved.details["mid_epoch"]:
-            snapshot.restore_metrics(self.model, self._data, saved)
+        saved, data = self._saved, self._data
+        if saved is not None and data is not None and saved.details["mid_epoch"]:
+            snapshot.load_metrics(self.model, data, saved)
             self._restore()  # last: metrics are built by a call, which may move seeds
         self._saved = None
 
     def _restore(self) -> None:
         saved = self._saved
-        snapshot.restore_model(self.model, saved)
+        snapshot.load_state_dict(self.model, saved)
         if self._exact:  # `BackupAndRestore` may have loaded earlier scores
-            self._run.state.load_own_variables(saved.arrays["state"])
+            self.model.sampling_state.load_state_dict(saved.arrays["state"])
         weights = saved.arrays.get("callbacks", {})
-        remind(self._others, saved.details["callbacks"], weights)
+        keras_memory.load_state_dict(self._others, saved.details["callbacks"], weights)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Saves if it is time, and ends training if it was interrupted."""
         self._schedule.count(self.model.steps_per_execution)
-        if not self.model.stop_training:  # else the epoch ends here: saved when it has
+        if not self.model.stop_training:  # else `on_epoch_end` decides
             self._save_or_end(mid_epoch=True)
 
     def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """If interrupted, saves what was trained: validation may outlast patience."""
+        """Saves if interrupted: the user may not wait for the end of validation."""
         if self._interruption.is_new():
             self._epoch += 1
             self._save(mid_epoch=False)
@@ -184,18 +183,18 @@ class Checkpoint(keras.callbacks.Callback):
         """Saves if it is time, and ends training if it was interrupted."""
         self._epoch = epoch + 1
         self._schedule.count(0, epoch_over=True)
-        if not self.model.stop_training:  # else it is saved as the end of training
+        if not self.model.stop_training:  # else `on_train_end` saves
             self._save_or_end(mid_epoch=False)
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Saves the end of training, and waits until it is written."""
+        """Saves the last checkpoint, and waits until it is written."""
         if self._saved is None:  # else nothing was trained
             self._save(mid_epoch=False, finished=True)
             self._writer.wait()
 
     def close(self) -> None:
-        """Ends what `begin` began, however the `fit` ended; called by `fit`."""
-        self._saved = self._run = self._data = None
+        """Ends writing and signal handling; called by `fit`, however it ended."""
+        self._saved = self._data = None
         if self._writer is not None:
             self._writer.close()
         self._interruption.end()
@@ -210,7 +209,7 @@ class Checkpoint(keras.callbacks.Callback):
             The path it was loaded from.
 
         Raises:
-            ValueError: if there is none, or it is another model's.
+            ValueError: if there is no checkpoint, or it belongs to another model.
         """
         saved = checkpoint_files.newest(self.directory)
         if saved is None:
@@ -218,18 +217,20 @@ class Checkpoint(keras.callbacks.Callback):
                 f"There must be a checkpoint to restore. Received: {self.directory} "
                 "with none. Train with this callback first."
             )
-        snapshot.restore_model(model, saved)
+        snapshot.load_state_dict(model, saved)
         state = getattr(model, "sampling_state", None)
         if state is not None:
-            state.load_own_variables(saved.arrays.get("state", {}))
+            state.load_state_dict(saved.arrays.get("state", {}))
         return saved.path
 
     def _save(self, mid_epoch: bool, finished: bool = False) -> None:
-        """Copies what is to be saved, and lets it be written."""
+        """Copies the state of training, and hands it to the writing thread."""
         about = {**self._about, "epoch": self._epoch, "finished": finished}
-        about["callbacks"], best = remembered(self._others)
-        about["altered"] = altered(self.model, self._others, self._epoch)
-        captured = snapshot.capture(self.model, self._run, mid_epoch)
+        about["callbacks"], best = keras_memory.state_dict(self._others)
+        about["altered"] = keras_memory.altered(self.model, self._others, self._epoch)
+        # Uniform training and streams have no run to resume.
+        run = None if self._data is None else self.model.sampling_run
+        captured = snapshot.state_dict(self.model, run, mid_epoch)
 
         def all_of_it() -> tuple[dict[str, Any], dict[str, Any]]:
             arrays, details = captured()

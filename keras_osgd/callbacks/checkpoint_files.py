@@ -17,18 +17,18 @@ from keras_osgd.base.warn import warn
 
 __all__ = ["VERSION", "Saved", "newest", "probe", "write"]
 
-VERSION = 1  # of the format; files of every earlier one load
+VERSION = 1  # of the format; files of earlier versions load too
 _NAME = re.compile(r"checkpoint-(\d{8})\.(npz|json|npz\.part|json\.part)")
 _DETAILS = "details"
-_RAW = "raw:"  # before the name of an array whose dtype NumPy cannot write
+_RAW = "raw:"  # prefix to the name of an array whose dtype NumPy cannot write
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        path: of its arrays.
-        arrays: in nested dictionaries.
+        path: file of the arrays.
+        arrays: nested dictionaries of arrays.
         details: numbers and texts, as JSON keeps them.
     """
 
@@ -38,9 +38,9 @@ class Saved(NamedTuple):
 
 
 class _Hashed(io.RawIOBase):
-    """A file that is hashed as it is written: so also what a disk mangles is noticed.
+    """A file hashed while it is written, so that damage on the disk is noticed.
 
-    It cannot seek, which `zipfile` then does without.
+    It cannot seek; `zipfile` then writes without seeking.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -79,17 +79,17 @@ def write(
     details: Mapping[str, Any],
     keep: int,
 ) -> pathlib.Path:
-    """Writes a checkpoint and deletes those that are older than the newest `keep`.
+    """Writes a checkpoint and deletes all but the newest `keep`.
 
-    The arrays go to a temporary file, which is flushed to the disk and renamed; then a
-    marker with their size and SHA-256, likewise. What has no marker, or another hash,
-    is no checkpoint: a kill at any moment leaves the earlier ones as they were.
+    The arrays go to a temporary file, which is flushed to the disk and renamed. A
+    marker with their size and SHA-256 follows likewise. Arrays without a marker, or
+    with another hash, are no checkpoint: a kill at any moment spares earlier ones.
 
     Args:
         directory: exists.
         arrays: in nested dictionaries, whose keys have no "/"; no objects.
-        details: what JSON can keep.
-        keep: how many checkpoints stay, this one included.
+        details: numbers and texts that JSON can keep.
+        keep: number of checkpoints kept, this one included.
 
     Returns:
         The path of the arrays.
@@ -139,7 +139,7 @@ def _replace(path: pathlib.Path, write_to: Any) -> _Hashed:
 def newest(directory: pathlib.Path) -> Saved | None:
     """Returns the newest checkpoint that is intact, or `None` where there is none.
 
-    Warns where it is not the newest of all.
+    Warns of newer ones that are damaged.
 
     Raises:
         ValueError: if there are checkpoints and none is intact, or the newest intact
@@ -149,7 +149,7 @@ def newest(directory: pathlib.Path) -> Saved | None:
     for number in sorted(_numbers(directory), reverse=True):
         path = _path(directory, number, "npz")
         if not path.with_suffix(".json").exists():
-            continue  # it was being written: nothing was promised
+            continue  # it was still being written: no checkpoint yet
         try:
             saved = _read(path)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -219,13 +219,13 @@ def _check_version(saved: Saved) -> None:
 
 
 def _delete_old(directory: pathlib.Path, number: int, keep: int) -> None:
-    """Deletes all but the last `keep` checkpoints, and what was left half written."""
+    """Deletes all but the last `keep` checkpoints, and half-written files."""
     whole = [n for n in _numbers(directory) if _path(directory, n, "json").exists()]
     kept = set(sorted(whole)[-keep:]) | {number}
     for path in directory.iterdir():
         match = _NAME.fullmatch(path.name)
         if match and int(match[1]) not in kept:
-            # Its marker first: what has none was never promised.
+            # The marker first: arrays without one are no checkpoint.
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
 

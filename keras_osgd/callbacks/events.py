@@ -14,10 +14,10 @@ _SUFFIX = ".sampling"
 
 
 def require_tensorboard() -> None:
-    """Raises where `tf.summary` could not write.
+    """Raises an error if TensorBoard, which `tf.summary` needs, is missing.
 
     Raises:
-        ImportError: if TensorBoard is missing, which TensorFlow no longer installs.
+        ImportError: if it is not installed; TensorFlow no longer installs it.
     """
     try:
         import tensorboard  # noqa: F401
@@ -30,11 +30,11 @@ def require_tensorboard() -> None:
 
 
 class Events:
-    """Writes scalars, and the histogram of n p, an epoch after the other.
+    """Writes scalars and the histogram of n p, epoch by epoch.
 
     Args:
-        directory: of the run; exists.
-        fresh: whether the events of earlier training there are deleted.
+        directory: the run's, which exists.
+        fresh: whether to delete the events of earlier training there.
     """
 
     def __init__(self, directory: pathlib.Path, fresh: bool) -> None:
@@ -49,11 +49,11 @@ class Events:
     def write(
         self, epoch: int, row: Mapping[str, float], probabilities: np.ndarray | None
     ) -> None:
-        """Writes an epoch's figures, and flushes them to the disk.
+        """Writes an epoch's logged numbers, and flushes them to the disk.
 
         Args:
-            epoch: from 1 on; what TensorBoard calls the step.
-            row: figures by name.
+            epoch: from 1 on; TensorBoard calls it the step.
+            row: numbers by name.
             probabilities: `[n]`, or `None`.
         """
         with self._writer.as_default(step=epoch):

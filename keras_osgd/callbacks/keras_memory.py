@@ -1,4 +1,4 @@
-"""What Keras' callbacks remember of a training, which they forget when it resumes."""
+"""State of Keras' own callbacks, which they would lose when training resumes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 from keras_osgd.base import keras_compat
 from keras_osgd.gain.learning_rate import inner_optimizer
 
-__all__ = ["altered", "remembered", "remind"]
+__all__ = ["altered", "load_state_dict", "state_dict"]
 
 _NUMBERS = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
     keras.callbacks.ModelCheckpoint: ("best",),
-    # Whether the averages are in the model, and its weights where averages are kept.
+    # Whether averages and weights are swapped: the model has the averages.
     keras.callbacks.SwapEMAWeights: (keras_compat.AVERAGES_SWAPPED,),
 }
 _WEIGHTS = "best_weights"
 
 
-def remembered(
+def state_dict(
     callbacks: Iterable[keras.callbacks.Callback],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Returns what the callbacks know of the epochs before.
+    """Returns the callbacks' memory of earlier epochs: numbers and best weights.
 
     Returns:
-        For each of Keras' own that has something: its class and its numbers, for JSON;
-        and its best weights in a dictionary, under its place in that list.
+        A list with the class and the numbers of each callback in `_NUMBERS`, for JSON;
+        and a dictionary of best weights, by the callback's place in that list.
     """
     numbers, weights = [], {}
     for callback, names in _known(callbacks):
@@ -48,12 +48,12 @@ def altered(
     callbacks: Iterable[keras.callbacks.Callback],
     epochs: int,
 ) -> str:
-    """Returns what the end of training would put in place of the weights, or "".
+    """Returns in words how the end of training would replace the weights, or "".
 
     Args:
         model: in training.
         callbacks: of the `fit`.
-        epochs: that were trained.
+        epochs: number trained so far.
     """
     if getattr(inner_optimizer(model.optimizer), "use_ema", False):
         return "the end of training took averages for weights"
@@ -64,12 +64,12 @@ def altered(
     return ""
 
 
-def remind(
+def load_state_dict(
     callbacks: Iterable[keras.callbacks.Callback],
     numbers: list[dict[str, Any]],
     weights: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Gives callbacks back what `remembered` returned, if they are the same ones."""
+    """Restores the numbers and weights of `state_dict`, if the classes are the same."""
     known = _known(callbacks)
     if [type(c).__name__ for c, _ in known] != [saved["class"] for saved in numbers]:
         return

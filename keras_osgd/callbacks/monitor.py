@@ -1,4 +1,4 @@
-"""Puts what the sampler does into Keras' logs, and into files."""
+"""The `SamplingMonitor` callback: numbers about the sampling, in logs and files."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_osgd.base.warn import warn
 from keras_osgd.callbacks.events import Events, require_tensorboard
 from keras_osgd.callbacks.run_log import RunLog, probabilities_of, run_of
+from keras_osgd.fit.fit_callback import FitCallback
 
 __all__ = ["SamplingMonitor"]
 
 
-class SamplingMonitor(keras.callbacks.Callback):
-    """Adds figures of the sampling to the logs of each epoch, and writes a run's files.
+class SamplingMonitor(FitCallback):
+    """Adds numbers about the sampling to each epoch's logs, and writes a run's files.
 
-    History, CSVLogger and every tracker then show them, and the progress bar the gain
-    ratio and the effective epochs. What planning works out (the first five) is of the
-    steps that the last plan took in, so older than the epoch's end by up to a block:
+    History, CSVLogger and every tracker then show them; the progress bar shows the gain
+    ratio and the effective epochs. Planning computes the first five from the steps that
+    the last plan took in, so they lag the epoch's end by up to a block:
 
     | key | meaning |
     |---|---|
-    | gain_ratio | mean of r, by which steps count; 1 while draws are uniform |
-    | candidate_gain_ratio | the same for draws by the scores, drawn so or not |
+    | gain_ratio | mean of r, a step's effective iterations; 1 for uniform draws |
+    | candidate_gain_ratio | the same for draws by the scores, used or not |
     | gradient_ess | (sum w v)^2 / (k sum (w v)^2) of the last k draws, in (0, 1] |
     | largest_weight | largest importance weight that could be drawn |
-    | share_unseen | share of the examples of which no norm was taken in yet |
-    | gain_ratio_exact | r right now by exact norms, where those are taken |
-    | gain_ratio_last_layer | the same by the last layer's, to check these |
+    | share_unseen | share of the examples without an observed norm so far |
+    | gain_ratio_exact | current r by exact norms, where the run takes these |
+    | gain_ratio_last_layer | current r by the last layer's norms, to check them |
     | effective_epochs | progress so far, in epochs of uniform training |
-    | sampling_share | seconds of planning (beside the steps) and waiting, over all |
+    | sampling_share | share of time for planning (beside the steps) and waiting |
     | share_pooled | only with `Presample`: share of the steps that drew from a pool |
-    | scoring_seconds | only with the oracle: spent on scoring since `fit` began |
-    | learning_rate_applied | of the last step: the rate set times r, or its root |
+    | scoring_seconds | only with the oracle: seconds of scoring since `fit` began |
+    | learning_rate_applied | in the last step: the rate set, times r or its root |
 
-    With `log_dir` there are files as well, for `keras_osgd.plots`, for `python -m
-    keras_osgd report` and for TensorBoard: history.csv (a row for each epoch, with
-    steps, seconds without validation but with TensorFlow's tracing, and percentiles of
-    n p), run.json (settings and alarms), examples.csv (the most drawn), sampling.npz
-    and event files. They are brought up to date after every epoch, and whole after a
-    kill. A `fit` that `Checkpoint` resumes, or one with `initial_epoch`, goes on with
-    them; one from epoch 0 on starts them afresh, and warns. Uniform training and plain
-    Keras models can be logged too.
+    `log_dir` adds files for `keras_osgd.plots`, for `python -m keras_osgd report` and
+    for TensorBoard: history.csv (a row for each epoch, with steps, percentiles of n p,
+    and seconds without validation but with TensorFlow's tracing), run.json (settings
+    and alarms), examples.csv (the most drawn), sampling.npz and event files. They are
+    updated after every epoch, and a kill leaves them whole. A `fit` that `Checkpoint`
+    resumes, or one with `initial_epoch`, continues the files; a `fit` from epoch 0
+    starts them afresh, and warns. Uniform training and plain Keras models can be logged
+    too.
 
     Args:
         log_dir: directory of the run, made if it is missing; `None` writes nothing.
-        tensorboard: whether event files are among what is written.
+        tensorboard: whether to write event files too.
 
     Raises:
-        ImportError: if there are to be event files and TensorBoard is not installed.
-        ValueError: if `log_dir` is no directory to write into.
+        ImportError: if event files are to be written and TensorBoard is not installed.
+        ValueError: if `log_dir` is not a directory to write into.
 
     Example:
         >>> monitor = SamplingMonitor()
@@ -63,7 +63,7 @@ class SamplingMonitor(keras.callbacks.Callback):
     """
 
     async_safe = True
-    before_other_callbacks = ends_after_fit = True
+    adds_to_logs = True
 
     def __init__(
         self, log_dir: str | os.PathLike | None = None, tensorboard: bool = True
@@ -78,11 +78,11 @@ class SamplingMonitor(keras.callbacks.Callback):
         self._begun = self._failed = False
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Begins the files anew with the first epoch."""
+        """Lets the first epoch begin the files."""
         self._begun = self._failed = False
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Takes over what there is of the epochs before."""
+        """Begins the files in the first epoch, and keeps the rows of earlier epochs."""
         if self._log is not None and not self._begun:
             self._begun = True
             self._tried(self._begin, epoch)
@@ -93,20 +93,20 @@ class SamplingMonitor(keras.callbacks.Callback):
             self._events = Events(self._log.files.directory, self._log.fresh)
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        """Lets validation take none of the seconds."""
+        """Stops the clock during validation."""
         if self._log is not None:
             self._log.pause()
 
     def on_test_end(self, logs: dict | None = None) -> None:
-        """Lets seconds count again."""
+        """Starts the clock again."""
         if self._log is not None:
             self._log.go_on()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Adds the figures, and writes them."""
+        """Adds the numbers to the logs, and writes the files."""
         run = run_of(self.model)
         if logs is not None and run is not None:
-            logs.update(run.figures())
+            logs.update(run.logged())
         if self._begun:
             self._tried(self._write, epoch, logs or {})
 
@@ -116,11 +116,11 @@ class SamplingMonitor(keras.callbacks.Callback):
             self._events.write(epoch + 1, row, self.probabilities())
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Says in the files that training is complete."""
+        """Notes in the files that training is complete."""
         self._end("complete")
 
     def close(self) -> None:
-        """Adds alarms and draws of the last steps, however a `fit` ended."""
+        """Adds alarms and draws of the last steps, however the `fit` ended."""
         error = sys.exc_info()[1]
         cause = f"ended by {type(error).__name__}: {error}".removesuffix(": ")
         self._end("" if error is None else cause)
@@ -135,7 +135,7 @@ class SamplingMonitor(keras.callbacks.Callback):
         self._events = None
 
     def _tried(self, function: Callable[..., None], *args: Any) -> None:
-        """Lets training outlive a full disk, and warns of it once in a `fit`."""
+        """Calls a function that writes; a full disk only warns, once in a `fit`."""
         try:
             function(*args)
         except OSError as error:
@@ -148,5 +148,5 @@ class SamplingMonitor(keras.callbacks.Callback):
             self._failed = True
 
     def probabilities(self) -> np.ndarray | None:
-        """Returns `[n]`, the probabilities of the scores as last planned, or `None`."""
+        """Returns `[n]`, p by the scores at the last plan, or `None`."""
         return probabilities_of(self.model)

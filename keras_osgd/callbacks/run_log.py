@@ -1,4 +1,4 @@
-"""What a run's directory says of a model in training."""
+"""Writes the files of a run's directory while a model trains."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ import tensorflow as tf
 from keras_osgd.base.warn import warn, warned_of
 from keras_osgd.fit.run import Run
 from keras_osgd.gain.learning_rate import inner_optimizer
-from keras_osgd.run_directory import PERCENTILES, RunFiles, percentile_name
+from keras_osgd.run_directory import PERCENTILES, RunFiles, percentile_name, share_curve
 from keras_osgd.versions import versions
 
 __all__ = ["RunLog", "probabilities_of", "run_of"]
 
-_EXAMPLES = 1000  # that are listed
-_POINTS = 101  # of the curve of shares
-_OBSERVATIONS = 2000  # that are kept beside their predictions
+_EXAMPLES = 1000  # listed in examples.csv
+_OBSERVATIONS = 2000  # kept with their predictions
 
 
 def run_of(model: keras.Model) -> Run | None:
-    """Returns the `fit` with importance sampling under way in a model, or `None`."""
+    """Returns the model's present or last `fit` with importance sampling, or `None`."""
     return getattr(model, "sampling_run", None)
 
 
 def probabilities_of(model: keras.Model) -> np.ndarray | None:
-    """Returns `[n]`, p by the scores as last planned, or `None`."""
+    """Returns `[n]`, p by the scores at the last plan, or `None`."""
     run = run_of(model)
     return None if run is None else run.probabilities()
 
 
 class RunLog:
-    """Writes the files of one run, an epoch after the other.
+    """Writes the files of one run, epoch by epoch.
 
-    An epoch that the directory has rows of is trained anew: they go, and those of the
-    epochs before it stay. So a resumed `fit` goes on with the log, and one that starts
-    with epoch 0 starts it afresh.
+    A `fit` keeps the rows of the epochs before its first one and drops later rows,
+    whose epochs it trains anew. So a resumed `fit` continues the log, and a `fit` from
+    epoch 0 starts it afresh.
 
     Args:
         directory: see `RunFiles`.
@@ -50,14 +49,14 @@ class RunLog:
     def __init__(self, directory: str | os.PathLike) -> None:
         """Makes the directory."""
         self.files = RunFiles(directory)
-        self.fresh = True  # whether nothing of an earlier `fit` stays
+        self.fresh = True  # whether no rows of an earlier `fit` stay
         self._rows: list[dict[str, float]] = []
         self._settings: dict[str, Any] = {"alarms": []}
         self._first_step = 0
         self._begun = self._aside = 0.0
 
     def begin(self, model: keras.Model, epoch: int, params: Mapping[str, Any]) -> None:
-        """Takes over what there is of the epochs before `epoch`, from 0 on."""
+        """Keeps the rows of the epochs before `epoch`, which counts from 0."""
         rows, before = self.files.read()
         self._rows = [row for row in rows if row["epoch"] <= epoch]
         self.fresh = not self._rows
@@ -72,7 +71,7 @@ class RunLog:
         last = self._rows[-1] if self._rows else {"steps": 0, "seconds": 0.0}
         taken = _steps(model)
         self._first_step = before.get("first_step", taken) if self._rows else taken
-        if taken - self._first_step < last["steps"]:  # its optimizer is a new one
+        if taken - self._first_step < last["steps"]:  # a new optimizer
             self._first_step = taken - int(last["steps"])
         self._begun = time.perf_counter() - last["seconds"]
         alarms = before.get("alarms", []) if self._rows else []
@@ -80,28 +79,28 @@ class RunLog:
             "status": "training",
             "started": before.get("started", _now()) if self._rows else _now(),
             "first_step": self._first_step,
-            **settings(model, params),
+            **run_description(model, params),
             "alarms": alarms,
         }
         self.files.write_settings(self._settings)
 
     def pause(self) -> None:
-        """Lets no seconds count until `go_on`."""
+        """Stops the clock until `go_on`."""
         self._aside = time.perf_counter()
 
     def go_on(self) -> None:
-        """Lets seconds count again."""
+        """Starts the clock again."""
         self._begun += time.perf_counter() - self._aside
 
     def end_epoch(
         self, model: keras.Model, epoch: int, logs: Mapping[str, Any]
     ) -> dict[str, float]:
-        """Writes what an epoch came to; returns its row.
+        """Writes the results of an epoch; returns its row.
 
         Args:
             model: in training.
             epoch: from 0 on.
-            logs: with the figures of the sampling.
+            logs: the epoch's, with the numbers about the sampling.
         """
         self.pause()
         row: dict[str, float] = {"epoch": epoch + 1}
@@ -121,12 +120,12 @@ class RunLog:
         return row
 
     def end(self, model: keras.Model, status: str) -> None:
-        """Writes the last alarms, and how training ended if that is new."""
+        """Writes the last alarms, and how training ended unless `status` is empty."""
         self._settings["status"] = status or self._settings["status"]
         self._write_settings(model)
 
     def close(self, model: keras.Model) -> None:
-        """Writes the last draws, which are counted when `fit` has ended."""
+        """Writes the last draws, which are counted once `fit` has ended."""
         p = probabilities_of(model)
         if p is not None:
             self._write_examples(model, p)
@@ -143,8 +142,8 @@ class RunLog:
         most = model.sampling.most_sampled(_EXAMPLES)
         columns = {**most._asdict(), "probability": p[most.index]}
         self.files.write_examples(columns)
-        counts = np.sort(model.sampling_state.times_drawn)[::-1]
-        arrays = {"share_of_draws": _shares(counts), **_predictions(run_of(model))}
+        shares = share_curve(model.sampling_state.times_drawn)
+        arrays = {"share_of_draws": shares, **_predictions(run_of(model))}
         self.files.write_arrays(arrays)
 
 
@@ -156,8 +155,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def settings(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a run is made of, for JSON.
+def run_description(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns model, optimizer, sampling and data of a run, for JSON.
 
     Args:
         model: built and compiled.
@@ -190,29 +189,18 @@ def settings(model: keras.Model, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sizes(model: keras.Model) -> tuple[int | None, int | None]:
-    """Returns n and m of a uniform `fit` of ours, as far as they are known."""
+    """Returns n and m of a uniform `fit` of keras_osgd, as far as they are known."""
     return getattr(getattr(model, "sampling_held", None), "sizes", (None, None))
 
 
-def _shares(counts: np.ndarray) -> np.ndarray:
-    """Returns the share of draws of the most drawn 0 %, 1 %, ... of the examples.
-
-    Args:
-        counts: `[n]`, falling.
-    """
-    total = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
-    places = np.linspace(0, len(counts), _POINTS)
-    return np.interp(places, np.arange(len(total)), total) / max(total[-1], 1.0)
-
-
 def _predictions(run: Run) -> dict[str, np.ndarray]:
-    """Returns norms last observed beside what the uncertainty set says of them.
+    """Returns the norms last observed, and what the uncertainty set predicts for them.
 
-    `predicted` is <c, s>, `variance` is h <d, s>; features are those before the draw.
+    `predicted` is <c, s>, `variance` is h <d, s>; s are the features before the draw.
     """
     window, taken = getattr(run.planner, "window", None), {}
     if window is not None:
-        run.state.undivided(lambda: taken.update(window.snapshot()))
+        run.state.undivided(lambda: taken.update(window.state_dict()))
     fitted = run.state.uncertainty_set
     if fitted is None or not len(taken.get("norms", ())):
         return {}

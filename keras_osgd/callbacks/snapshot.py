@@ -1,10 +1,11 @@
-"""All that a training run consists of between two executions, to go on with later."""
+"""The state of a training run between two executions, collected and restored."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,47 +13,24 @@ import numpy as np
 from keras_osgd.base import keras_compat
 from keras_osgd.callbacks.checkpoint_files import Saved
 from keras_osgd.data.training_data import PROBES, TrainingData
-from keras_osgd.fit.run import Run
+from keras_osgd.fit.fit_callback import Resumed
+from keras_osgd.fit.run import Run, RunVariables
 from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.sampling import Oracle
 
-__all__ = [
-    "Resumed",
-    "capture",
-    "changes",
-    "restore_metrics",
-    "restore_model",
-    "resume",
-    "settings",
-]
+__all__ = ["changes", "load_metrics", "load_state_dict", "resume", "state_dict"]
 
 _RESET = (
     "To keep the weights and start the scores afresh: "
     'Checkpoint(directory, scores="reset").'
 )
-_ALIKE = 10  # steps per execution up to which numbers of `RAIS` are the same
+_ALIKE = 10  # steps per execution up to which `RAIS` draws the same examples
 
 
-class Resumed(NamedTuple):
-    """Where a `fit` goes on.
-
-    Attributes:
-        epoch: index of its first epoch.
-        run: what `Run.start` takes to go on bit for bit, or `None`.
-        done: part of the epoch that was trained already, where `run` is `None`.
-        line: what to tell.
-    """
-
-    epoch: int
-    run: Mapping[str, Any] | None
-    done: float
-    line: str
-
-
-def capture(
+def state_dict(
     model: keras.Model, run: Run | None, mid_epoch: bool
 ) -> Callable[[], tuple[dict[str, Any], dict[str, Any]]]:
-    """Copies what the training thread changes, and returns what returns all of it.
+    """Copies the variables of training; returns a function that collects all state.
 
     Args:
         model: built and compiled.
@@ -60,8 +38,8 @@ def capture(
         mid_epoch: whether an epoch is under way.
 
     Returns:
-        A function, to be called in any thread, that returns arrays in nested
-        dictionaries, and details that JSON can keep.
+        A function that returns arrays in nested dictionaries, and details that JSON can
+        keep; call it in any thread.
     """
     variables = {
         kind: {
@@ -70,15 +48,19 @@ def capture(
         }
         for kind, of in _variables(model).items()
     }
-    clock = model.sampling_state.clock()
-    wait = run.snapshot(mid_epoch) if run is not None else lambda: clock
+    if run is not None:
+        collect = run.state_dict(mid_epoch)
+    else:
+        lead = model.sampling_state.lead
+        stream = {} if lead is None else {"stream": {"lead": lead.numpy()}}
+        collect = functools.partial(dict, stream)
     details = {
         "mid_epoch": mid_epoch,
-        "settings": None if run is None else settings(run),
+        "settings": None if run is None else draw_settings(run.variables),
         "step": None if run is None else run.clock.step,
         "optimizer": _optimizer_of(model),
     }
-    return lambda: ({"variables": variables, **wait()}, details)
+    return lambda: ({"variables": variables, **collect()}, details)
 
 
 def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
@@ -93,15 +75,15 @@ def _optimizer_of(model: keras.Model) -> str:
     return type(inner_optimizer(model.optimizer)).__name__
 
 
-def restore_model(model: keras.Model, saved: Saved) -> None:
-    """Gives weights, seeds and optimizer the values that were captured.
+def load_state_dict(model: keras.Model, saved: Saved) -> None:
+    """Restores weights, seeds and optimizer.
 
     Args:
         model: built and compiled.
-        saved: with arrays from `capture`.
+        saved: checkpoint with the arrays of `state_dict`.
 
     Raises:
-        ValueError: before anything is changed, if they are those of another model or
+        ValueError: before anything is changed, if the arrays belong to another model or
             optimizer, or the model is not compiled.
     """
     if not model.compiled:
@@ -111,18 +93,18 @@ def restore_model(model: keras.Model, saved: Saved) -> None:
             "Call `model.compile` first."
         )
     _check_optimizer(model, saved)
-    if not model.optimizer.built:  # `LossScaleOptimizer` would add to its variables
+    if not model.optimizer.built:  # built twice, `LossScaleOptimizer` adds variables
         model.optimizer.build(model.trainable_variables)
     for kind in ("model", "optimizer"):
         _check_variables(model, saved, kind)
     for kind in ("model", "optimizer"):
         _assign(model, saved, kind)
     if "stream" in saved.arrays and hasattr(model, "sampling_state"):
-        model.sampling_state.resume_clock(saved.arrays["stream"])
+        model.sampling_state.load_lead(saved.arrays["stream"]["lead"])
 
 
-def restore_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
-    """Goes on with an epoch's means of loss and metrics, if these are the same."""
+def load_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
+    """Restores an epoch's running loss and metrics, if their shapes are the same."""
     x, y, _ = data.batch(slice(1))
     y_pred = keras_compat.call_model(model, x, False)
     y_pred = keras.tree.map_structure(keras.ops.zeros_like, y_pred)  # never NaN
@@ -139,7 +121,7 @@ def _arrays(saved: Saved, kind: str) -> list[np.ndarray]:
 
 
 def _check_optimizer(model: keras.Model, saved: Saved) -> None:
-    """Refuses another class: its variables may have the same shapes all the same."""
+    """Refuses another class, whose variables may have the same shapes."""
     now = _optimizer_of(model)
     before = saved.details.get("optimizer", now)  # early checkpoints do not have it
     if before != now:
@@ -172,16 +154,20 @@ def _assign(model: keras.Model, saved: Saved, kind: str) -> None:
 
 
 def resume(
-    run: Run | None, data: TrainingData | None, saved: Saved, scores: str, epochs: int
+    variables: RunVariables | None,
+    data: TrainingData | None,
+    saved: Saved,
+    scores: str,
+    epochs: int,
 ) -> Resumed:
-    """Brings a run's state to where a checkpoint was made.
+    """Restores a run's state from a checkpoint; returns where `fit` goes on.
 
     Args:
-        run: of the `fit` that begins, or `None` without importance sampling.
-        data: what it trains on; unused without importance sampling.
-        saved: from `capture`.
+        variables: those of the run that begins, or `None` without importance sampling.
+        data: the training data; unused without importance sampling.
+        saved: the checkpoint.
         scores: "keep", or "reset" to start them afresh.
-        epochs: of the `fit`.
+        epochs: as in `fit`.
 
     Raises:
         ValueError: if the checkpoint was made for other data and scores are kept.
@@ -190,7 +176,7 @@ def resume(
     more = epochs > details["epochs"]
     if scores == "reset" and not (details["finished"] and more):
         scores = "keep" if _began_afresh(data, details) else "reset"
-    resumed = _resume(run, data, saved, scores)
+    resumed = _resume(variables, data, saved, scores)
     if not details["finished"] or more:
         return resumed
     line = (
@@ -202,41 +188,46 @@ def resume(
 
 
 def _began_afresh(data: TrainingData | None, details: Mapping[str, Any]) -> bool:
-    """Returns whether the scores were reset already, for the data given."""
+    """Returns whether the scores were already reset for this data."""
     reset = data is not None and details.get("scores") == "reset"
     return reset and details["fingerprint"] == data.fingerprint()
 
 
 def _resume(
-    run: Run | None, data: TrainingData | None, saved: Saved, scores: str
+    variables: RunVariables | None,
+    data: TrainingData | None,
+    saved: Saved,
+    scores: str,
 ) -> Resumed:
     details, arrays = saved.details, saved.arrays
     epoch, before = details["epoch"], details["settings"]
-    now = None if run is None else settings(run)
-    if run is not None and before is not None and scores == "keep":
+    now = None if variables is None else draw_settings(variables)
+    if variables is not None and before is not None and scores == "keep":
         _check_data(data, saved)
-    changed = changes(before, now)
+    differences = changes(before, now)
     if scores == "reset":
-        changed.append("scores start afresh")
+        differences.append("scores start afresh")
     place = f"Resumed epoch {epoch + 1} from {saved.path}"
-    if run is None or before is None:
-        inexact = "; ".join(changed) or "batches of uniform training are drawn anew"
+    if variables is None or before is None:
+        inexact = "; ".join(differences) or "batches of uniform training are drawn anew"
         if details["mid_epoch"]:
             place += ", from the epoch's beginning"
         return Resumed(epoch, None, 0.0, f"{place}, not bit-exact: {inexact}.")
-    if not changed:
-        run.state.load_own_variables(arrays["state"])
+    if not differences:
+        variables.state.load_state_dict(arrays["state"])
         step = details["step"]
-        # Where training ended; early checkpoints do not tell.
+        # Matters only at the end of training; early checkpoints lack it.
         altered = details["finished"] and details.get("altered")
         exact = f"not bit-exact: {altered}" if altered else "bit-exact"
         return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, {exact}.")
     if scores == "keep" and same_table(before, now):
-        run.state.load_own_variables(arrays["state"])
-        run.state.owed = np.zeros(data.n)  # drawn for a plan that is dropped
-    run.state.lead.assign(arrays["state"]["lead"])
+        variables.state.load_state_dict(arrays["state"])
+        variables.state.owed = np.zeros(data.n)  # its plan is dropped
+    variables.state.load_lead(arrays["state"]["lead"])
     done = float(arrays["clock"]["done"])
-    return Resumed(epoch, None, done, f"{place}, not bit-exact: {'; '.join(changed)}.")
+    return Resumed(
+        epoch, None, done, f"{place}, not bit-exact: {'; '.join(differences)}."
+    )
 
 
 def _check_data(data: TrainingData, saved: Saved) -> None:
@@ -255,24 +246,25 @@ def _check_data(data: TrainingData, saved: Saved) -> None:
         )
 
 
-def settings(run: Run) -> dict[str, Any]:
-    """Returns all that decides what is drawn, as JSON gives it back."""
-    config = {**run.sampling.get_config(), "features": run.state.table.features}
-    config.pop("seed", None)  # the draws go on with that of the checkpoint
-    steps = run.key[2]
-    alike = steps <= _ALIKE and not isinstance(run.sampling, Oracle)
+def draw_settings(variables: RunVariables) -> dict[str, Any]:
+    """Returns all settings that decide the draws, as JSON gives them back."""
+    sampling, key = variables.sampling, variables.key
+    config = {**sampling.get_config(), "features": variables.state.table.features}
+    config.pop("seed", None)  # the checkpoint's seed stays in use
+    steps = key.steps_per_execution
+    alike = steps <= _ALIKE and not isinstance(sampling, Oracle)
     found = {
-        "sampling": type(run.sampling).__name__,
-        "batch_size": run.batch_size,
+        "sampling": type(sampling).__name__,
+        "batch_size": key.batch_size,
         "steps_per_execution": f"up to {_ALIKE}" if alike else steps,
-        "learning_rate_follows_the_gain": run.adapt,
+        "learning_rate_follows_the_gain": key.adapt,
         **config,
     }
     return json.loads(json.dumps(found))
 
 
 def changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
-    """Returns what differs, in words; `None` means without importance sampling."""
+    """Returns the changed settings, in words; `None` means no importance sampling."""
     before, now = ({"sampling": "Uniform"} if s is None else s for s in (before, now))
     if before["sampling"] != now["sampling"]:
         before, now = ({"sampling": s["sampling"]} for s in (before, now))
@@ -284,5 +276,5 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[s
 
 
 def same_table(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Returns whether scores are the same kind of numbers with both."""
+    """Returns whether the scores of both settings are numbers of the same kind."""
     return all(before.get(name) == now.get(name) for name in ("features", "norm"))

@@ -1,4 +1,4 @@
-"""Writes checkpoints beside the training thread."""
+"""The thread that writes checkpoints, their schedule, and interruption by signals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keras_osgd.callbacks import checkpoint_files
 
 __all__ = ["Interruption", "Schedule", "Writer"]
 
-_MOST_FAILURES = 3  # one after the other
+_MOST_FAILURES = 3  # in a row
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -28,11 +28,11 @@ class Writer:
 
     Args:
         directory: exists.
-        keep: number of checkpoints that stay.
+        keep: number of checkpoints kept.
         newest: path of the newest intact one, or `None`.
 
     Attributes:
-        newest: likewise; set as soon as one is written, for its predecessor may go.
+        newest: likewise; set once a new one is written, as the old one may be deleted.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Writer:
         return self._writing is not None and not self._writing.done()
 
     def write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
-        """Begins to write what `captured` returns; ends first what it is writing.
+        """Starts to write what `captured` returns, after the write under way.
 
         Raises:
             RuntimeError: if the last three could not be written.
@@ -66,7 +66,7 @@ class Writer:
         self.newest = write(self._directory, arrays, details, self._keep)
 
     def wait(self) -> None:
-        """Waits until everything is written; warns of what was not.
+        """Waits for the write under way; warns if it failed.
 
         Raises:
             RuntimeError: if the last three could not be written.
@@ -92,25 +92,25 @@ class Writer:
                 ) from error
 
     def where_saved(self) -> str:
-        """Returns a sentence on the last good checkpoint, or nothing."""
+        """Returns a sentence on the last good checkpoint, or ""."""
         path = self.newest
         return "" if path is None else f"The last good checkpoint is {path}."
 
     def close(self) -> None:
-        """Ends the thread, after what it is writing."""
+        """Ends the thread, after the write under way."""
         self._thread.shutdown()
 
 
 def _finite(arrays: Any) -> bool:
-    """Returns whether no weight is NaN; those that are infinite may be meant so."""
+    """Returns whether no weight is NaN; infinite weights may be intended."""
     return not any(np.isnan(a).any() for a in arrays if a.dtype.kind in "fV")
 
 
 class Interruption:
     """Notes the first Ctrl-C or SIGTERM; a second one is obeyed at once.
 
-    Only in the main thread, where Python handles signals; signals that are ignored
-    stay so.
+    It works only in the main thread, where Python handles signals. Signals that are
+    ignored stay ignored.
 
     Attributes:
         noted: number of the signal that came, or `None`.
@@ -123,7 +123,7 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Takes the place of the handlers that are there."""
+        """Replaces the present signal handlers."""
         self.noted, self._asked = None, False
         if threading.current_thread() is not threading.main_thread():
             return
@@ -133,7 +133,7 @@ class Interruption:
                 self._before[number] = signal.signal(number, self._note)
 
     def is_new(self) -> bool:
-        """Returns whether a signal came; True only the first time."""
+        """Returns whether a signal came; True in one call only."""
         new = self.noted is not None and not self._asked
         self._asked |= new
         return new
@@ -147,13 +147,13 @@ class Interruption:
         signal.raise_signal(number)
 
     def end(self) -> None:
-        """Listens no more; obeys a signal that came after the last checkpoint."""
+        """Stops listening; obeys a signal that came after the last checkpoint."""
         if self.noted is not None:
             self.obey()
         self.ignore()
 
     def ignore(self) -> None:
-        """Puts the handlers back that were there before."""
+        """Puts the former handlers back."""
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before.clear()
@@ -162,7 +162,7 @@ class Interruption:
         """Does what the signal would have done: ends training, or calls its handler.
 
         Args:
-            line: to print before, after the name of the signal.
+            line: printed first, after the name of the signal.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
@@ -179,18 +179,18 @@ class Interruption:
 
 
 class Schedule:
-    """Counts what has passed since the last checkpoint.
+    """Counts steps and time since the last checkpoint, and tells when one is due.
 
     Args:
         every: "epoch", a number of steps, or a `datetime.timedelta`.
-        keep: how many checkpoints stay.
+        keep: number of checkpoints kept.
 
     Raises:
         ValueError: if an argument is anything else, or not above 0.
     """
 
     def __init__(self, every: Any, keep: int) -> None:
-        """Nothing has passed yet."""
+        """Checks the arguments and starts counting."""
         steps = isinstance(every, int) and not isinstance(every, bool) and every > 0
         lasting = isinstance(every, datetime.timedelta) and every.total_seconds() > 0
         if not (every == "epoch" or steps or lasting):
@@ -207,7 +207,7 @@ class Schedule:
         self.restart()
 
     def restart(self) -> None:
-        """Counts anew, from a checkpoint on."""
+        """Starts counting anew."""
         self._steps, self._epoch_over, self._at = 0, False, time.monotonic()
 
     def count(self, steps: int, epoch_over: bool = False) -> None:
@@ -217,7 +217,7 @@ class Schedule:
 
     @property
     def due(self) -> bool:
-        """Whether it is time; stays so until `restart`."""
+        """Whether a checkpoint is due; stays so until `restart`."""
         if self._every == "epoch":
             return self._epoch_over
         if isinstance(self._every, datetime.timedelta):

@@ -1,4 +1,4 @@
-"""Training data: what `fit` is given becomes n rows of columns."""
+"""Data, the start of the flow: arguments of `fit` become n rows to score and draw."""
 
 from keras_osgd.data.datasets import from_dataset, indexed
 from keras_osgd.data.indexed_examples import Indexed

@@ -1,4 +1,4 @@
-"""What users give as arrays, in the types that Keras' own `fit` gives them."""
+"""Arrays that users give, in the types that Keras' own `fit` gives them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 __all__ = ["as_array", "in_floatx", "parts_of", "row_numbers", "type_kept"]
 
-_AT_ONCE = 2**20  # values, where all are looked at
+_AT_ONCE = 2**20  # values in a part, where all of them are checked
 
 
 def as_array(leaf: Any) -> np.ndarray:
-    """Returns an array, floats as `floatx`; not copied if it is that already.
+    """Returns `leaf` as an array, floats as `floatx`; copied only where needed.
 
     Args:
-        leaf: an array, a tensor, or a table of pandas', whose columns become `[n, 1]`.
+        leaf: an array, a tensor, or a pandas table; a Series becomes `[n, 1]`.
     """
     array = np.asarray(leaf)
     if hasattr(leaf, "iloc") and array.ndim == 1:
@@ -37,7 +37,7 @@ def type_kept(dtype: np.dtype) -> np.dtype:
 
 
 def parts_of(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the rows in parts, with the first one's number, to save memory.
+    """Yields parts of the rows, each after its first row's number, to save memory.
 
     Example:
         >>> [first for first, part in parts_of(np.zeros([3, 2**20]))]
@@ -49,12 +49,12 @@ def parts_of(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def row_numbers(rows: Any, n: int) -> np.ndarray:
-    """Returns the numbers that `rows` means, in a time that does not grow with n.
+    """Returns the row numbers that `rows` selects; time grows with `rows`, not n.
 
     Args:
-        rows: a number, from the end if negative, an array of them or of n booleans, or
-            a slice.
-        n: of all rows.
+        rows: a number, counted from the end if negative; an array of numbers or of n
+            booleans; or a slice.
+        n: number of all rows.
 
     Example:
         >>> row_numbers(slice(1, None, 2), 5), int(row_numbers(-1, 5))

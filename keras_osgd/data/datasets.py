@@ -1,4 +1,4 @@
-"""Datasets and records as examples that can be drawn at random."""
+"""Datasets, read once as examples that can be drawn at random."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ def indexed(
 ) -> Indexed:
     """Reads a dataset once, so that `fit` can draw its examples.
 
-    What the dataset does (decode, resize, filter, shuffle) is done once; what is to be
-    drawn anew at every visit, as augmentation is, goes into `map`.
+    The dataset's operations (decode, resize, filter, shuffle) run once. Operations that
+    are random at every visit, such as augmentation, go into `map`.
 
     Args:
         dataset: finite; a `tf.data.Dataset` of (x, y) or (x, y, sample_weight), single
             examples or batches, or a `PyDataset`. Examples have one shape.
-        map: as in `dataset.map`: takes what the dataset's elements are, (x, y) of an
-            example or of a batch, and returns the same. If it has an argument `seed`,
-            it gets two int64 numbers for TensorFlow's `stateless_random_*`, of a batch
-            or of each visit of an example; such a run can be gone on with bit for bit.
+        map: as in `dataset.map`: takes an element of the dataset, (x, y) of an example
+            or of a batch, and returns the same. An argument named `seed` gets two int64
+            numbers for TensorFlow's `stateless_random_*`, for each batch or each visit
+            of an example; such a run can be resumed bit for bit.
         cache: a directory. Examples are written there and read from there, also the
-            next time, as by `dataset.cache(filename)`: delete it when the dataset
+            next time, as by `dataset.cache(filename)`. Delete it when the dataset
             changes. `None` keeps them in memory.
         memory_limit: bytes that may be kept in memory.
-        batched: whether the elements are batches; `None` finds out where it is plain.
-        verbose: whether a bar is shown.
+        batched: whether the elements are batches; `None` decides by their shapes.
+        verbose: whether to show a progress bar.
 
     Returns:
-        What `fit` takes in place of x.
+        Examples that `fit` takes in place of x.
 
     Raises:
         ValueError: if the dataset is infinite, too large, not of one shape, or gives
-            other examples when it is read again.
+            other examples when it is read again; or if shapes do not tell `batched`.
 
     Example:
         >>> x, y = np.zeros([6, 8, 8, 1], "float32"), np.arange(6) % 2
@@ -97,16 +97,16 @@ def indexed(
 
 
 def from_dataset(x: Any, earlier: tuple | None, verbose: bool) -> tuple[Any, Any]:
-    """Returns what takes the place of x in a `fit`, and what to remember of it.
+    """Returns the examples to use for x in a `fit`, and a record for the next one.
 
     Args:
-        x: as given; anything but a dataset is left as it is.
-        earlier: what was remembered of the last `fit`: the same dataset is not read
-            once more.
-        verbose: whether a bar is shown.
+        x: as given to `fit`; anything but a dataset is returned as it is.
+        earlier: record of the last `fit` or `None`; with it, the same dataset is not
+            read again.
+        verbose: whether to show a progress bar.
 
     Raises:
-        ValueError: if a dataset cannot be read once and drawn from, with what to do.
+        ValueError: if a dataset cannot be read once and drawn from; says what to do.
     """
     if not isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
         return x, earlier
@@ -118,10 +118,10 @@ def from_dataset(x: Any, earlier: tuple | None, verbose: bool) -> tuple[Any, Any
 
 
 def require_batches(dataset: Any, or_else: str = "") -> None:
-    """Raises a ValueError if the elements are single examples, by their shapes."""
+    """Raises a ValueError if shapes show that the elements are single examples."""
     try:
         batched = is_batched(dataset)
-    except ValueError:  # its shapes do not tell, and Keras takes batches
+    except ValueError:  # its shapes do not tell, and Keras takes them for batches
         return
     if not batched:
         raise ValueError(
@@ -130,14 +130,8 @@ def require_batches(dataset: Any, or_else: str = "") -> None:
         )
 
 
-def as_in_fit(model: keras.Model, x: Any) -> Any:
-    """Returns what takes the place of x, as in a `fit` of this model but silently."""
-    held = getattr(model, "sampling_held", None)
-    return from_dataset(x, getattr(held, "indexed", None), verbose=False)[0]
-
-
 def _kept(directory: pathlib.Path, first: Any) -> list[np.ndarray] | None:
-    """Returns what the directory has, if it can be of this dataset."""
+    """Returns the stored columns or `None`; raises if they are not this dataset's."""
     leaves = kept_in(directory)
     if leaves is None:
         return None
@@ -156,7 +150,7 @@ def is_batched(dataset: Any) -> bool:
     """Returns whether the elements are batches, by their shapes.
 
     Raises:
-        ValueError: if they do not tell.
+        ValueError: if the shapes do not tell.
     """
     if isinstance(dataset, keras.utils.PyDataset):
         return True
@@ -177,7 +171,7 @@ def is_batched(dataset: Any) -> bool:
 
 
 def batches(dataset: Any, batched: bool) -> Iterator[Any]:
-    """Yields tuples of x, y, ... as arrays, of many examples each."""
+    """Yields (x, y, ...) as arrays of many examples each."""
     if isinstance(dataset, keras.utils.PyDataset):
         for order in range(_length(dataset)):
             yield as_arrays(dataset[order])
@@ -225,7 +219,7 @@ def read(
     memory_limit: int,
     verbose: bool,
 ) -> list[np.ndarray]:
-    """Returns the columns of all examples, read twice as far as the first batch."""
+    """Returns the columns of all examples; reads the first batch again to check it."""
     hashes: list[np.ndarray] = []
 
     def leaves_read() -> Iterator[list[np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Examples that were read once, or are when they are drawn, and their augmentation."""
+"""Examples with random access, and their augmentation at every visit."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Indexed"]
 
 
 class Indexed:
-    """Examples that were read once, and what is done to them at every visit.
+    """Examples with random access, and the `map` applied to them at every visit.
 
     Made by `indexed` or `records`; given to `fit` in place of x.
 
     Attributes:
-        arrays: (x, y, sample_weight); `None` where the dataset has none.
-        batch_size: of the dataset, where it consists of batches, else `None`.
+        arrays: (x, y, sample_weight); `None` for parts that the dataset lacks.
+        batch_size: that of the dataset if it consists of batches, else `None`.
 
     Example:
         >>> import numpy as np
@@ -36,14 +36,14 @@ class Indexed:
         map: Callable | None = None,
         batch_size: int | None = None,
     ) -> None:
-        """Keeps the examples, and traces `map` when it is first needed."""
+        """Keeps the examples; `map` is traced at its first call."""
         self.arrays, self.batch_size = arrays, batch_size
         self._takes_seed = map is not None and (
             "seed" in inspect.signature(map).parameters
         )
         self._map = self._transform = None
         if map is not None:
-            self._map = tf.function(map)  # a user's `if` on a tensor is converted
+            self._map = tf.function(map)  # converts a user's `if` on a tensor
             self._transform = tf.function(self._mapped, autograph=False)
 
     def __len__(self) -> int:
@@ -52,21 +52,21 @@ class Indexed:
 
     @property
     def transform(self) -> Callable | None:
-        """What `map` makes of (x, y, sample_weight) of m examples and seeds `[m, 2]`.
+        """Function that applies `map` to m examples, or `None` without `map`.
 
-        `None` where there is no `map`.
+        Its arguments are (x, y, sample_weight) and seeds `[m, 2]`.
         """
         return self._transform
 
     def dataset(
         self, batch_size: int, shuffle: bool = True, seed: int | None = None
     ) -> tf.data.Dataset:
-        """Returns the batches of one uniform epoch: for plain Keras, or `evaluate`.
+        """Returns the batches of one uniform epoch, for plain Keras or `evaluate`.
 
         Args:
             batch_size: m; the last batch may be smaller.
             shuffle: whether each iteration has an order of its own.
-            seed: of the order and of `map`; `None` follows TensorFlow's.
+            seed: seed of the order and `map`; `None` follows TensorFlow's.
         """
         rows, count = Rows(self.arrays), self._count
         order = tf.data.Dataset.range(len(self))

@@ -1,4 +1,4 @@
-"""Records that are read when they are drawn, seen as columns of arrays."""
+"""Records that are read only when drawn, in columns that look like arrays."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["Column", "Records", "records"]
 
 _THREADS = 8
 _TRIES = 5
-_AT_ONCE = 1024  # records, where all are read
-_MOST = 2**48  # more stand for a source without end
+_AT_ONCE = 1024  # records in a part, where all are read
+_MOST = 2**48  # a longer source counts as infinite
 
 
 class Records:
     """Random access to examples that are not in memory.
 
     Args:
-        source: with `__len__` and `__getitem__`; `__getitems__`, which takes a list, is
-            called instead where there is one.
-        parse: from a record to (x, y) or (x, y, sample_weight).
+        source: as in `records`.
+        parse: as in `records`.
 
     Raises:
-        ValueError: if the source has no record, or one has another structure.
+        ValueError: if the source is empty, infinite or cannot be indexed, or its first
+            record gives no such tuple.
     """
 
     def __init__(self, source: Any, parse: Callable[[Any], Any] | None) -> None:
@@ -60,8 +60,8 @@ class Records:
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         """Returns the leaves of some records, `[k, ...]` each.
 
-        Leaves are asked for one after the other: the rows that a thread has read last
-        are kept.
+        The rows that a thread read last are kept, since columns ask for the same rows
+        one after the other.
 
         Args:
             rows: `[k]`, integers.
@@ -75,11 +75,11 @@ class Records:
     def all_of(
         self, orders: Sequence[int], progress: Callable[[int], None] = lambda done: None
     ) -> list[np.ndarray]:
-        """Returns all of some leaves.
+        """Returns some leaves of all records, `[n, ...]` each.
 
         Args:
-            orders: places of the leaves.
-            progress: called with the number of records read.
+            orders: places of the leaves in a record.
+            progress: called with the number of records read so far.
         """
         parts = []
         for first in range(0, self._n, _AT_ONCE):
@@ -104,7 +104,7 @@ class Records:
         return columns
 
     def _examples(self, rows: list[int]) -> Iterator[list[Any]]:
-        """Yields the leaves of each; in threads, each of which has several to do."""
+        """Yields the leaves of each record; every thread reads several records."""
         if hasattr(self._source, "__getitems__"):
             wanted = list(self._source.__getitems__(rows))
         else:
@@ -115,7 +115,7 @@ class Records:
             yield from part
 
     def _part(self, wanted: list[Any]) -> list[Sequence[Any]]:
-        """Returns leaves of records, given as such or by number."""
+        """Returns leaves of records, given themselves or by number."""
         if not hasattr(self._source, "__getitems__"):
             wanted = (_called(self._source.__getitem__, row) for row in wanted)
         return [self._leaves(record) for record in wanted]
@@ -124,7 +124,7 @@ class Records:
         example = self._example(record)
         nested = any(isinstance(leaf, list | tuple | dict) for leaf in example)
         if self._flat and len(example) == len(self._specs) and not nested:
-            return example  # to compare structures takes 6 us a record
+            return example  # comparing structures takes 6 us a record
         try:
             keras.tree.assert_same_structure(self._structure, example)
         except (ValueError, TypeError) as error:
@@ -146,7 +146,7 @@ class Records:
 
 
 def _called(function: Callable[[Any], Any], given: Any) -> Any:
-    """Returns what a user's function does; tried again where CPython fails.
+    """Returns `function(given)`; calls it again where CPython raises a SystemError.
 
     CPython 3.11 counts the depth of its parser for all threads together, so that
     `ast.literal_eval`, and with it `np.load`, now and then raises a SystemError
@@ -178,11 +178,11 @@ def _length_of(source: Any) -> int:
 
 
 class Column:
-    """One leaf of all records, indexed as an array `[n, ...]` is along its first axis.
+    """One leaf of all records, indexed like an array `[n, ...]` along its first axis.
 
     Attributes:
         order: place among the leaves of a record.
-        dtype: of NumPy's.
+        dtype: NumPy's type of the leaf.
         shape: with n first.
     """
 
@@ -198,7 +198,7 @@ class Column:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all of it would take."""
+        """Bytes that the whole column would take."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -212,7 +212,7 @@ class Column:
         return found if index.ndim else found[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Returns all of it, in memory."""
+        """Returns the whole column, read into memory."""
         return np.asarray(self._records.all_of([self.order])[0], dtype)
 
 
@@ -223,26 +223,26 @@ def records(
     labels: Any = None,
     verbose: bool = True,
 ) -> Indexed:
-    """Lets `fit` draw from records with random access, reading only what is drawn.
+    """Lets `fit` draw from records with random access, and read only those drawn.
 
     For data larger than memory: array_record and grain sources, Hugging Face datasets,
     a list of paths, or anything with `__len__` and `__getitem__`. Reading runs beside
     the training step, in several threads.
 
     Args:
-        source: with `__len__` and `__getitem__`; `__getitems__`, which takes a list of
-            numbers, is called instead where there is one.
-        parse: from a record to (x, y) or (x, y, sample_weight), as arrays of one shape;
-            called at every visit. `None` where records are that already.
-        map: as in `indexed`, of an example: TensorFlow's, for augmentation.
+        source: has `__len__` and `__getitem__`. If it has `__getitems__`, which takes a
+            list of numbers, that is called instead.
+        parse: function from a record to (x, y) or (x, y, sample_weight), as arrays of
+            one shape; called at every visit. `None` if records are such tuples already.
+        map: as in `indexed`, for one example; of TensorFlow's operations, to augment.
         labels: y of all records, `[n, ...]`. `None` reads all records once for them.
-        verbose: whether that shows a bar.
+        verbose: whether that reading shows a progress bar.
 
     Returns:
-        What `fit` takes in place of x.
+        Examples that `fit` takes in place of x.
 
     Raises:
-        ValueError: if there is no record, or one is not what is said above.
+        ValueError: if there is no record, or a record is not as described above.
 
     Example:
         >>> source = [{"image": np.ones([2, 2]), "label": i % 2} for i in range(5)]

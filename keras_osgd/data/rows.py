@@ -22,7 +22,7 @@ class Rows:
     Args:
         arrays: arrays or columns in any nesting of tuples, lists and dicts, `None`
             allowed; all with the same first dimension.
-        in_place: whether none is taken into a variable, however small.
+        in_place: whether even small arrays are read where they are.
 
     Example:
         >>> Rows((np.arange(6.0).reshape(3, 2), None))(tf.constant([2]))[0].numpy()
@@ -30,20 +30,20 @@ class Rows:
     """
 
     def __init__(self, arrays: Any, in_place: bool = False) -> None:
-        """Takes small arrays into variables and refers to large ones."""
+        """Copies small arrays into variables and refers to large ones."""
         self._structure = arrays
         leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
         self._in_place = in_place or self.reads_in_place(arrays)
         self._leaves = leaves
         if not self._in_place:
-            # Not a captured tensor: each new iterator would copy that once more.
+            # Not captured tensors: each new iterator would copy those once more.
             self._leaves = [host_variable(leaf) for leaf in leaves]
 
     @staticmethod
     def reads_in_place(arrays: Any) -> bool:
-        """Returns whether rows are taken from the arrays as they are."""
+        """Returns whether rows are read from the arrays where they are."""
         leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
-        # What is no array of NumPy's is a column whose rows are taken one by one.
+        # A leaf that is no NumPy array is a column, whose rows are taken by number.
         return sum(leaf.nbytes for leaf in leaves) > _IN_PLACE_BYTES or any(
             not isinstance(leaf, np.ndarray) for leaf in leaves
         )

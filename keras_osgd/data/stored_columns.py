@@ -14,16 +14,16 @@ from keras_osgd.data.uneven_columns import Uneven
 
 __all__ = ["Spec", "in_memory", "kept_in", "on_disk", "row_hashes"]
 
-Column = np.ndarray | Uneven
+ColumnArray = np.ndarray | Uneven
 _MANIFEST = "examples.json"
 _VERSION = 1
 
 
 class Spec(NamedTuple):
-    """What all rows of a column have in common.
+    """Type and shape of all rows of a column.
 
     Attributes:
-        dtype: name of NumPy's.
+        dtype: name of NumPy's type.
         shape: of one row.
     """
 
@@ -31,16 +31,18 @@ class Spec(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _spec_of(leaf: Column) -> Spec:
+def _spec_of(leaf: ColumnArray) -> Spec:
     return Spec(leaf.dtype.name, tuple(leaf.shape[1:]))
 
 
-def in_memory(batches: Iterable[Sequence[Column]], limit: int) -> list[Column]:
+def in_memory(
+    batches: Iterable[Sequence[ColumnArray]], limit: int
+) -> list[ColumnArray]:
     """Returns the columns of all batches, each in one array.
 
     Args:
         batches: of columns, `[k, ...]` each, with any k.
-        limit: bytes that all of them may have.
+        limit: most bytes that all columns may have together.
 
     Raises:
         ValueError: if they have more, or rows are not of one shape and type.
@@ -49,7 +51,7 @@ def in_memory(batches: Iterable[Sequence[Column]], limit: int) -> list[Column]:
         >>> in_memory([[np.zeros(2)], [np.ones(1)]], limit=100)
         [array([0., 0., 1.])]
     """
-    held: list[Sequence[Column]] = []
+    held: list[Sequence[ColumnArray]] = []
     size = 0
     for leaves in _alike(batches):
         size += sum(leaf.nbytes for leaf in leaves)
@@ -69,18 +71,18 @@ def in_memory(batches: Iterable[Sequence[Column]], limit: int) -> list[Column]:
 
 
 def on_disk(
-    batches: Iterable[Sequence[Column]], directory: pathlib.Path
-) -> list[Column]:
-    """Writes the columns into files, and returns them read where they are.
+    batches: Iterable[Sequence[ColumnArray]], directory: pathlib.Path
+) -> list[ColumnArray]:
+    """Writes the columns into files, and returns them as arrays read from there.
 
     Args:
         batches: of columns, `[k, ...]` each, with any k.
-        directory: made if missing. A file that tells what is there comes last: after a
-            kill there is nothing.
+        directory: made if missing. Its manifest is written last: after a kill,
+            `kept_in` finds nothing.
 
     Raises:
-        ValueError: if rows are not of one shape and type, or are no numbers.
-        OSError: if it cannot be written.
+        ValueError: if rows are not of one shape and type, not dense or not numbers.
+        OSError: if a file cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _MANIFEST).unlink(missing_ok=True)
@@ -106,7 +108,7 @@ def on_disk(
     return _read(directory, n, specs)
 
 
-def _refuse_on_disk(leaves: Sequence[Column]) -> None:
+def _refuse_on_disk(leaves: Sequence[ColumnArray]) -> None:
     if any(isinstance(leaf, Uneven) for leaf in leaves):
         raise ValueError(
             "Columns on disk must be dense. Received: ragged or sparse tensors. Write "
@@ -120,8 +122,8 @@ def _refuse_on_disk(leaves: Sequence[Column]) -> None:
         )
 
 
-def kept_in(directory: pathlib.Path) -> list[Column] | None:
-    """Returns the columns that `on_disk` wrote there, `None` if it did not."""
+def kept_in(directory: pathlib.Path) -> list[ColumnArray] | None:
+    """Returns the columns that `on_disk` wrote there, or `None` if there are none."""
     path = directory / _MANIFEST
     if not path.exists():
         return None
@@ -130,9 +132,9 @@ def kept_in(directory: pathlib.Path) -> list[Column] | None:
     return _read(directory, manifest["n"], specs)
 
 
-def _read(directory: pathlib.Path, n: int, specs: Sequence[Spec]) -> list[Column]:
+def _read(directory: pathlib.Path, n: int, specs: Sequence[Spec]) -> list[ColumnArray]:
     return [
-        # Written to by nobody; "c" since TensorFlow asks for arrays that can be.
+        # Nobody writes to them; mode "c" since TensorFlow asks for writable arrays.
         np.memmap(_path(directory, order), spec.dtype, "c", shape=(n, *spec.shape))
         if n
         else np.zeros((0, *spec.shape), spec.dtype)
@@ -144,8 +146,8 @@ def _path(directory: pathlib.Path, order: int) -> pathlib.Path:
     return directory / f"column-{order}.raw"
 
 
-def _alike(batches: Iterable[Sequence[Column]]) -> Iterator[list[Column]]:
-    """Yields the batches; raises at the first whose rows are unlike those before."""
+def _alike(batches: Iterable[Sequence[ColumnArray]]) -> Iterator[list[ColumnArray]]:
+    """Yields the batches; raises at one that is unlike the first in type or shape."""
     first: list[Spec] | None = None
     for leaves in map(list, batches):
         specs = [_spec_of(leaf) for leaf in leaves]
@@ -163,8 +165,8 @@ def _listed(specs: Sequence[Spec]) -> str:
     return ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in specs)
 
 
-def row_hashes(leaves: Sequence[Column]) -> np.ndarray:
-    """Returns `[k]` uint64, equal for rows of equal bytes, and hardly ever else.
+def row_hashes(leaves: Sequence[ColumnArray]) -> np.ndarray:
+    """Returns `[k]` uint64: equal for rows of equal bytes, hardly ever for others.
 
     Args:
         leaves: columns of k rows.
@@ -187,8 +189,8 @@ def row_hashes(leaves: Sequence[Column]) -> np.ndarray:
     return total
 
 
-def _texts(leaf: Column) -> Iterator[str]:
-    """Yields one text for each row, of all that it consists of."""
+def _texts(leaf: ColumnArray) -> Iterator[str]:
+    """Yields one text for each row, made of all its values."""
     for row in np.arange(len(leaf))[:, np.newaxis]:
         parts = leaf.take(row) if isinstance(leaf, Uneven) else [leaf[row]]
         yield repr([part.tolist() for part in parts])

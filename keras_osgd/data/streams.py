@@ -1,4 +1,4 @@
-"""What `fit` takes, as a dataset without an end, for sampling within pools."""
+"""Data of `fit` as a dataset without an end, for sampling within pools."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Stream(NamedTuple):
     """Data to be read in order.
 
     Attributes:
-        dataset: of batches; it starts over where the data end, and a generator ends.
+        dataset: batches; starts over at the end of the data, but ends with a generator.
         steps: effective iterations of an epoch.
-        first: the first batch, to find out what the data and the losses are.
-        class_weight: what is left for Keras to multiply.
-        of_arrays: whether y and `sample_weight` are in it; else Keras refuses them.
+        first: the first batch, from which the losses are described.
+        class_weight: class weights that Keras has yet to multiply, or `None`.
+        of_arrays: whether y and `sample_weight` are in the dataset; else Keras
+            refuses them.
     """
 
     dataset: tf.data.Dataset
@@ -52,21 +53,21 @@ def opened(
     steps_per_epoch: int | None,
     shuffle: bool,
 ) -> Stream:
-    """Returns the arguments of `fit`, of whatever kind, as a stream.
+    """Returns the data given to `fit`, of any kind, as a stream.
 
     Args:
         x: a `tf.data.Dataset`, `PyDataset` or generator of batches, all as in Keras,
-            what `keras_osgd.data.indexed` returns, or arrays.
+            an `Indexed`, or arrays.
         y: as in `fit`; Keras refuses it beside a dataset.
         sample_weight: likewise.
         class_weight: as in `fit`.
-        batch_size: of arrays.
+        batch_size: for arrays and `Indexed`.
         steps_per_epoch: as in `fit`; may be left out where the data know their length.
-        shuffle: of arrays and of a `PyDataset`'s batches.
+        shuffle: whether to shuffle arrays, `Indexed` and a `PyDataset`'s batches.
 
     Raises:
         ValueError: if the data have no example or no targets, are no batches of one
-            shape, or nothing says how long an epoch is.
+            shape, or the length of an epoch is unknown.
     """
     of_arrays = False
     if isinstance(x, tf.data.Dataset):
@@ -123,7 +124,7 @@ def _described(first: tuple) -> TrainingData:
 
 
 def _from_batches(batches: Callable[[], Iterator], first: tuple) -> tf.data.Dataset:
-    """Returns a dataset of what an iterator yields, read in a thread of its own."""
+    """Returns a dataset of an iterator's batches, read in a thread of its own."""
 
     def spec(leaf: np.ndarray) -> tf.TensorSpec:
         return tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype)
@@ -139,13 +140,13 @@ def _from_batches(batches: Callable[[], Iterator], first: tuple) -> tf.data.Data
 
 
 def _with_first(first: tuple, others: Iterator) -> Iterator:
-    """Yields the first batch and the others; each time from it on, as in Keras."""
+    """Yields the first batch, then the others; each call repeats it, as in Keras."""
     yield first
     yield from others
 
 
 def _passes(dataset: keras.utils.PyDataset, order: random.Random | None) -> Iterator:
-    """Yields batches, pass after pass, in an order of its own each if asked for."""
+    """Yields batches, pass after pass; with `order`, each pass is shuffled anew."""
     while True:
         dataset.on_epoch_begin()
         count = dataset.num_batches
@@ -157,7 +158,7 @@ def _passes(dataset: keras.utils.PyDataset, order: random.Random | None) -> Iter
 
 
 def _check_spec(spec: Any) -> None:
-    """Raises unless batches can be put one after the other."""
+    """Raises unless batches can be joined along their first axis."""
     specs = tf.nest.flatten(spec)
     shapes = [tuple(s.shape) for s in specs if isinstance(s, tf.TensorSpec)]
     if len(shapes) < len(specs) or any(None in shape[1:] for shape in shapes):

@@ -42,11 +42,11 @@ _SOURCES = (
 
 
 class TrainingData(NamedTuple):
-    """What `fit` trains on.
+    """Arrays, batch size and augmentation that `fit` trains with.
 
     Attributes:
-        arrays: (x, y, sample_weight) as NumPy arrays in tuples and dicts; `None`
-            without weights.
+        arrays: (x, y, sample_weight) as NumPy arrays or columns in tuples and dicts;
+            `None` for missing weights.
         n: number of examples.
         batch_size: m.
         transform: see `data.Indexed.transform`.
@@ -58,7 +58,7 @@ class TrainingData(NamedTuple):
     transform: Callable | None = None
 
     def batch(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
-        """Returns examples as tensors; what is drawn anew at every visit is fixed."""
+        """Returns examples as tensors; `transform` gets the same seeds every time."""
         taken = keras.tree.map_structure(
             lambda a: None if a is None else _tensor(a[rows]), self.arrays
         )
@@ -107,10 +107,11 @@ class TrainingData(NamedTuple):
 
 
 def held_out(arrays: tuple, beside: TrainingData, batch_size: int) -> Any:
-    """Returns what `split` left for validation, for Keras.
+    """Returns the validation data of `split` in a form that Keras takes.
 
-    Keras copies arrays that it is given, so beside large ones they become batches that
-    are read in place; and it takes strings as tensors only, unless they are Python's.
+    Keras copies arrays, so if they and the training data are large together, they
+    become batches that are read in place. Strings become tensors, since Keras takes no
+    arrays of strings.
     """
     leaves = leaves_of(arrays)
     dense = all(isinstance(leaf, np.ndarray) for leaf in leaves)
@@ -135,7 +136,7 @@ def _tensor(rows: Any) -> Any:
 
 
 def _bytes(leaf: Any, rows: Any) -> bytes:
-    """Returns what rows consist of; the bytes of a string are but its address."""
+    """Returns the rows' content; `tobytes` of strings would give their addresses."""
     if isinstance(leaf, Uneven):
         return b"".join(part.tobytes() for part in leaf.take(np.atleast_1d(rows)))
     rows = np.asarray(leaf[rows])
@@ -154,17 +155,17 @@ def prepare(
 
     Args:
         x: nested arrays or tensors, as in `keras.Model.fit`, or `Indexed`.
-        y: likewise, arrays; none beside `Indexed`.
+        y: nested arrays; `None` with `Indexed`, which holds its own.
         sample_weight: likewise.
         class_weight: weight of each class; 1 where a class is missing. Multiplies
-            `sample_weight`, where Keras refuses to take both.
+            `sample_weight`; Keras itself refuses both together.
         batch_size: m; `None` means 32, or n / `steps_per_epoch`.
         steps_per_epoch: as in `keras.Model.fit`.
 
     Raises:
-        ValueError: saying at once whether the data are no arrays, have no example, the
-            lengths differ, or weights have another structure than y, are negative or
-            not finite. Where only weights are amiss, `Refused.found` holds the data.
+        ValueError: if the data are not arrays, have no example or no y, or differ in
+            length, or if weights are not nested as y is, are negative or not finite.
+            If only weights are at fault, `Refused.found` holds the data.
     """
     transform = None
     if isinstance(x, Indexed):
@@ -190,23 +191,30 @@ def prepare(
 
 
 def inputs(x: Any) -> TrainingData:
-    """Returns data of inputs alone, arrays or `Indexed`, to be run through a model."""
+    """Returns inputs, arrays or `Indexed`, as data to run through a model."""
     if isinstance(x, Indexed):
         return TrainingData(x.arrays, len(x), 1, x.transform)
     arrays, n = checked(x, None, None)
     return TrainingData(arrays, n, 1)
 
 
-def sizes(given: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Returns n and m of what `given` to Keras' own `fit`; `None` for a dataset's."""
-    x, size = given["x"], given["batch_size"]
+def sizes(
+    x: Any, size: int | None, validation_split: float
+) -> tuple[int | None, int | None]:
+    """Returns n and m of a `fit` by Keras alone; `None` where a dataset decides.
+
+    Args:
+        x: as in `fit`.
+        size: `batch_size`, as in `fit`.
+        validation_split: as in `fit`.
+    """
     if isinstance(x, Indexed):
         return len(x), size or x.batch_size or 32
     leaf = (keras.tree.flatten(x) or [None])[0]
     n = leaf.shape[0] if len(getattr(leaf, "shape", ())) else None
     if n is None:
         return None, size
-    return math.floor(n * (1.0 - given["validation_split"])), size or 32
+    return math.floor(n * (1.0 - validation_split)), size or 32
 
 
 def _refuse_beside_dataset(**others: Any) -> None:
@@ -225,7 +233,7 @@ def split(
     """Splits off the last examples for validation, at the row where Keras does.
 
     Returns:
-        ((x, y, sample_weight), validation data as `fit` takes it).
+        ((x, y, sample_weight), validation data in the form that `fit` takes).
     """
     if isinstance(x, Indexed | tf.data.Dataset | keras.utils.PyDataset | Iterator):
         raise ValueError(
@@ -270,7 +278,7 @@ def _problem_of_source(name: str, part: Any) -> str | None:
 
 
 def _as_columns(part: Any) -> Any:
-    """Returns NumPy arrays or columns in tuples, as Keras' own `fit` takes them."""
+    """Returns NumPy arrays or columns in tuples, which Keras' own `fit` takes."""
 
     def convert(leaf: Any) -> np.ndarray | Column | Uneven | None:
         if leaf is None or isinstance(leaf, Column):

@@ -23,13 +23,13 @@ __all__ = [
 
 
 class Uneven:
-    """Rows of different lengths, held once: their entries, and where each row begins.
+    """Rows of different lengths, held as entries and the place where each begins.
 
     Args:
-        splits: of each ragged axis from the outermost on, as a `tf.RaggedTensor` has
-            them.
-        entries: arrays `[k, ...]` of what the rows consist of, the values first.
-        shape: of all rows, n first; `None` where rows differ.
+        splits: row splits of each ragged axis, outermost first, as in a
+            `tf.RaggedTensor`.
+        entries: arrays `[k, ...]` of the rows' entries: values, then any indices.
+        shape: shape of all rows, n first; `None` where rows differ.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Uneven:
 
     @property
     def dtypes(self) -> list[np.dtype]:
-        """Types of what `take` gives."""
+        """Types of the arrays that `take` returns."""
         return [array.dtype for array in (*self.splits, *self.entries)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all there is."""
+        """Bytes of all splits and entries."""
         return sum(array.nbytes for array in (*self.splits, *self.entries))
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Uneven:
         return len(self.splits[0]) - 1
 
     def __getitem__(self, rows: Any) -> tf.RaggedTensor | tf.SparseTensor:
-        """Returns rows by number, slice or array of numbers, as TensorFlow has them."""
+        """Returns rows by number, slice or array of numbers, as a tensor."""
         index = np.atleast_1d(row_numbers(rows, len(self)))
         return self.tensor([tf.convert_to_tensor(a) for a in self.take(index)])
 
@@ -78,17 +78,17 @@ class Uneven:
         return [*taken, *(np.ascontiguousarray(entry[rows]) for entry in self.entries)]
 
     def tensor(self, taken: Sequence[tf.Tensor]) -> Any:
-        """Returns what `take` gave, in TensorFlow's form."""
+        """Returns the result of `take` as a ragged or sparse tensor."""
         raise NotImplementedError
 
     def finite(self, rows: np.ndarray) -> np.ndarray:
-        """Returns `[k]`, whether all values of a row are finite."""
+        """Returns `[k]`, whether all values of each row are finite."""
         place = len(self.splits)
         values = (self.take(rows[i : i + 1])[place] for i in range(len(rows)))
         return np.array([np.isfinite(v.astype(np.float32)).all() for v in values], bool)
 
     def set_shapes(self, taken: Sequence[tf.Tensor], size: int | None) -> None:
-        """Tells TensorFlow the shapes of what `take` gives for `size` rows."""
+        """Tells TensorFlow the shapes of the result of `take` for `size` rows."""
         for place, tensor in enumerate(taken):
             length = None if place or size is None else size + 1
             inner = () if place < len(self.splits) else self._inner(place)
@@ -99,7 +99,7 @@ class Uneven:
 
     @classmethod
     def joined(cls, columns: Sequence[Uneven]) -> Uneven:
-        """Returns the rows of all columns in one."""
+        """Returns one column with the rows of all columns."""
         splits = []
         for level in zip(*(column.splits for column in columns), strict=True):
             lengths = np.concatenate([np.diff(part) for part in level])
@@ -110,7 +110,7 @@ class Uneven:
 
 
 class RaggedColumn(Uneven):
-    """A `tf.RaggedTensor`.
+    """Column of a `tf.RaggedTensor`.
 
     Example:
         >>> column = uneven(tf.ragged.constant([[1, 2], [], [3]]))
@@ -125,7 +125,7 @@ class RaggedColumn(Uneven):
 
 
 class SparseColumn(Uneven):
-    """A `tf.SparseTensor` or a sparse matrix of SciPy's.
+    """Column of a `tf.SparseTensor` or of a sparse SciPy matrix.
 
     Example:
         >>> column = uneven(scipy.sparse.csr_array([[0, 5], [7, 0]]))
@@ -149,30 +149,30 @@ class SparseColumn(Uneven):
 
 
 def dtypes_of(leaf: Any) -> list[np.dtype]:
-    """Returns the types of what `taken_from` gives."""
+    """Returns the types of the arrays that `taken_from` returns."""
     return leaf.dtypes if isinstance(leaf, Uneven) else [leaf.dtype]
 
 
 def taken_from(leaf: Any, rows: np.ndarray) -> list[np.ndarray]:
-    """Returns what rows of an array or a column consist of, as arrays."""
+    """Returns rows of an array or a column, as a list of arrays."""
     if isinstance(leaf, Uneven):
         return leaf.take(rows)
     return [np.ascontiguousarray(leaf[rows])]
 
 
 def is_uneven(part: Any) -> bool:
-    """Returns whether `uneven` makes a column of it."""
+    """Returns whether `uneven` makes a column of `part`."""
     return scipy.sparse.issparse(part) or isinstance(
         part, Uneven | tf.RaggedTensor | tf.SparseTensor
     )
 
 
 def uneven(part: Any) -> Uneven | None:
-    """Returns a column of a ragged or sparse input, `None` of anything else.
+    """Returns a column of a ragged or sparse input, `None` for anything else.
 
     Args:
-        part: floats become `floatx`, as in Keras; entries are not copied if they have
-            that type and are in order of their rows.
+        part: its floats become `floatx`, as in Keras; entries are not copied if
+            they have that type and are in order of their rows.
     """
     if isinstance(part, Uneven):
         return part

@@ -1,4 +1,4 @@
-"""The weights a user gives to examples and classes, checked and multiplied."""
+"""Weights that a user gives to examples and classes, checked and multiplied."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = [
 
 
 def leaves_of(structure: Any) -> list[Any]:
-    """Returns the arrays that `structure` is nested of, `None` left out."""
+    """Returns the arrays in a nested structure, without `None`."""
     return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
 
 
 def checked_weights(sample_weight: Any, y: Any) -> Any:
-    """Returns `sample_weight`, nested arrays, or refuses them.
+    """Returns `sample_weight`, or raises if the weights cannot be used.
 
     Args:
         sample_weight: `[n, ...]`, one array or nested as y is, or `None`.
         y: nested arrays.
 
     Raises:
-        ValueError: if they are nested in another way, negative or not finite. In the
-            last two cases `Refused.found` holds them.
+        ValueError: if weights are not nested as y is, are negative or not finite. In
+            the last two cases `Refused.found` holds the weights.
     """
     if keras.tree.is_nested(sample_weight):
         try:
@@ -65,7 +65,7 @@ def _problem_of_values(leaf: np.ndarray) -> str | None:
 def with_class_weight(
     y: Any, sample_weight: Any, class_weight: Mapping[int, float]
 ) -> np.ndarray:
-    """Returns each example's weight, times the weight of its class.
+    """Returns each example's weight times the weight of its class.
 
     Args:
         y: labels, `[n]` or `[n, ..., 1]`, or one-hot rows.
@@ -74,7 +74,7 @@ def with_class_weight(
 
     Raises:
         ValueError: if y has several parts, or the weight of a class that occurs is
-            negative or not finite. Then `Refused.found` holds `sample_weight`.
+            negative or not finite, when `Refused.found` holds `sample_weight`.
     """
     if not isinstance(y, np.ndarray):
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Draws: blocks planned ahead of the steps, and the pipeline that serves them."""
+"""Draws: from scores to blocks planned ahead of the steps, and to their batches."""

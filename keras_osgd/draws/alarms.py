@@ -1,4 +1,4 @@
-"""What is warned of while training goes on: each once in a `fit`, with what to do."""
+"""Warnings while training goes on: each once in a `fit`, with its remedy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from keras_osgd.scores.state import SamplingState
 
 __all__ = ["Alarms", "Steps", "mean_weight_is_off", "overdue", "share_of_top"]
 
-_PART_STEPS = 50  # observations are judged in parts of at least so many steps
+_PART_STEPS = 50  # observations are judged in parts of at least this many steps
 _LEAST_PARTS = 10  # for a standard error
-_ERRORS, _TOLERANCE = 6.0, 0.05  # of the mean weight: standard errors, and systematic
+_ERRORS, _TOLERANCE = 6.0, 0.05  # of the mean weight: in standard errors, and fixed
 _HARMFUL_PARTS = 3  # in a row
 _AS_GOOD = 0.99
 # On 20,000 images of Fashion-MNIST (MLP) the share grew from 3 % in epoch 2 to 6.7 % in
-# epoch 14, and no further with 5 % of the labels flipped: it finds grosser faults.
+# epoch 14. With 5 % of the labels flipped it grew no further: only grosser faults show.
 _TOP, _TOP_SHARE = 0.01, 0.25
-_LEAST_EXAMPLES = 1000  # of whose top per cent a share is told
-_HORIZON_FLOOR = 0.05  # at a lower floor, examples still are due within 1/0.05 epochs
+_LEAST_EXAMPLES = 1000  # with fewer, the share is not judged
+_HORIZON_FLOOR = 0.05  # at lower floors too, a visit is due within 1/0.05 epochs
 _UNSEEN_SHARE = 0.01
 _NAMED = 10
 
@@ -48,9 +48,9 @@ class Steps:
     def effective_sizes(self) -> tuple[float, float]:
         """Returns the gradient's ESS over m, of these draws and of uniform ones.
 
-        (sum w v)^2 / (k sum (w v)^2), and (sum w v)^2 / (sum w sum w v^2), which
-        estimates (mean v)^2 / (mean v^2) over all examples; both are at most 1, and
-        1 where no norm is above 0.
+        Of these k draws, (sum w v)^2 / (k sum (w v)^2). Of uniform ones,
+        (sum w v)^2 / (sum w sum w v^2), which estimates (mean v)^2 / (mean v^2) over
+        all examples. Both are at most 1, and 1 where no norm is above 0.
         """
         weights, norms = np.concatenate(self._weights), np.concatenate(self._norms)
         fine = np.isfinite(norms)
@@ -63,24 +63,24 @@ class Steps:
 
 
 class Alarms:
-    """Judges what the steps left behind.
+    """Judges the observations of the steps.
 
     Args:
-        state: of the sampling.
-        floor: of p, over 1/n; `None` where no p is too small.
+        state: the sampling state.
+        floor: no p is below floor/n; `None` where no p is too small.
         batch_size: m.
     """
 
     def __init__(
         self, state: SamplingState, floor: float | None, batch_size: int
     ) -> None:
-        """Has heard nothing yet."""
+        """Starts without observations."""
         self._state, self._floor, self._n = state, floor, state.table.size
         self._epoch = max(math.ceil(self._n / batch_size), _PART_STEPS)
         self._part = Steps()
         self._mean_weights: list[float] = []
         self._harmful = self._at_cap = 0
-        self._drawn = 0.0  # epochs, of this fit
+        self._drawn = 0.0  # epochs of draws in this fit
         self._batch_size = batch_size
         self._told: set[str] = set()
         self._texts: list[str] = []
@@ -93,7 +93,7 @@ class Alarms:
         importance: bool,
         candidate: np.ndarray | None,
     ) -> list[str]:
-        """Takes in some steps; returns what there is to warn of.
+        """Takes in some steps; returns the texts of new warnings.
 
         Args:
             weights: `[k * m]`, importance weights.
@@ -153,7 +153,7 @@ class Alarms:
 
     def _look_at_sizes(self, part: Steps) -> None:
         own, uniform = part.effective_sizes()
-        # By more than rounding; and a retreat is told as such.
+        # Worse by more than rounding. A retreat has a notice of its own.
         worse = own < _AS_GOOD * uniform and self._state.armed
         self._harmful = self._harmful + 1 if worse else 0
         if self._harmful >= _HARMFUL_PARTS:
@@ -200,10 +200,10 @@ class Alarms:
 
 
 def mean_weight_is_off(values: np.ndarray) -> bool:
-    """Returns whether mean weights of stretches of training deny a mean of 1.
+    """Returns whether mean weights, one a stretch of training, contradict a mean of 1.
 
-    By more than 6 standard errors and 0.05. Reshuffled draws have a standard deviation
-    of 0.03 a block.
+    Their mean must be off by more than 0.05 plus 6 standard errors. With reshuffled
+    draws, the mean weight of a block has a standard deviation of 0.03.
 
     Args:
         values: `[k]`, > 0; nothing is concluded from fewer than 10.
@@ -220,7 +220,7 @@ def mean_weight_is_off(values: np.ndarray) -> bool:
 
 
 def share_of_top(probability: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the likeliest hundredth of all examples, likeliest first, and its p.
+    """Returns the likeliest hundredth of all examples, in order, and their total p.
 
     Example:
         >>> share_of_top(np.array([0.2, 0.5, 0.3]))
@@ -235,7 +235,7 @@ def share_of_top(probability: np.ndarray) -> tuple[np.ndarray, float]:
 def overdue(owed: np.ndarray, horizon: float) -> np.ndarray:
     """Returns `[n]`, whether examples were not drawn for `horizon` epochs.
 
-    An epoch credits each with 1, so that one without a visit owes as many epochs.
+    An epoch credits each example with 1, so one not visited is owed 1 an epoch.
 
     Args:
         owed: `[n]`, in visits of weight 1; zeros with independent draws.

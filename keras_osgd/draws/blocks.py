@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_osgd.draws.observations import figures
+from keras_osgd.draws.observations import logged_of
 from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.draws.reshuffled import independent, refund, reshuffled
 from keras_osgd.sampling import RAIS, Sampling
@@ -15,42 +15,42 @@ from keras_osgd.scores.state import SamplingState
 
 __all__ = ["Blocks", "LEAST_FLOOR", "block_steps", "lead_steps", "without"]
 
-_LEAD_STEPS = 26  # a plan begins so many steps before its block, or a quarter of it
+_LEAD_STEPS = 26  # planning begins this many steps ahead, or a quarter of a block
 LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
-_LEAST_CREDIT = 0.5  # bounds weights by 2/floor, however abruptly p moves
-_REARM_MARGIN = 0.02  # above the threshold, so that the two do not alternate
+_LEAST_SCALE = 0.5  # least factor of p: bounds weights by 2/floor even if p jumps
+_REARM_MARGIN = 0.02  # above the threshold, so that the modes do not alternate
 
 
 def block_steps(
     sampling: RAIS, n: int, batch_size: int, steps_per_execution: int
 ) -> int:
-    """Returns the number of steps of a block, long enough to plan the next in it."""
+    """Returns the number of steps of a block, long enough to plan the next one."""
     shortest = 2 * lead_steps(0, steps_per_execution)
     return max(sampling.block_steps(n, batch_size), shortest)
 
 
 def lead_steps(block_steps: int, steps_per_execution: int) -> int:
-    """Returns how many steps before a block its plan starts.
+    """Returns how many steps before a block its planning starts.
 
-    The same for every `steps_per_execution` up to 11, so that numbers are too.
+    The same for every `steps_per_execution` up to 11, and so are the draws.
     """
     needed = 2 * steps_per_execution + READ_AHEAD + 1
     return max(_LEAD_STEPS, needed, block_steps // 4)
 
 
 class Blocks:
-    """The blocks of one `fit`: what both planners do with a p once they have it.
+    """The blocks of one `fit`: draws them by the p of a planner and keeps their plans.
 
     Args:
         sampling: configuration.
-        state: owed mass and counters, which every block moves on.
+        state: the sampling state; every block updates its owed mass and counters.
         buffers: where plans go.
 
     Attributes:
         plans: the last two, oldest first.
         candidate: `[n]`, p by the scores as last planned, or `None`.
         notices: lines to print.
-        failures: causes of plans that were not made as they should be; to warn of.
+        failures: causes of failures in planning, to warn of.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Blocks:
 
         Args:
             start: its first step.
-            candidate: `[n]` float64, > 0, sums to 1. p by the scores; taken over the
-                examples that are not set aside.
-            importance: whether to draw by it, or uniformly.
+            candidate: `[n]` float64, > 0, sums to 1. p by the scores, before examples
+                are set aside.
+            importance: whether to draw by `candidate`, or uniformly.
         """
         state = self._state
         aside = state.bad_examples.set_aside
@@ -83,8 +83,8 @@ class Blocks:
             probability = without(np.full(self._n, 1.0 / self._n), aside)
         size = self._buffers.block_steps * self._buffers.batch_size
         index, drawn_credit, owed = self._draw(probability, size, aside)
-        credit = max(drawn_credit, _LEAST_CREDIT)
-        scale = credit * n / self._n  # weights are 1/(n p) by the n of the data
+        credit = max(drawn_credit, _LEAST_SCALE)
+        scale = credit * n / self._n  # weights are 1/(n p) with the n of all data
         plan = Plan(
             start,
             index,
@@ -100,9 +100,9 @@ class Blocks:
         self._hand_over(plan, candidate, owed)
 
     def make_uniform(self, start: int) -> None:
-        """Draws a block where `make` failed, from next to nothing: n and the seed.
+        """Draws a block where `make` failed; needs little more than n and the seed.
 
-        Uniform and independent draws; what they take is debited all the same.
+        The draws are uniform and independent; they are debited all the same.
         """
         n, state = self._n, self._state
         size = self._buffers.block_steps * self._buffers.batch_size
@@ -112,7 +112,7 @@ class Blocks:
         probability = np.full(size, 1.0 / n)
         try:
             features = state.table.features_of(index)
-        except Exception:  # it may be what failed
+        except Exception:  # the table itself may have failed
             features = np.zeros([size, len(state.table.features)])
         owed = state.owed
         if self._sampling.draws == "reshuffled":
@@ -123,7 +123,7 @@ class Blocks:
         self._hand_over(plan, np.full(n, 1.0 / n), owed)
 
     def _hand_over(self, plan: Plan, candidate: np.ndarray, owed: np.ndarray) -> None:
-        """Takes a plan into use; up to here, a failure has changed nothing."""
+        """Takes a plan into use; a failure before this call has changed nothing."""
         self._buffers.write(plan)
         self.candidate = candidate
         # The plan before last is over: every block is planned within the one before.
@@ -149,7 +149,7 @@ class Blocks:
         return rest[drawn.index], drawn.credit, owed
 
     def drawn(self, first: int, until: int) -> tuple[Any, ...]:
-        """Returns index, p and features of the draws of some steps, and how drawn."""
+        """Returns some steps' draws: index, p, features, and whether by the scores."""
         m, parts, importance = self._buffers.batch_size, [], False
         for plan in self.plans:
             steps = np.array([first, until]) - plan.start
@@ -165,15 +165,15 @@ class Blocks:
         """The plan made last; `None` before the first."""
         return self.plans[-1] if self.plans else None
 
-    def figures(
+    def logged(
         self,
         gains: np.ndarray,
         weights: np.ndarray,
         norms: np.ndarray,
         importance: bool,
     ) -> dict[str, float]:
-        """Returns what `SamplingMonitor` shows of some steps; see `figures`."""
-        return figures(gains, weights, norms, importance) | {
+        """Returns the numbers `SamplingMonitor` logs of some steps; see `logged_of`."""
+        return logged_of(gains, weights, norms, importance) | {
             "largest_weight": self.last_plan.largest_weight,
             "share_unseen": self._state.table.share_unseen,
         }
@@ -191,15 +191,15 @@ class Blocks:
                 self._state.owed = refund(self._state.owed, probability, unused)
                 self._state.owed -= plan.mass * len(unused) / len(plan.index)
 
-    def snapshot(self) -> dict[str, Any]:
-        """Returns all that `resume` needs; no array is ever changed."""
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that `load_state_dict` needs; no array is changed in place."""
         plans = {str(order): plan._asdict() for order, plan in enumerate(self.plans)}
         told = " ".join(sorted(self._told))
         candidate = np.zeros(0) if self.candidate is None else self.candidate
         return {"plans": plans, "told": told, "candidate": candidate}
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Goes on where `snapshot` was taken: hands the plans to the pipeline."""
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called; hands the plans to the pipeline."""
         self.plans = []
         for order in sorted(saved.get("plans", ())):
             fields = saved["plans"][order]
@@ -211,7 +211,7 @@ class Blocks:
         self.candidate = candidate if len(candidate) else None
 
     def decide(self, gains: np.ndarray, importance: bool, threshold: float) -> None:
-        """Retreats to uniform draws where they no longer pay, and comes back.
+        """Retreats to uniform draws while importance sampling does not pay.
 
         Args:
             gains: gain ratio of each of the last steps.
@@ -240,12 +240,12 @@ class Blocks:
             self.notices.append(line)
 
     def tell_of_zeros(self) -> None:
-        """Says once that there is nothing to draw by."""
+        """Says once that all gradient norms are 0."""
         self.tell_once("All gradient norms are 0: draws are uniform.", "zeros")
 
 
 def without(probability: np.ndarray, aside: np.ndarray) -> np.ndarray:
-    """Returns p over all examples but some, whose entries are 0.
+    """Returns p over all examples but those left out, whose entries become 0.
 
     Args:
         probability: `[n]`, sums to 1. Not changed in place.

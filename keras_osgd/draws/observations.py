@@ -1,4 +1,4 @@
-"""What the training steps leave behind, and the window equation (7) is fitted to."""
+"""The log of the training steps, and the window that equation (7) is fitted to."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = [
     "ObservationLog",
     "Window",
     "averaged",
-    "figures",
     "floats",
+    "logged_of",
 ]
 
 NOTHING_OBSERVED = {
@@ -31,11 +31,11 @@ NOTHING_OBSERVED = {
 }
 
 _COLUMNS = ("features", "weights", "norms")
-_MEMORY = 0.8  # of the fits to one window after another
+_MEMORY = 0.8  # weight of the earlier fits in their running average
 
 
 class ObservationLog:
-    """What the steps of two blocks leave behind, in `tf.Variable`s on the CPU.
+    """Norms and gain ratios of the steps of two blocks, in `tf.Variable`s on the CPU.
 
     Args:
         buffers: whose steps are observed.
@@ -48,7 +48,7 @@ class ObservationLog:
         self._gains = host_variable(np.zeros(self._rows, np.float32))
 
     def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
-        """Leaves a step's norms `[m]` and gain ratio `[]`; part of the step."""
+        """Writes a step's norms `[m]` and gain ratio `[]`; part of the step."""
         self._norms.scatter_update(tf.IndexedSlices(norms, position))
         row = position[:1] // self._batch_size
         self._gains.scatter_update(tf.IndexedSlices(gain[tf.newaxis], row))
@@ -60,12 +60,12 @@ class ObservationLog:
         norms = tf.gather(self._norms, positions.ravel()).numpy()
         return norms, tf.gather(self._gains, rows).numpy()
 
-    def snapshot(self) -> dict[str, np.ndarray]:
-        """Returns all that `resume` needs."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns all that `load_state_dict` needs."""
         return {"norms": np.array(self._norms), "gains": np.array(self._gains)}
 
-    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Goes on where `snapshot` was taken."""
+    def load_state_dict(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Goes on where `state_dict` was called."""
         self._norms.assign(saved["norms"])
         self._gains.assign(saved["gains"])
 
@@ -84,17 +84,17 @@ class Window:
         self._weights = self._norms = np.zeros(0)
 
     def add(self, features: np.ndarray, weights: np.ndarray, norms: np.ndarray) -> None:
-        """Adds observations, oldest first, and drops what is too old.
+        """Adds observations, oldest first, and drops those that are too old.
 
         Args:
             features: `[k, F]`, >= 0, gradient-norm units.
             weights: `[k]`, > 0. Importance weights.
             norms: `[k]`, >= 0, finite, same units.
         """
-        # A first block's features are all zero, as nothing had been observed before
-        # it: no more was known of any example than the mean.
+        # The features of a first block are all zero, as nothing had been observed.
+        # The mean norm stands in for them: no more was known of any example.
         mean = np.average(norms, weights=weights) if len(norms) else 0.0
-        # What is too old already goes before it is copied: a block may be long.
+        # Rows already too old are dropped before the copy: a block may be long.
         features, weights, norms = (
             column[-self._size :] for column in (features, weights, norms)
         )
@@ -106,13 +106,13 @@ class Window:
         self._weights = np.concatenate([self._weights, weights])[-self._size :]
         self._norms = np.concatenate([self._norms, norms])[-self._size :]
 
-    def snapshot(self) -> dict[str, np.ndarray]:
-        """Returns all that `resume` needs; no array is ever changed."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns all that `load_state_dict` needs; no array is changed in place."""
         columns = (self._features, self._weights, self._norms)
         return dict(zip(_COLUMNS, columns, strict=True))
 
-    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Goes on where `snapshot` was taken."""
+    def load_state_dict(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Goes on where `state_dict` was called."""
         self._features, self._weights, self._norms = map(saved.get, _COLUMNS)
 
     def fit(
@@ -140,15 +140,15 @@ def averaged(
 ) -> UncertaintySet:
     """Returns a running average of the sets fitted to one window after another.
 
-    What is averaged are the coefficients of the worst-case norm of equation (6), c and
-    sqrt(h) d. One surprise in a window moves p of all easy examples by a factor of 2,
-    and back: the standard deviation of a block's mean weight was 0.08 to 0.19 without
-    the average and is 0.03 with it, and the test error 0.1 points lower.
+    The average is over c and sqrt(h) d, the coefficients of the worst-case norm in
+    equation (6). Without it, one surprise in a window moves p of all easy examples by a
+    factor of 2, and back. The standard deviation of a block's mean weight was 0.08 to
+    0.19 without the average and is 0.03 with it; the test error is 0.1 points lower.
 
     Args:
         old: the average so far, or `None`.
         new: the newest fit.
-        mean_features: `[F]`, of all examples, which the spread is normalised by.
+        mean_features: `[F]`, over all examples; they normalise the spread.
     """
     if old is None:
         return new
@@ -161,15 +161,15 @@ def averaged(
     return new._replace(mean=mean, objective=0.0)
 
 
-def figures(
+def logged_of(
     gains: np.ndarray, weights: np.ndarray, norms: np.ndarray, importance: bool
 ) -> dict[str, float]:
-    """Returns what some steps say of the sampling, for `SamplingMonitor`.
+    """Returns the numbers of some steps that `SamplingMonitor` logs.
 
     Args:
         gains: `[k]`, gain ratio of each step.
         weights: `[k * m]`, importance weights.
-        norms: `[k * m]`, norms, gradient-norm units.
+        norms: `[k * m]`, gradient-norm units.
         importance: whether the draws followed the scores.
     """
     gain = float(gains.mean())
@@ -181,5 +181,5 @@ def figures(
 
 
 def floats(saved: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns figures as they were before they were saved."""
+    """Returns saved numbers as Python floats."""
     return {name: float(value) for name, value in saved.items()}

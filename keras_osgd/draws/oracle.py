@@ -18,36 +18,36 @@ from keras_osgd.scores.state import SamplingState
 
 __all__ = ["OraclePlanner", "refresh_steps"]
 
-_RETREAT_BELOW = 1.03  # as RAIS; fresh norms have nothing to retreat from
-_RECENT_STEPS = 50  # gain and figures are averaged over so many
+_RETREAT_BELOW = 1.03  # as in RAIS; fresh norms have nothing to retreat from
+_RECENT_STEPS = 50  # gain ratio and logged numbers are averaged over this many
 _RECENT = ("gains", "weights", "norms")
 _NOTHING_RECENT = [np.zeros(0)] * len(_RECENT)  # never changed in place
-_ONLY_LAST = np.array([0.0, 1.0])  # of the features ("constant", "last")
+_ONLY_LAST = np.array([0.0, 1.0])  # coefficients of ("constant", "last")
 
 
 class OraclePlanner:
     """Scores all examples between two executions and plans the block that follows.
 
-    A block is trained on with the p of its first step's weights. Where an execution
-    would run past its end, as after an epoch whose length is no multiple of
-    `steps_per_execution`, the block ends before it.
+    All steps of a block draw by the p of the model's weights at its start. The block
+    ends early where the next execution would run past its end, as after an epoch whose
+    length is no multiple of `steps_per_execution`.
 
-    Draws are independent by default. Exact p moves abruptly from block to block, and
-    reshuffled draws, which withhold an example until its last weight is worked off,
-    are then far from p: on 5,000 images, scored every 5 steps, the training loss after
-    an epoch was 0.84 with them and 0.55 with independent ones.
+    Draws are independent by default. Exact p moves abruptly from block to block.
+    Reshuffled draws withhold an example until its last weight is worked off, so they
+    are then far from p. On 5,000 images, scored every 5 steps, the training loss after
+    an epoch was 0.84 with reshuffled draws and 0.55 with independent ones.
 
     Args:
         sampling: configuration.
-        state: what is learned.
+        state: the sampling state.
         buffers: where plans go.
         log: where observations come from.
         steps_per_execution: of the model.
         score: returns `[n]`, the exact norms at the current weights.
-        watch: what looks for faults in the observations.
+        watch: looks for faults in the observations.
     """
 
-    read_ahead = 0  # a batch is planned by the weights right before it
+    read_ahead = 0  # a batch is planned from the weights right before it
 
     def __init__(
         self,
@@ -75,11 +75,11 @@ class OraclePlanner:
         self.notices, self.failures = self._blocks.notices, self._blocks.failures
 
     def start(self) -> None:
-        """Lets Keras look at a batch; what is trained on is planned by `prepare`."""
+        """Lets Keras look at a batch; `prepare` plans those that are trained on."""
         self._buffers.planned_until.assign(self._buffers.block_steps)
 
     def prepare(self, step: int) -> None:
-        """Scores and plans, unless the next execution is planned; `step` are done."""
+        """Scores and plans if the next execution needs it; `step` steps are done."""
         if step + self._steps_per_execution <= self._end:
             return
         begun = time.perf_counter()
@@ -90,7 +90,7 @@ class OraclePlanner:
         self._planning_seconds += time.perf_counter() - scored
 
     def advance(self, step: int) -> None:
-        """Takes in what the steps of a block left behind, once it is over."""
+        """Takes in the observations of a block once it is over."""
         if step >= self._end:
             self._observe(step)
 
@@ -98,30 +98,30 @@ class OraclePlanner:
         """Has nothing to wait for."""
 
     def catch_up(self, step: int) -> None:
-        """Takes in all observations; only where training is to stop."""
+        """Takes in all observations; only before training stops."""
         self._state.undivided(self._observe, step)
 
-    def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """Returns what returns all that `resume` needs, state and table included."""
+    def state_dict(self) -> Callable[[], dict[str, Any]]:
+        """Returns a function that returns all that `load_state_dict` needs."""
         taken = {
-            "state": self._state.collect(),
-            "blocks": self._blocks.snapshot(),
+            "state": self._state.state_dict(),
+            "blocks": self._blocks.state_dict(),
             "recent": dict(zip(_RECENT, self._recent, strict=True)),
             "steps": np.array([self._end, self._observed_until]),
             "newest": dict(self._newest),
         }
         return lambda: taken
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Goes on where `snapshot` was taken, in place of `start`."""
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called, in place of `start`."""
         self.start()
-        self._blocks.resume(saved["blocks"])
+        self._blocks.load_state_dict(saved["blocks"])
         self._recent = [saved["recent"][name] for name in _RECENT]
         self._end, self._observed_until = saved["steps"].tolist()
         self._newest = floats(saved["newest"])
 
     def finish(self, step: int) -> None:
-        """Takes in the last observations; undoes the credit and debit of no draws."""
+        """Takes in the last observations; undoes credit and debit of unused draws."""
         self._state.undivided(self._close, step)
 
     def _close(self, step: int) -> None:
@@ -142,7 +142,7 @@ class OraclePlanner:
         self._end = step + self._buffers.block_steps
 
     def _store(self, norms: np.ndarray) -> None:
-        """Puts norms into the table; one that is not finite leaves the old one there.
+        """Puts norms into the table; where one is not finite, the old one stays.
 
         Without an old one, the table's feature "last" is the mean of all norms.
         """
@@ -153,14 +153,14 @@ class OraclePlanner:
                 f"The gradient norms of {self._n - len(index)} of {self._n} examples "
                 f"are not finite, first that of example {np.argmin(finite)}: they keep "
                 "their last score, or the mean. Look for NaN in the data or the loss.",
-                "scores",  # without a space, as `Blocks.snapshot` joins them
+                "scores",  # one word, as `Blocks.state_dict` joins by spaces
             )
         table, ones = self._state.table, np.ones(len(index))
         table.observe(index, ones, norms[index], self._state.blocks)
         self._state.observed += len(index)
 
     def _observe(self, step: int) -> None:
-        """Brings figures and mode up to date with the steps done."""
+        """Brings logged numbers and mode up to date with the steps done."""
         first = self._observed_until
         if step <= first:
             return
@@ -179,7 +179,7 @@ class OraclePlanner:
             for old, added, length in zip(self._recent, new, lengths, strict=True)
         ]
         if len(self._recent[0]):
-            self._newest = self._blocks.figures(*self._recent, importance)
+            self._newest = self._blocks.logged(*self._recent, importance)
         if not self._fresh and len(self._recent[0]) == _RECENT_STEPS:
             self._decide(importance)
         self._watch.look(first, drawn, norms, gains, self._blocks.candidate)
@@ -202,12 +202,12 @@ class OraclePlanner:
         return self._blocks.candidate
 
     @property
-    def figures(self) -> dict[str, float]:
-        """What `SamplingMonitor` shows."""
+    def logged(self) -> dict[str, float]:
+        """The numbers `SamplingMonitor` logs of the last block."""
         return self._newest | {"scoring_seconds": self._scoring_seconds}
 
     def sampling_share(self) -> float:
-        """Returns the seconds spent on scoring and planning over those of training."""
+        """Returns the share of the training time spent on scoring and planning."""
         total = time.perf_counter() - self._begun
         return (self._scoring_seconds + self._planning_seconds) / total
 
@@ -218,8 +218,8 @@ def refresh_steps(
     """Returns the steps of a block: from one scoring to the next.
 
     Raises:
-        ValueError: if they are no multiple of `steps_per_execution`: between the steps
-            of one execution nothing can be scored.
+        ValueError: if they are no multiple of `steps_per_execution`, as nothing can be
+            scored within an execution. A default above 1 is rounded up instead.
     """
     steps = sampling.block_steps(n, batch_size)
     multiple = -(-steps // steps_per_execution) * steps_per_execution

@@ -18,14 +18,15 @@ _NEVER = tf.int64.max
 
 
 class Sample(NamedTuple):
-    """What travels with a batch beside x and y.
+    """The part of a batch that travels beside x and y.
 
     Attributes:
         index: `[m]` int64. Rows drawn.
-        probability: `[m]` float32. The block's target p of each row, as it was drawn.
+        probability: `[m]` float32. The block's p of each row as it was drawn, times the
+            block's credit (see `Plan`): 1/(n probability) is the importance weight.
         candidate: `[m]` float32. p by the scores; equals `probability` unless the block
             is drawn uniformly.
-        position: `[m]` int64. Where the step leaves what it observes.
+        position: `[m]` int64. Places of the step's norms in the `ObservationLog`.
         sample_weight: `[m, ...]`, the user's own weights, or `None`.
     """
 
@@ -47,9 +48,9 @@ class Plan(NamedTuple):
         features: `[k, F]` float32, the score table's as the block was drawn.
         importance: whether the draws follow the scores.
         largest_weight: largest importance weight over all examples.
-        credit: see `draws.Reshuffled`; makes the mean weight 1.
-        mass: what the block credited each example with, in visits of weight 1.
-        number: how many draws there were before the block, in all.
+        credit: see `reshuffled.Reshuffled`; makes the mean weight 1.
+        mass: credit that the block gave each example, in visits of weight 1.
+        number: number of all draws before the block.
     """
 
     start: int
@@ -104,7 +105,7 @@ class PlanBuffers:
         self.planned_until.assign(plan.start + self.block_steps)
 
     def read(self, step: tf.Tensor, part: tf.Tensor, parts: int) -> Sample:
-        """Returns one of equal parts of the draws of a step.
+        """Returns one of the equal parts of a step's draws.
 
         Args:
             step: counted from the start of `fit`.
@@ -131,7 +132,7 @@ class PlanBuffers:
         )
 
     def numbers(self, step: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        """Returns `[k]` int64, each draw's number among all there have been.
+        """Returns `[k]` int64, the number of each draw, counted over all blocks.
 
         Args:
             step: counted from the start of `fit`.
@@ -161,7 +162,7 @@ def batches(
         rows: of (x, y, sample_weight).
         read_ahead: batches; 0 where a batch is planned just before it is trained on.
         transform: see `data.Indexed.transform`.
-        seed: of what it draws, beside the number of each draw.
+        seed: for `transform`, together with the number of each draw.
         parts: number of elements that a step's batch comes in.
     """
     seed = tf.constant(seed, tf.int64)

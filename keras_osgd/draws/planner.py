@@ -1,4 +1,4 @@
-"""Plans blocks of draws from what was observed, beside the training steps."""
+"""Plans blocks of draws from the observations, beside the training steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import concurrent.futures
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,29 +25,94 @@ from keras_osgd.scores import distributions
 from keras_osgd.scores.distributions import by_scores
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "RAISPlanner"]
 
-_GAIN_STEPS = 50  # the gain that decides on a retreat is averaged over so many
+_GAIN_STEPS = 50  # a retreat is decided by the mean gain ratio of this many or more
 
 
-class Planner:
-    """Makes each block's `Plan` in a thread of its own, from one defined step on.
+class Planner(Protocol):
+    """Plans the draws of a run, ahead of its steps.
 
-    The plan of a block starts from what the steps up to `lead_steps` before it left
-    behind, and is waited for before the pipeline can ask for it. So neither the timing
-    of threads nor how far the pipeline reads ahead changes a single draw.
+    The run calls these methods between two executions, in the training thread.
+    A planner writes plans into `PlanBuffers`. From the log it brings the
+    `SamplingState` up to date (table, `observed`, `times_drawn`), under its
+    `undivided`, and it shows what it took in to the `Watch`.
 
-    What fails in the thread is counted and told of in `failures` but ends no training:
-    p goes on by the last good fit; where there is none, by the norms last observed; and
-    where p or its draws fail, uniformly.
+    Attributes:
+        read_ahead: how many batches the pipeline may read ahead of the steps.
+        notices: lines to print; the run takes them out.
+        failures: causes of failures in planning; the run takes them out too.
+    """
+
+    read_ahead: int
+    notices: list[str]
+    failures: list[str]
+
+    def start(self) -> None:
+        """Makes the first plan; training cannot begin before."""
+
+    def prepare(self, step: int) -> None:
+        """Makes the plan for the next execution; `step` steps are done."""
+
+    def advance(self, step: int) -> None:
+        """Takes note of the execution just made; `step` steps are done."""
+
+    def settle(self) -> None:
+        """Awaits a plan in the making, so that timing does not change what is read."""
+
+    def catch_up(self, step: int) -> None:
+        """Takes in all observations; only before training stops."""
+
+    def finish(self, step: int) -> None:
+        """Takes in the last observations; undoes credit and debit of unused draws."""
+
+    def state_dict(self) -> Callable[[], dict[str, Any]]:
+        """Returns a function that collects all that `load_state_dict` needs.
+
+        The sampling state is in it as "state". Call the function in any thread.
+        """
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called, in place of `start`."""
+
+    @property
+    def last_plan(self) -> Plan | None:
+        """The plan made last; `None` before the first."""
+
+    @property
+    def candidate(self) -> np.ndarray | None:
+        """`[n]`, p by the scores as last planned, or `None`."""
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether importance weights have no bound."""
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The numbers `SamplingMonitor` logs of the last block."""
+
+    def sampling_share(self) -> float:
+        """Returns the share of the training time that planning takes."""
+
+
+class RAISPlanner:
+    """Makes the `Plan` of each block in a thread of its own, begun at a fixed step.
+
+    A plan uses the observations of all steps up to `lead_steps` before its block. It is
+    waited for before the pipeline can ask for it. So neither the timing of threads nor
+    how far the pipeline reads ahead changes a single draw.
+
+    A failure in the thread is counted and told of in `failures`, and training goes on:
+    with p by the last good fit; if there is none, by the norms last observed; and
+    uniformly where p or its draws fail.
 
     Args:
         sampling: configuration.
-        state: what is learned; only the planning thread changes it while `fit` runs.
+        state: scores and owed mass; only the planning thread changes them in a `fit`.
         buffers: where plans go.
         log: where observations come from.
         steps_per_execution: of the model.
-        watch: what looks for faults in the observations.
+        watch: looks for faults in the observations.
     """
 
     read_ahead = READ_AHEAD
@@ -79,8 +144,8 @@ class Planner:
         self._planning_seconds = self._waiting_seconds = 0.0
         self.notices, self.failures = self._blocks.notices, self._blocks.failures
         self._newest = dict(NOTHING_OBSERVED)
-        # Taken over where a plan is waited for, so at a step that no timing moves.
-        self.figures = dict(NOTHING_OBSERVED)
+        # Updated where a plan is waited for: at a step that timing cannot change.
+        self.logged = dict(NOTHING_OBSERVED)
 
     def start(self) -> None:
         """Plans the first block; training cannot begin before."""
@@ -88,7 +153,7 @@ class Planner:
         self._next_event = self._buffers.block_steps - self._lead_steps
 
     def advance(self, step: int) -> None:
-        """Starts or awaits a plan, if `step` steps done make it time for that."""
+        """Starts or awaits a plan when that is due; `step` steps are done."""
         if step < self._next_event:
             return
         entered = time.perf_counter()
@@ -99,58 +164,58 @@ class Planner:
             self._next_event = block_end - self._join_steps
         if step >= self._next_event:
             self._pending.result()
-            self._pending, self.figures = None, dict(self._newest)
+            self._pending, self.logged = None, dict(self._newest)
             self._watch.publish()
             end = self.last_plan.start + self._buffers.block_steps
             self._next_event = end - self._lead_steps
         self._waiting_seconds += time.perf_counter() - entered
 
     def settle(self) -> None:
-        """Waits for a plan in the making: what is read then, no timing moves."""
+        """Awaits a plan in the making, so that timing does not change what is read."""
         if self._pending is not None:
             self._pending.exception()
 
     def catch_up(self, step: int) -> None:
-        """Takes in all observations; only where training is to stop."""
+        """Takes in all observations; only before training stops."""
         self.settle()
         self._submit(self._ingest, step).result()
 
-    def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """Returns what waits for all that `resume` needs, state and table included.
+    def state_dict(self) -> Callable[[], dict[str, Any]]:
+        """Returns a function that waits for all that `load_state_dict` needs.
 
-        It is collected in the planning thread, after the plan in hand: the training
-        thread waits for nothing.
+        The planning thread collects it after the plan in hand, so that the training
+        thread need not wait.
         """
-        taken = dict(pending=self._pending is not None, figures=dict(self.figures))
+        taken = dict(pending=self._pending is not None, figures=dict(self.logged))
         collected = self._submit(self._collect, taken)
-        return lambda: collected.result() or taken  # its result is `None`
+        return lambda: collected.result() or taken  # `result` waits, returns `None`
 
     def _collect(self, taken: dict[str, Any]) -> None:
-        taken["state"] = self._state.collect()
-        taken["blocks"] = self._blocks.snapshot()
-        taken["window"] = self.window.snapshot()
+        taken["state"] = self._state.state_dict()
+        taken["blocks"] = self._blocks.state_dict()
+        taken["window"] = self.window.state_dict()
         taken["ingested"] = self._ingested
         taken["newest"] = dict(self._newest)
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Goes on where `snapshot` was taken, in place of `start`."""
-        self._blocks.resume(saved["blocks"])
-        self.window.resume(saved["window"])
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called, in place of `start`."""
+        self._blocks.load_state_dict(saved["blocks"])
+        self.window.load_state_dict(saved["window"])
         self._ingested = int(saved["ingested"])
-        self.figures, self._newest = map(floats, (saved["figures"], saved["newest"]))
+        self.logged, self._newest = map(floats, (saved["figures"], saved["newest"]))
         end = self.last_plan.start + self._buffers.block_steps
         self._next_event = end - self._lead_steps
-        if saved["pending"]:  # the last plan is that one, and made
+        if saved["pending"]:  # the pending plan is the last one, made already
             self._pending = concurrent.futures.Future()
             self._pending.set_result(None)
             self._next_event = self.last_plan.start - self._join_steps
 
     def finish(self, step: int) -> None:
-        """Takes in the last observations; undoes the credit and debit of no draws."""
+        """Takes in the last observations; undoes credit and debit of unused draws."""
         self.settle()
         self._submit(self._finish, step).result()
         self._thread.shutdown()
-        self.figures = dict(self._newest)
+        self.logged = dict(self._newest)
 
     def _finish(self, step: int) -> None:
         self._tried(self._ingest, step)
@@ -178,7 +243,7 @@ class Planner:
         """Makes the plan of the block at `start`; runs in the planning thread."""
         begun = time.perf_counter()
         self._tried(self._ingest, observed_until)
-        # Also where that failed: the log keeps no more than two blocks.
+        # Moves on also where that failed: the log keeps no more than two blocks.
         self._ingested = max(self._ingested, observed_until)
         if not self._tried(self._make, start):
             self._blocks.make_uniform(start)
@@ -191,7 +256,7 @@ class Planner:
         return True
 
     def _tried(self, function: Callable, *args: Any) -> Any:
-        """Returns what `function` does; `None` where it failed, which is survived."""
+        """Returns the result of `function`, or `None` if it fails; training goes on."""
         try:
             return function(*args)
         except Exception as error:
@@ -233,7 +298,7 @@ class Planner:
         if len(gains):
             recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
             self._blocks.decide(recent, importance, self._sampling.retreat_below)
-            self._newest = self._blocks.figures(gains, weights, norms, importance)
+            self._newest = self._blocks.logged(gains, weights, norms, importance)
         self._watch.look(first, drawn, *seen, self._blocks.candidate)
 
     def _fit(self) -> None:
@@ -248,6 +313,6 @@ class Planner:
             state.uncertainty_set = fitted or earlier
 
     def sampling_share(self) -> float:
-        """Returns the seconds spent on planning and waiting over those of training."""
+        """Returns the share of the training time spent on planning and waiting."""
         total = time.perf_counter() - self._begun
         return (self._planning_seconds + self._waiting_seconds) / total

@@ -1,4 +1,4 @@
-"""A block's draws: which training examples the next few steps will see.
+"""Draws of a block: the training examples that the next few steps will see.
 
 The functions are pure; the only state, the mass each example is owed, is passed in
 and returned.
@@ -10,15 +10,24 @@ import numpy as np
 
 from keras_osgd.base.chunks import chunks
 
-__all__ = ["block_density", "cycle_density", "search", "spread", "systematic"]
+__all__ = [
+    "Reshuffled",
+    "block_density",
+    "cycle_density",
+    "independent",
+    "refund",
+    "reshuffled",
+    "search",
+    "spread",
+    "systematic",
+]
 
-# Owed masses this close to 0 are rounding, not mass: their unit is one visit of
-# weight 1, of which a block credits 1e-5 or more, and the rounding errors of a
-# million blocks stay below 1e-9. An example that has just had its visit would
-# otherwise stand a chance of another.
+# Owed masses this close to 0 are rounding errors. The unit is one visit of weight 1: a
+# block credits 1e-5 or more, and the rounding errors of a million blocks stay below
+# 1e-9. Were they kept, an example that has just had its visit could get another.
 RESIDUE = 1e-9
 _LEAST_CREDIT = 2.0**-100  # over size/n
-_NONE_TO_GO = 1e-300  # mass: a visit that is overdue
+_NONE_TO_GO = 1e-300  # mass left until a visit that is overdue
 _MOST_STEPS = 100
 
 
@@ -28,9 +37,9 @@ class Reshuffled(NamedTuple):
     Attributes:
         index: `[size]`, int64, in 0..n-1. The examples, in the order of the steps.
         owed: `[n]`, float64, any sign, in visits of weight 1: for the next block.
-        credit: mass the block gave every example, over size/n: the mean weight to
-            expect of its draws. 1 in the first block, and near 1 while p moves
-            smoothly; p times it makes weights whose mean is 1.
+        credit: mass the block gave every example, over size/n: the expected mean
+            weight of its draws. 1 in the first block, and near 1 while p moves
+            smoothly. Weights by p times credit have a mean of 1.
     """
 
     index: np.ndarray
@@ -43,15 +52,15 @@ def reshuffled(
 ) -> Reshuffled:
     """Returns a block of draws that gives every example the weight it is owed.
 
-    Credits every example with the same mass, about size/n, draws by systematic
-    sampling along a fresh random order of all examples with the density of
-    `cycle_density`, puts the draws in random order (`spread`), and subtracts the
-    importance weight 1/(n p_i) for each visit. With uniform p and blocks that divide
-    n, it visits every example once an epoch.
+    Credits every example with the same mass, about size/n. Draws by systematic
+    sampling with the density of `cycle_density`, along a fresh random order of the
+    examples. Puts the draws in random order (`spread`), and subtracts the importance
+    weight 1/(n p_i) for each visit. With uniform p and blocks that divide n, it visits
+    every example once an epoch.
 
     Args:
-        owed: `[n]`, in visits of weight 1: zeros at first, then what the last
-            block returned. Not changed in place.
+        owed: `[n]`, in visits of weight 1: zeros at first, then as returned by
+            the last block. Not changed in place.
         probability: `[n]`, > 0, sums to 1. Target probability p of this block.
         size: number of draws, >= 1; may exceed n.
         rng: source of all randomness.
@@ -61,7 +70,7 @@ def reshuffled(
 
     Raises:
         ValueError: if `size` is below 1, `probability` is no distribution or has a
-            0 (or a number whose inverse is none), or `owed` has another shape or an
+            0 (or a number whose inverse overflows), or `owed` has another shape or an
             entry that is not finite.
 
     Example:
@@ -73,10 +82,10 @@ def reshuffled(
     probability = _checked(probability, size)
     owed = _checked_mass(owed, probability)
     density, credit = block_density(owed, probability, size)
-    # Of those that may be visited, about half, alone: the others take up no place.
+    # Only those that may be visited, about half: the others have no length.
     permutation = rng.permutation(np.flatnonzero(density > 0.0))
-    # The middle of one of 2^32 cells, so never so close to an integer that the
-    # rounding of the cumulative sum decides between two neighbours.
+    # The middle of one of 2^32 cells: never so close to an integer that the rounding
+    # of the cumulative sum decides between two neighbours.
     offset = (rng.integers(2**32) + 0.5) / 2**32
     index = systematic(density, size, permutation, offset)
     index = spread(index, rng.random(size))
@@ -132,7 +141,7 @@ def independent(
     """
     probability = _checked(probability, size)
     position = rng.random(size)
-    # In their order, as a search that leaps waits for memory: a fifth of the time.
+    # Sorted, the search takes a fifth of the time: unsorted, it waits for memory.
     order = np.argsort(position)
     index = np.empty(size, np.int64)
     index[order] = search(probability, position[order])
@@ -141,7 +150,7 @@ def independent(
 
 def _weights(probability: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Returns `[k]`, 1/(n p_i) of the draws `index`."""
-    # Of those drawn alone: 1/(n p) is infinite where p = 0.
+    # Only for the examples drawn: 1/(n p) is infinite where p = 0.
     return 1.0 / (probability.size * probability[index])
 
 
@@ -154,7 +163,7 @@ def _checked_mass(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
             f"Received: shapes {owed.shape} and {probability.shape}. "
             "Start from zeros when the training set changes."
         )
-    # The smallest normal number: the inverses of those below overflow.
+    # The smallest normal number: the inverses of smaller ones overflow.
     if not (probability >= np.finfo(np.float64).tiny).all():
         raise ValueError(
             "`probability` must be above 0 for every example, each of which is owed "
@@ -198,14 +207,14 @@ def cycle_density(
 ) -> tuple[np.ndarray, float]:
     """Returns how often a block should visit each example, on average.
 
-    Time is mass: an example of weight W = 1/(n p) is due one visit in each stretch of
-    mass W, at a place uniform in it. While it has not had that visit (owed m >= 0) the
-    chance of it within the next mass c is c / (W - m), the hazard of a uniform time;
-    after it (m < 0) there is none until m + c > 0; an example that owes more than one
-    visit, as after a rise of p, gets (m + c) / W at once. So each expects the weight c
-    in every block, whatever its p, and none owes more than about one visit. A density
-    of (m + c) / W for all would not do: it visits the rare too early, and gave them 2.4
-    times their weight in the first blocks.
+    Time is measured in mass. An example of weight W = 1/(n p) is due one visit in each
+    stretch of mass W, at a place uniform in it. Before that visit (owed m >= 0), its
+    chance within the next mass c is c / (W - m), the hazard of a uniform time. After it
+    (m < 0), there is no chance until m + c > 0. An example that is owed more than one
+    visit, as after a rise of p, gets (m + c) / W at once. So each example expects the
+    weight c in every block, whatever its p, and none is owed more than about one visit.
+    A density of (m + c) / W for all would not do: it visits rare examples too early,
+    and gave them 2.4 times their weight in the first blocks.
 
     Args:
         owed: `[n]`, any sign, in visits of weight 1, before the block's credit.
@@ -216,8 +225,8 @@ def cycle_density(
         `[n]`, >= 0, expected visits (above 1 where one is not enough), and the slope
         of their sum in `credit`.
     """
-    # Both expressions for all: a choice between them, example by example, would cost
-    # more than all else. The one that holds is the smaller, whatever is owed.
+    # Both expressions are computed for all: choosing example by example would cost
+    # more than all else. The smaller one holds, whatever is owed.
     chance = 1.0 / weight
     due = owed + credit
     overdue = due * chance
@@ -233,8 +242,8 @@ def block_density(
 ) -> tuple[np.ndarray, float]:
     """Returns the density of a block, and the credit at which it sums to `size`.
 
-    Newton's method between two bounds; the sum is increasing and piecewise linear in
-    the credit, so that the last step is exact. None is needed in the first block.
+    Newton's method between two bounds. The sum is increasing and piecewise linear in
+    the credit, so that the last step is exact. The first block needs no step.
 
     Args:
         owed: `[n]`, any sign, in visits of weight 1.
@@ -242,10 +251,10 @@ def block_density(
         size: number of draws, >= 1.
 
     Returns:
-        `[n]`, >= 0, in visits, which sums to `size` to rounding, and the mass that
+        `[n]`, >= 0, in visits, which sums to `size` up to rounding; and the mass that
         each example is given, about size/n. Where examples are owed more than `size`
-        visits, as after a rise of p for many, it sums to those, and the mass is next
-        to nothing.
+        visits, as after a rise of p for many, the density sums to those, and the mass
+        is next to nothing.
     """
     n, density = probability.size, np.empty(probability.size)
     credit, low, high = size / n, 0.0, np.inf
@@ -261,8 +270,8 @@ def block_density(
         if abs(excess) <= 1e-12 * size or owed_too_much:
             break
         low, high = (low, credit) if excess > 0 else (credit, high)
-        # With no one due, or a step out of bounds: double, or halve the bounds. Below
-        # all others there may be no root: the least is tried before it is halved for.
+        # Where no example is due or the step leaves the bounds: double, or bisect.
+        # There may be no root at all: the least credit is tried before bisecting.
         step = credit - excess / steepness if steepness > 0 else np.inf
         if low < step < high:
             credit = step
@@ -283,7 +292,7 @@ def systematic(
     visits on average, and always that number rounded down or up.
 
     Args:
-        density: `[n]`, >= 0, in visits; sums to `size` to rounding.
+        density: `[n]`, >= 0, in visits; sums to `size` up to rounding.
         size: number of draws, >= 1.
         permutation: `[n]`, each of 0..n-1 once.
         offset: in [0, 1).
@@ -302,9 +311,9 @@ def systematic(
 def spread(index: np.ndarray, place: np.ndarray) -> np.ndarray:
     """Returns a block's draws in random order, repeated visits evenly spaced.
 
-    Visit j of the k that an example has comes at a random place in the j-th of k equal
-    parts of the block, so that a block which is longer than an epoch is a sequence of
-    reshuffled epochs.
+    Of an example's k visits, the j-th comes at a random place in the j-th of k equal
+    parts of the block. So a block longer than an epoch is a sequence of reshuffled
+    epochs.
 
     Args:
         index: `[size]`, as `systematic` returns it: visits of one example together.
@@ -324,11 +333,11 @@ def spread(index: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def search(density: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Returns the interval, of lengths `density`, of each position in [0, 1).
+    """Returns the interval of each position in [0, 1); `density` gives the lengths.
 
     side="right" passes over intervals of length 0, which must never be drawn. A
-    position rounded up to 1 is taken for the last number below, so that it falls
-    into the last interval that has a length, and never beyond n-1.
+    position rounded up to 1 is replaced by the last number below 1, so that it lies in
+    the last interval that has a length, and never beyond n-1.
     """
     cumulative = np.cumsum(density, dtype=np.float64)
     cumulative /= cumulative[-1]

@@ -1,4 +1,4 @@
-"""Looks at what the steps left behind: examples at fault, and what to warn of."""
+"""Looks through the observations for examples at fault and for reasons to warn."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _NAMED = 10  # examples that a message names
 
 
 class Watch:
-    """What both planners show their observations to, in the order of the steps.
+    """Examines the observations of a planner, in the order of the steps.
 
     Args:
         state: whose `bad_examples` are kept up to date.
-        floor: of p, over 1/n; `None` where no p is too small.
+        floor: no p is below floor/n; `None` where no p is too small.
         batch_size: m.
-        row_is_finite: `[k]` rows -> `[k]`, whether all their data is.
+        row_is_finite: `[k]` rows -> `[k]`, whether all data of a row is finite.
 
     Attributes:
         warnings: texts for the training thread, which `publish` hands over.
@@ -49,7 +49,7 @@ class Watch:
         self._fault = ""
         self._skipped = 0
         self._data_finite = False  # of the last skipped step
-        self._diverged = False  # whether all its norms tell so
+        self._diverged = False  # likewise: finite data but no finite norm
         self.warnings: list[str] = []
         self.error = ""
         aside = state.bad_examples.set_aside.tolist()
@@ -66,7 +66,7 @@ class Watch:
         self.publish()
 
     def publish(self) -> None:
-        """Hands over what there is to tell; called at steps that no timing moves."""
+        """Hands over warnings and error; called at steps that timing cannot change."""
         self.warnings += self._pending
         self._pending.clear()
         self.error = self._fault
@@ -107,7 +107,7 @@ class Watch:
             elif bad.suspected:
                 bad.acquit(index[k])
         affected = bad.affected
-        # One may always be, unless it is all there is.
+        # One example may always be affected, unless there is no other.
         if len(affected) > min(max(1, self._n // 100), self._n - 1):
             self._fault = (
                 "At most 1 % of the examples may have a loss or gradient that is not "
@@ -135,7 +135,7 @@ class Watch:
         return len(self._state.bad_examples.set_aside)
 
     def finish(self, steps: int, too_many_in_a_row: bool = False) -> None:
-        """Publishes, with a sum of the skipped out of all `steps` of a `fit`."""
+        """Publishes, with the number of skipped steps out of all `steps` of a `fit`."""
         if too_many_in_a_row and not self._fault:
             self.too_many_in_a_row(steps)
         if self._skipped > _TOLD:
@@ -149,7 +149,7 @@ class Watch:
         self.publish()
 
     def too_many_in_a_row(self, step: int) -> None:
-        """Ends training after `MOST_IN_A_ROW` skipped steps, `step` being done."""
+        """Ends training after `MOST_IN_A_ROW` skipped steps; `step` steps are done."""
         bad = self._state.bad_examples
         self.fail(
             "The loss and its gradient must be finite. Received: they were not in "
@@ -184,7 +184,7 @@ def watch_over(
     block_steps: int,
     data: TrainingData,
 ) -> Watch:
-    """Returns what watches a `fit` on `data`, in blocks of `block_steps`."""
+    """Returns the `Watch` over a `fit` on `data`, in blocks of `block_steps`."""
     floor: float | None = sampling.floor
     if isinstance(sampling, Oracle):
         floor = sampling.floor_for(data.n, batch_size)
@@ -194,7 +194,7 @@ def watch_over(
 
 
 def rows_finite_in(data: TrainingData) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns what tells of rows of the data whether all their values are finite.
+    """Returns a function that tells of each row whether all its values are finite.
 
     Example:
         >>> x, y = np.array([[0.0, np.inf], [1.0, 2.0]]), np.array([0, 1])

@@ -1,1 +1,1 @@
-"""`fit`: what it begins, keeps and ends; where all stages meet."""
+"""Fit: begins, keeps and ends a `fit`, and joins all stages from data to gain."""

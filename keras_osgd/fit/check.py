@@ -15,15 +15,22 @@ from keras_osgd.data.streams import Stream
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.draws.oracle import refresh_steps
 from keras_osgd.fit import checks, strategies
-from keras_osgd.fit.run import Run
-from keras_osgd.losses import described as losses
-from keras_osgd.losses.described import OutputLoss
+from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.run import RunKey, RunVariables
+from keras_osgd.losses.described import OutputLoss, describe
 from keras_osgd.norms.scorer import Scorer
 from keras_osgd.sampling import RAIS, Oracle, Presample, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.step import own_train_step
 
-__all__ = ["Examined", "Finding", "check", "examine", "examine_stream"]
+__all__ = [
+    "Examined",
+    "ExaminedStream",
+    "Finding",
+    "check",
+    "examine",
+    "examine_stream",
+]
 
 
 class Finding(NamedTuple):
@@ -54,11 +61,11 @@ def check(
 ) -> list[Finding]:
     """Finds every obstacle to importance sampling at once, each with its remedy.
 
-    Nothing is trained and no weight is changed. Where exact gradient norms are not
-    asked for, what stands in their way is only noted.
+    Nothing is trained and no weight is changed. Obstacles to exact gradient norms are
+    only noted where these are not asked for.
 
     Args:
-        model: a compiled Keras model, of whatever class.
+        model: a compiled Keras model, of any class.
         x: as in `fit`, datasets too; all of it is checked, a few examples are run.
         y: as in `fit`.
         sample_weight: as in `fit`.
@@ -82,9 +89,15 @@ def check(
     method = get_sampling(sampling or getattr(model, "sampling", "rais"))
     warned = vars(model).pop("_keras_osgd_warned", None)
     try:
-        given = (x, y, sample_weight, class_weight)
-        findings = _findings(model, method, given, batch_size)
-    finally:  # `fit` is to warn all the same
+        arguments = FitArguments(
+            x,
+            y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+        )
+        findings = _findings(model, method, arguments)
+    finally:  # `fit` must still warn
         vars(model).pop("_keras_osgd_warned", None)
         if warned is not None:
             vars(model)["_keras_osgd_warned"] = warned
@@ -95,7 +108,7 @@ def check(
 
 
 def _findings(
-    model: keras.Model, method: Sampling, given: tuple, batch_size: int | None
+    model: keras.Model, method: Sampling, arguments: FitArguments
 ) -> list[Finding]:
     if isinstance(method, Uniform):
         text = (
@@ -108,16 +121,15 @@ def _findings(
     refusals, asides = Refusals(), Refusals(all_kinds=True)
     if isinstance(method, Presample):
         with _caught() as caught:
-            given = (*given, batch_size, 1, True)
-            examine_stream(refusals, model, method, given)
+            one = arguments.replace(steps_per_epoch=1)
+            examine_stream(refusals, model, method, one)
         findings = [Finding("error", text) for text in refusals.texts]
         return findings + [Finding("warning", text) for text in _texts(caught)]
-    x, *others = given
-    x, _ = refusals.tried(from_dataset, x, None, False) or (None, None)
+    x, _ = refusals.tried(from_dataset, arguments.x, None, False) or (None, None)
     if refusals.texts:
         return [Finding("error", text) for text in refusals.texts]
     with _caught() as caught:
-        seen = examine(refusals, model, method, (x, *others, batch_size, None))
+        seen = examine(refusals, model, method, arguments.replace(x=x))
         if seen.data is not None and checks.has_no_bound(method, seen.data):
             checks.warn_of_floor(model, method)
     findings = [Finding("error", text) for text in refusals.texts]
@@ -143,14 +155,14 @@ def _texts(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 class Examined(NamedTuple):
-    """What `fit` trains with, found out before the first step.
+    """Data, losses and scorer of a `fit`, found before the first step.
 
     Attributes:
         data: the training data; `None` where they were refused.
         losses: described; empty where they were refused.
-        adapt: whether the rate can follow the gain ratio.
-        scorer: what takes exact norms, where those are asked for.
-        line: of information, or `None`.
+        adapt: whether the learning rate can follow the gain ratio.
+        scorer: takes exact norms; `None` where those are not asked for.
+        line: a line of information, or `None`.
     """
 
     data: TrainingData | None
@@ -160,30 +172,53 @@ class Examined(NamedTuple):
     line: str | None
 
 
+class ExaminedStream(NamedTuple):
+    """Stream and losses of a `fit`, found before the first step.
+
+    Attributes:
+        stream: `None` where it was refused.
+        losses: described; empty where they were refused.
+        adapt: whether the learning rate can follow the gain ratio.
+    """
+
+    stream: Stream | None
+    losses: list[OutputLoss]
+    adapt: bool
+
+
 def examine(
     refusals: Refusals,
     model: keras.Model,
     method: RAIS | Oracle,
-    given: tuple,
-    earlier: Run | None = None,
+    arguments: FitArguments,
+    earlier: RunVariables | None = None,
 ) -> Examined:
-    """Looks at all that may stand in the way; for `fit` and `check` alike.
+    """Looks for obstacles to importance sampling, for `fit` and `check` alike.
 
     Args:
-        refusals: where errors go: one does not hide those that can be found beside it.
+        refusals: collects errors, so that one does not hide the others.
         model: compiled.
-        method: of sampling.
-        given: the arguments of `training_data.prepare`.
-        earlier: whose scorer serves again if all that it depends on stayed.
+        method: the sampling method.
+        arguments: of `fit`; a dataset has been read.
+        earlier: variables of the last run; their scorer serves again if nothing that it
+            depends on has changed.
     """
-    data = refusals.tried(training_data.prepare, *given)
+    data = refusals.tried(
+        training_data.prepare,
+        arguments.x,
+        arguments.y,
+        arguments.sample_weight,
+        arguments.class_weight,
+        arguments.batch_size,
+        arguments.steps_per_epoch,
+    )
     if data is None:
         return Examined(None, [], False, None, None)
-    refusals.tried(strategies.check_strategy, model, method, data)
-    described = refusals.tried(losses.describe, model, data) or []
+    refusals.tried(strategies.require_strategy, model, method, data)
+    described = refusals.tried(describe, model, data) or []
     if described:
         checks.warn_of_what_follows_the_draws(model)
-    line = refusals.tried(checks.check_size, model, method, data)
+    line = refusals.tried(checks.require_size, model, method, data)
     if isinstance(method, Oracle):
         sizes = data.n, data.batch_size, model.steps_per_execution
         refusals.tried(refresh_steps, method, *sizes)
@@ -191,11 +226,12 @@ def examine(
         return Examined(data, described, False, None, line)
     alone = strategies.replicas_of(model) == 1
     if described and model.trainable_weights and alone:
-        given = model, described, data, method.norm
-        refusals.tried(own_train_step.check, *given)
-    adapt = bool(refusals.tried(checks.check_optimizer, model, method))
-    if earlier is not None and earlier.serves(model, data, described, adapt):
-        return Examined(data, described, adapt, earlier.scorer, line)
+        tried = model, described, data, method.norm
+        refusals.tried(own_train_step.verify, *tried)
+    adapt = bool(refusals.tried(checks.rate_can_follow, model, method))
+    key = RunKey.of(model, data, adapt)
+    if earlier is not None and earlier.serves(key, described):
+        return Examined(data, described, adapt, earlier.step_state.scorer, line)
     scorer = None
     if model.trainable_weights:
         scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
@@ -203,30 +239,38 @@ def examine(
 
 
 def examine_stream(
-    refusals: Refusals, model: keras.Model, method: Presample, given: tuple
-) -> tuple[Stream | None, list[OutputLoss], bool]:
-    """Looks at all that may stand in the way of sampling within pools.
+    refusals: Refusals,
+    model: keras.Model,
+    method: Presample,
+    arguments: FitArguments,
+) -> ExaminedStream:
+    """Looks for obstacles to sampling within pools.
 
     Args:
-        refusals: where errors go.
+        refusals: collects errors.
         model: compiled; built by the first batch if it is not.
-        method: of sampling.
-        given: the arguments of `streams.opened`.
-
-    Returns:
-        The stream, `None` where it was refused; the losses; whether the rate can
-        follow the gain ratio.
+        method: the sampling method.
+        arguments: of `fit`.
     """
     refusals.tried(strategies.refuse_streams, model)
-    stream = refusals.tried(streams.opened, *given)
+    stream = refusals.tried(
+        streams.opened,
+        arguments.x,
+        arguments.y,
+        arguments.sample_weight,
+        arguments.class_weight,
+        arguments.batch_size,
+        arguments.steps_per_epoch,
+        arguments.shuffle,
+    )
     if stream is None:
-        return None, [], False
-    described = refusals.tried(losses.describe, model, stream.first) or []
+        return ExaminedStream(None, [], False)
+    described = refusals.tried(describe, model, stream.first) or []
     if not (described and model.built):
-        return stream, described, False
+        return ExaminedStream(stream, described, False)
     checks.warn_of_what_follows_the_draws(model)
     if model.trainable_weights:
-        given = model, described, stream.first, method.norm
-        refusals.tried(own_train_step.check, *given)
-    adapt = refusals.tried(checks.check_optimizer, model, method)
-    return stream, described, bool(adapt)
+        tried = model, described, stream.first, method.norm
+        refusals.tried(own_train_step.verify, *tried)
+    adapt = refusals.tried(checks.rate_can_follow, model, method)
+    return ExaminedStream(stream, described, bool(adapt))

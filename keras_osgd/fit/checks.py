@@ -1,4 +1,4 @@
-"""What is looked at before the first step: refusals, warnings, lines of information."""
+"""Checks before the first step: refusals, warnings, lines of information."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from keras_osgd.norms.verification import verify
 from keras_osgd.sampling import RAIS, Oracle
 
 __all__ = [
-    "check_optimizer",
-    "check_size",
+    "rate_can_follow",
+    "require_size",
     "has_no_bound",
     "prepare_scorer",
     "warn_of_floor",
     "warn_of_what_follows_the_draws",
-    "warn_once",
 ]
 
 
-def check_optimizer(model: keras.Model, sampling: RAIS | Oracle) -> bool:
-    """Returns whether the rate can follow the gain ratio; warns of what to know.
+def rate_can_follow(model: keras.Model, sampling: RAIS | Oracle) -> bool:
+    """Returns whether the rate can follow the gain ratio; warns of limitations.
 
     Raises:
         ValueError: if the model, which must have been built, has nothing to train.
@@ -93,7 +92,7 @@ def prepare_scorer(
     described: list[OutputLoss],
     data: TrainingData,
 ) -> Scorer | None:
-    """Returns what takes exact norms, tried out on three examples, or `None`.
+    """Returns the scorer of exact norms, tried out on three examples, or `None`.
 
     Raises:
         ValueError: listing every layer that has no per-example gradients.
@@ -115,7 +114,7 @@ def prepare_scorer(
     return scorer
 
 
-def check_size(
+def require_size(
     model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
 ) -> str | None:
     """Warns of, or refuses, very few examples.
@@ -164,9 +163,9 @@ def warn_of_what_follows_the_draws(model: keras.Model) -> None:
 
 
 def has_no_bound(sampling: RAIS | Oracle, data: TrainingData) -> bool:
-    """Returns whether importance weights may grow beyond every bound.
+    """Returns whether importance weights may grow without bound.
 
-    Not by an oracle's fresh norms: a weight times its norm is the same for all then.
+    False with an oracle's fresh norms: weight times norm is then the same for all.
     """
     steps = sampling.block_steps(data.n, data.batch_size)
     return sampling.floor == 0 and not (isinstance(sampling, Oracle) and steps == 1)

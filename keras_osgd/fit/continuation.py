@@ -1,4 +1,4 @@
-"""What a `fit` takes over from those before it: scores and effective iterations."""
+"""State that a `fit` takes over from earlier ones: scores and effective iterations."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["prepare_state", "restart_clock", "seed_of"]
 
 
 def seed_of(sampling: Sampling) -> int:
-    """Returns a method's seed; if it has none, one that Keras' own decides."""
+    """Returns a method's seed, or else one that follows from Keras' own."""
     if sampling.seed is None:
         return random.randrange(2**31)  # which keras.utils.set_random_seed seeds
     return int(sampling.seed)
 
 
 def restart_clock(model: keras.Model) -> None:
-    """Forgets how far ahead another optimizer was, if this one has not made a step.
+    """Forgets the lead of another optimizer, if this one has not made a step.
 
-    Called by `compile`, before steps without sampling can hide that it is another, and
-    by `fit`, after weights may have been loaded that another one has trained.
+    Called by `compile`, before steps without sampling can hide that the optimizer is
+    new, and by `fit`, as weights trained by another one may have been loaded.
     """
     lead = model.sampling_state.lead
     if lead is None or model.optimizer is None:
@@ -40,12 +40,12 @@ def prepare_state(
 ) -> str | None:
     """Makes the state fit data and optimizer.
 
-    Scores go on for the same rows and the same norms, and effective iterations for the
+    Scores go on for the same rows, norms and features, and effective iterations for the
     same optimizer; else they start afresh.
 
     Returns:
-        A line that says so where earlier scores were dropped, or weights loaded that
-        came without, else `None` or "".
+        A line on earlier scores that were dropped, or on weights that were loaded
+        without scores; else `None` or "".
     """
     state = model.sampling_state
     fingerprint = data.fingerprint()

@@ -1,4 +1,4 @@
-"""What a `fit` begins and ends with, around Keras' own."""
+"""A `fit` around Keras' own: its preparation and its end."""
 
 from __future__ import annotations
 
@@ -13,43 +13,51 @@ import tensorflow as tf
 
 from keras_osgd.base import replicas
 from keras_osgd.base.refusals import Refusals
+from keras_osgd.base.warn import warn_once
 from keras_osgd.data import training_data
-from keras_osgd.data.datasets import from_dataset
 from keras_osgd.data.indexed_examples import Indexed
-from keras_osgd.data.training_data import TrainingData
-from keras_osgd.fit import checks, continuation, strategies
+from keras_osgd.fit import continuation, strategies
+from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.callback_list import callback_list
 from keras_osgd.fit.check import Examined, examine
+from keras_osgd.fit.fit_callback import FitCallback, Resumed, ResumingCallback
+from keras_osgd.fit.held import Held
 from keras_osgd.fit.logged import progress, record
-from keras_osgd.fit.progress_bar import callback_list
-from keras_osgd.fit.run import Run
+from keras_osgd.fit.run import Run, RunKey, RunVariables
 
-__all__ = ["checkpointing", "divided", "importance_sampling", "leave_run", "resumed"]
+__all__ = [
+    "divided",
+    "importance_sampling",
+    "leave_run",
+    "resumed",
+    "with_fit_callbacks",
+]
 
-# Arguments of `fit` that are no longer Keras' to look at.
-_OURS = ("y", "batch_size", "sample_weight", "class_weight", "steps_per_epoch")
+# Arguments of `fit` that Keras must not see: the dataset has them in it.
+_TAKEN_OVER = ("y", "batch_size", "sample_weight", "class_weight", "steps_per_epoch")
 
 
 @contextlib.contextmanager
-def checkpointing(callbacks: Any) -> Iterator[tuple[Any, Any]]:
-    """Gives the `Checkpoint` among callbacks the last place.
-
-    It, and what else is to be ended when a `fit` is over, however it ended, is closed.
+def with_fit_callbacks(
+    arguments: FitArguments,
+) -> Iterator[tuple[FitArguments, ResumingCallback | None]]:
+    """Gives `Checkpoint` its place, and closes our callbacks however the `fit` ends.
 
     Args:
-        callbacks: as given to `fit`.
+        arguments: of `fit`.
 
     Yields:
-        The `Checkpoint` or `None`, and the callbacks for Keras' `fit`.
+        The arguments with all callbacks in one list, and the `Checkpoint` or `None`.
 
     Raises:
-        ValueError: if there are several.
+        ValueError: if there are several `Checkpoint`s.
     """
-    listed = isinstance(callbacks, keras.callbacks.CallbackList)
-    if listed:
+    callbacks = arguments.callbacks
+    if isinstance(callbacks, keras.callbacks.CallbackList):
         flat = callbacks.callbacks
     else:
-        flat = keras.tree.flatten(callbacks) if callbacks else []
-    found = [c for c in flat if hasattr(type(c), "begins_before_fit")]
+        callbacks = flat = keras.tree.flatten(callbacks) if callbacks else []
+    found = [c for c in flat if isinstance(c, ResumingCallback)]
     if len(found) > 1:
         raise ValueError(
             f"There must be one `Checkpoint` at most. Received: {len(found)} of them "
@@ -58,35 +66,36 @@ def checkpointing(callbacks: Any) -> Iterator[tuple[Any, Any]]:
     if found:
         found[0].after(flat)
     try:
-        yield found[0] if found else None, callbacks if listed else flat
+        yield arguments.replace(callbacks=callbacks), found[0] if found else None
     finally:
         for callback in flat:
-            if hasattr(type(callback), "ends_after_fit"):
+            if isinstance(callback, FitCallback):
                 callback.close()
 
 
 def resumed(
-    model: keras.Model, checkpoint: Any, given: dict[str, Any]
-) -> dict[str, Any]:
+    model: keras.Model, checkpoint: ResumingCallback | None, arguments: FitArguments
+) -> FitArguments:
     """Returns the arguments for Keras' `fit`, to go on from a checkpoint if given."""
-    x = given["x"]
+    x = arguments.x
     if isinstance(x, Indexed):
-        size = given["batch_size"] or x.batch_size or 32
-        shuffle, given = given["shuffle"], given | {"batch_size": None}
-        given |= {"x": x.dataset(size, shuffle), "shuffle": False}
+        size = arguments.batch_size or x.batch_size or 32
+        dataset = x.dataset(size, arguments.shuffle)
+        arguments = arguments.replace(x=dataset, batch_size=None, shuffle=False)
     if checkpoint is None:
-        return given
+        return arguments
     strategies.refuse_checkpoint(model, checkpoint)
-    begun = checkpoint.begin(None, None, given["epochs"], given["initial_epoch"])
-    if begun.line and given["verbose"]:
+    epochs, epoch = arguments.epochs, arguments.initial_epoch
+    begun = checkpoint.begin(None, None, epochs, epoch)
+    if begun.line and arguments.verbose:
         print(begun.line)
     if begun.line and not model.built:
-        model(_first_batch(given["x"]))
-    return given | {"initial_epoch": begun.epoch}
+        model(_first_batch(arguments.x))
+    return arguments.replace(initial_epoch=begun.epoch)
 
 
 def _first_batch(x: Any) -> Any:
-    """Returns inputs of a batch or less, to build a model by."""
+    """Returns the inputs of a batch or less, to build a model with."""
     if isinstance(x, keras.utils.PyDataset):
         return x[0][0]
     if isinstance(x, tf.data.Dataset):
@@ -103,14 +112,18 @@ def _first_batch(x: Any) -> Any:
 
 @contextlib.contextmanager
 def importance_sampling(
-    model: keras.Model, checkpoint: Any, given: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Begins training with importance sampling, and ends it however it ended.
+    model: keras.Model,
+    held: Held,
+    checkpoint: ResumingCallback | None,
+    arguments: FitArguments,
+) -> Iterator[FitArguments]:
+    """Begins training with importance sampling, and cleans up however it ends.
 
     Args:
         model: ours, compiled.
+        held: of the model.
         checkpoint: a `Checkpoint` or `None`.
-        given: the arguments of `fit`.
+        arguments: of `fit`.
 
     Yields:
         The arguments for Keras' `fit`.
@@ -118,123 +131,110 @@ def importance_sampling(
     Raises:
         ValueError: for data, losses or models that cannot be sampled.
     """
-    given = _read_once(model, given)
-    seen, validation = _looked_at(model, checkpoint, given)
+    x = held.read(arguments.x, verbose=arguments.verbose != 0)
+    arguments = arguments.replace(x=x)
+    refusals = Refusals()
+    split = divided(refusals, arguments)
+    seen = _examined(refusals, model, held, checkpoint, split)
     strategies.build(model, seen.data)
-    share = replicas.share_of(model.distribute_strategy)
-    m, data = seen.data.batch_size, strategies.part_of(seen.data, share)
-    run = _enter_run(model, seen, data, share, given["verbose"])
-    steps = given["steps_per_epoch"] or math.ceil(seen.data.n / m)
-    size = given["validation_batch_size"] or m
-    if validation is not given["validation_data"]:
+    m = seen.data.batch_size
+    size = arguments.validation_batch_size or m
+    validation = split.validation_data
+    if validation is not arguments.validation_data:
         validation = training_data.held_out(validation, seen.data, size)
-    begun, start = _begin(checkpoint, run, data, given)
+    run, begun = _begun(model, held, seen, checkpoint, arguments)
+    steps = arguments.steps_per_epoch or math.ceil(seen.data.n / m)
     try:
-        yield given | {
-            "x": strategies.distributed(model, run.start(*start)),
-            "callbacks": _callbacks(model, run, given, steps),
-            "initial_epoch": begun,
-            "validation_data": validation,
-            "validation_batch_size": size,
-            "validation_split": 0.0,
-            "shuffle": False,
-            **dict.fromkeys(_OURS),
-        }
+        dataset = run.start(begun.saved, begun.done)
+        yield arguments.replace(
+            x=strategies.distributed(model, dataset),
+            callbacks=_callbacks(model, held, run, arguments, steps),
+            initial_epoch=begun.epoch,
+            validation_data=validation,
+            validation_batch_size=size,
+            validation_split=0.0,
+            shuffle=False,
+            **dict.fromkeys(_TAKEN_OVER),
+        )
     finally:
-        model.begin_next_epoch()
+        held.begin_next_epoch()
         run.finish()
 
 
-def divided(refusals: Refusals, given: dict[str, Any]) -> tuple[tuple, Any]:
-    """Returns (x, y, sample_weight) and the validation data, split off if asked for."""
-    arrays = given["x"], given["y"], given["sample_weight"]
-    validation, part = given["validation_data"], given["validation_split"]
-    if part and validation is None:
-        halves = refusals.tried(training_data.split, *arrays, part)
-        arrays, validation = halves or (arrays, None)
-    return arrays, validation
+def divided(refusals: Refusals, arguments: FitArguments) -> FitArguments:
+    """Returns the arguments with `validation_split` carried out, if asked for."""
+    arrays = arguments.x, arguments.y, arguments.sample_weight
+    part = arguments.validation_split
+    if not part or arguments.validation_data is not None:
+        return arguments
+    halves = refusals.tried(training_data.split, *arrays, part)
+    if halves is None:
+        return arguments
+    (x, y, sample_weight), validation = halves
+    arguments = arguments.replace(x=x, y=y, sample_weight=sample_weight)
+    return arguments.replace(validation_data=validation, validation_split=0.0)
 
 
-def _looked_at(
-    model: keras.Model, checkpoint: Any, given: dict[str, Any]
-) -> tuple[Examined, Any]:
-    """Returns what was found of the training data, and the validation data."""
-    refusals, method = Refusals(), model.sampling_held.sampling
-    arrays, validation = divided(refusals, given)
-    if not given["shuffle"]:
+def _examined(
+    refusals: Refusals,
+    model: keras.Model,
+    held: Held,
+    checkpoint: ResumingCallback | None,
+    arguments: FitArguments,
+) -> Examined:
+    """Examines model and data; refuses all that is amiss at once."""
+    if not arguments.shuffle:
         message = "`shuffle=False` has no effect: draws are random."
-        checks.warn_once(model, "shuffle", message)
-    others = given["class_weight"], given["batch_size"], given["steps_per_epoch"]
+        warn_once(model, "shuffle", message)
     refusals.tried(strategies.refuse_checkpoint, model, checkpoint)
     with strategies.scope_of(model):
-        seen = examine(refusals, model, method, (*arrays, *others), model.sampling_run)
+        seen = examine(refusals, model, held.sampling, arguments, held.kept)
     refusals.end()
-    return seen, validation
+    return seen
 
 
 def _callbacks(
-    model: keras.Model, run: Run, given: dict[str, Any], steps: int
+    model: keras.Model, held: Held, run: Run, arguments: FitArguments, steps: int
 ) -> keras.callbacks.CallbackList:
-    callbacks, verbose, epochs = given["callbacks"], given["verbose"], given["epochs"]
     bar = functools.partial(progress, run)
-    at_end = functools.partial(record, run, model.sampling_held.history)
-    given = verbose, epochs, steps, bar, at_end
-    return callback_list(model, callbacks, run.clock, *given)
+    at_end = functools.partial(record, run, held.history)
+    return callback_list(model, arguments, run.clock, steps, bar, at_end)
 
 
-def _read_once(model: keras.Model, given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with a dataset read; once for one `fit` after another."""
-    held = model.sampling_held
-    x, held.indexed = from_dataset(given["x"], held.indexed, given["verbose"] != 0)
-    return given | {"x": x}
-
-
-def _begin(
-    checkpoint: Any, run: Run, data: TrainingData, given: dict[str, Any]
-) -> tuple[int, tuple]:
-    """Returns the first epoch, and the arguments of `Run.start`."""
-    begun = given["initial_epoch"]
-    if checkpoint is None:
-        return begun, (data,)
-    found = checkpoint.begin(run, data, given["epochs"], begun)
-    if found.line:
-        run.say(found.line)
-    return found.epoch, (data, found.run, found.done)
-
-
-def _enter_run(
+def _begun(
     model: keras.Model,
+    held: Held,
     seen: Examined,
-    data: TrainingData,
-    share: replicas.Share,
-    verbose: Any,
-) -> Run:
-    """Returns the run that this `fit` uses: the last one, where it serves again."""
-    held = model.sampling_held
-    method = held.sampling
-    lines = [seen.line, continuation.prepare_state(model, method, data)]
-    given = (seen.data, seen.losses, seen.adapt)
-    if held.run is None or not held.run.serves(model, *given):
-        whole = (seen.data.n, seen.data.batch_size)
-        key = (*whole, model.steps_per_execution, seen.adapt, share)
-        held.run, held.wrapped = Run(method, model.sampling_state, *key), False
-        held.run.losses, held.run.scorer = seen.losses, seen.scorer
-    if not held.wrapped:
-        model.train_function = None
-    held.history, held.targets = {}, data.arrays[1]
-    run = held.run
-    run.optimizer, run.verbose, run.where_saved = model.optimizer, verbose, str
-    run.warn = functools.partial(checks.warn_once, model)
-    run.warn_of_floor = functools.partial(checks.warn_of_floor, model, method)
+    checkpoint: ResumingCallback | None,
+    arguments: FitArguments,
+) -> tuple[Run, Resumed]:
+    """Returns this `fit`'s run, on the last variables if they serve, and its start."""
+    share = replicas.share_of(model.distribute_strategy)
+    data = strategies.part_of(seen.data, share)
+    line = continuation.prepare_state(model, held.sampling, data)
+    variables = _variables(model, held, seen)
+    lines, begun = [seen.line, line], Resumed(arguments.initial_epoch)
+    where_saved = str
+    if checkpoint is not None:
+        epochs, where_saved = arguments.epochs, checkpoint.where_saved
+        begun = checkpoint.begin(variables, data, epochs, arguments.initial_epoch)
+        lines.append(begun.line)
+    run = Run(model, variables, data, arguments.verbose, where_saved)
+    held.begin(model, run, data.arrays[1])
     for line in filter(None, lines):
         run.say(line)
-    return run
+    return run, begun
 
 
-def leave_run(model: keras.Model, given: dict[str, Any]) -> None:
+def _variables(model: keras.Model, held: Held, seen: Examined) -> RunVariables:
+    key = RunKey.of(model, seen.data, seen.adapt)
+    if held.kept is None or not held.kept.serves(key, seen.losses):
+        made = (held.sampling, held.state, key, seen.losses, seen.scorer)
+        held.keep(RunVariables(*made))
+    return held.kept
+
+
+def leave_run(model: keras.Model, held: Held, arguments: FitArguments) -> None:
     """Lets the model train as in Keras, after a `fit` with importance sampling."""
-    held = model.sampling_held
-    held.sizes = training_data.sizes(given)
-    if held.wrapped:
-        model.train_function = None
-    held.wrapped, held.run, held.history = False, None, {}
+    x, size, part = arguments.x, arguments.batch_size, arguments.validation_split
+    held.leave(model, training_data.sizes(x, size, part))

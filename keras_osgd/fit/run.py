@@ -1,26 +1,27 @@
-"""What one `fit` with importance sampling consists of, from first plan to last."""
+"""A `fit` with importance sampling, from its first plan to its last."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base.replicas import Share, share_of
-from keras_osgd.base.warn import warn
+from keras_osgd.base.warn import warn, warn_once
 from keras_osgd.data.rows import Rows
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.draws.blocks import block_steps
 from keras_osgd.draws.observations import ObservationLog
 from keras_osgd.draws.oracle import OraclePlanner, refresh_steps
 from keras_osgd.draws.pipeline import PlanBuffers, batches
-from keras_osgd.draws.planner import Planner
+from keras_osgd.draws.planner import Planner, RAISPlanner
 from keras_osgd.draws.watch import watch_over
-from keras_osgd.fit import logged
+from keras_osgd.fit.checks import warn_of_floor
+from keras_osgd.fit.logged import logged
 from keras_osgd.gain.clock import Clock
 from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.losses.described import OutputLoss
@@ -28,21 +29,17 @@ from keras_osgd.norms.scorer import Scorer, scoring_all
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.skipping import Skips
+from keras_osgd.step.state import StepState
 
-__all__ = ["Run"]
+__all__ = ["Run", "RunKey", "RunVariables"]
 
 _LAST_GOOD = "The model has the weights of its last good step, and its scores."
 
 
-class Run:
-    """The variables that a training step needs, and the planner that feeds it.
+class RunKey(NamedTuple):
+    """Sizes and settings that shapes and graph of a run's variables depend on.
 
-    Kept from one `fit` to the next while the sizes stay, so that nothing is traced
-    anew.
-
-    Args:
-        sampling: configuration.
-        state: what is learned about the examples.
+    Attributes:
         n: number of examples, those of other workers included.
         batch_size: m, likewise.
         steps_per_execution: of the model.
@@ -50,94 +47,140 @@ class Run:
         share: this process's part.
     """
 
+    n: int
+    batch_size: int
+    steps_per_execution: int
+    adapt: bool
+    share: Share
+
+    @classmethod
+    def of(cls, model: keras.Model, data: TrainingData, adapt: bool) -> RunKey:
+        """Returns the key of a `fit` of this model on the data of all workers."""
+        share = share_of(model.distribute_strategy)
+        return cls(data.n, data.batch_size, model.steps_per_execution, adapt, share)
+
+
+class RunVariables:
+    """The variables of a run, kept from one `fit` to the next while the key stays.
+
+    The traced step refers to them, so that nothing is traced anew.
+
+    Args:
+        sampling: configuration.
+        state: the sampling state.
+        key: sizes and settings.
+        losses: the model's, described.
+        scorer: takes exact norms, or `None`.
+
+    Attributes:
+        buffers: plans, which the pipeline reads.
+        step_state: state that the training step reads and updates.
+    """
+
     def __init__(
         self,
         sampling: RAIS | Oracle,
         state: SamplingState,
-        n: int,
-        batch_size: int,
-        steps_per_execution: int,
-        adapt: bool,
-        share: Share,
+        key: RunKey,
+        losses: Sequence[OutputLoss],
+        scorer: Scorer | None,
     ) -> None:
-        """Allocates; `start` begins a `fit`."""
-        self.key = (n, batch_size, steps_per_execution, adapt, share)
-        self.n, self.batch_size, self.adapt, self.share = n, batch_size, adapt, share
-        self.sampling, self.state = sampling, state
-        self._steps_per_execution = steps_per_execution
+        """Allocates."""
+        self.sampling, self.state, self.key = sampling, state, key
         length = refresh_steps if isinstance(sampling, Oracle) else block_steps
-        block = length(sampling, n, batch_size, steps_per_execution)
-        self.buffers = PlanBuffers(block, batch_size // share.workers)
-        self.log = ObservationLog(self.buffers)
-        self.clock = Clock(state.lead, self.buffers.end, steps_per_execution)
-        self.skips = Skips()
-        self.gain = state.gain
-        self.scorer: Scorer | None = None  # where norms are exact
-        self.last_layer_gain = GainRatio()  # beside it, to check the approximation
-        self.losses: list[OutputLoss] = []
-        self.optimizer: keras.optimizers.Optimizer | None = None
-        self.planner: Planner | OraclePlanner | None = None
-        self.verbose: int | str = "auto"  # as in `fit`
-        self.told: list[str] = []  # alarms and notices of this `fit`
-        self.active = False
-        self.warn_of_floor: Callable[[float], None] = lambda largest: None
-        self.where_saved: Callable[[], str] = str  # the last checkpoint, for errors
-        self.warn: Callable[[str, str], None] = lambda key, message: None
+        block = length(sampling, key.n, key.batch_size, key.steps_per_execution)
+        self.buffers = PlanBuffers(block, key.batch_size // key.share.workers)
+        self.step_state = StepState(
+            n=key.n,
+            share=key.share,
+            losses=losses,
+            adapt=key.adapt,
+            scorer=scorer,
+            gain=state.gain,
+            last_layer_gain=GainRatio(),
+            clock=Clock(state.lead, self.buffers.end, key.steps_per_execution),
+            skips=Skips(),
+            log=ObservationLog(self.buffers),
+        )
 
-    def serves(
+    def serves(self, key: RunKey, losses: Sequence[OutputLoss]) -> bool:
+        """Returns whether a `fit` with this key and losses can use these variables."""
+        return self.key == key and self.step_state.losses == losses
+
+
+class Run:
+    """One `fit` with importance sampling: plans draws and counts steps.
+
+    Args:
+        model: in training.
+        variables: of the run.
+        data: this process's examples.
+        verbose: as in `fit`.
+        where_saved: returns a sentence on the last checkpoint, for errors.
+
+    Attributes:
+        step_state: state that the training step reads and updates.
+        clock, gain, skips, log: of the step state.
+        planner: makes the plans of blocks.
+        watch: looks for faults in the observations.
+        told: alarms and notices of this `fit`.
+        active: whether it is under way.
+    """
+
+    def __init__(
         self,
         model: keras.Model,
+        variables: RunVariables,
         data: TrainingData,
-        described: list[OutputLoss],
-        adapt: bool,
-    ) -> bool:
-        """Returns whether a `fit` of these can use this run again."""
-        share = share_of(model.distribute_strategy)
-        key = (data.n, data.batch_size, model.steps_per_execution, adapt, share)
-        return self.key == key and self.losses == described
+        verbose: int | str = "auto",
+        where_saved: Callable[[], str] = str,
+    ) -> None:
+        """Prepares; `start` begins the `fit`."""
+        self._model, self._data = model, data
+        self.variables, self.verbose, self.where_saved = variables, verbose, where_saved
+        self.sampling, self.state = variables.sampling, variables.state
+        self.buffers, step = variables.buffers, variables.step_state
+        self.step_state, self.clock, self.gain = step, step.clock, step.gain
+        self.skips, self.log = step.skips, step.log
+        self.n, self.batch_size = variables.key.n, variables.key.batch_size
+        sizes = self.buffers.batch_size, self.buffers.block_steps
+        self.watch = watch_over(self.state, self.sampling, *sizes, data)
+        self.planner: Planner = self._planner()
+        self.told: list[str] = []
+        self.active = False
+
+    def _planner(self) -> Planner:
+        common = (self.sampling, self.state, self.buffers, self.log)
+        steps = self.variables.key.steps_per_execution
+        if not isinstance(self.sampling, Oracle):
+            return RAISPlanner(*common, steps, self.watch)
+        size = self.sampling.score_batch_size
+        score = scoring_all(self.step_state.scorer, self._data, size, self.verbose)
+        return OraclePlanner(*common, steps, score, self.watch)
 
     def start(
-        self,
-        data: TrainingData,
-        saved: Mapping[str, Any] | None = None,
-        done: float = 0.0,
+        self, saved: Mapping[str, Any] | None = None, done: float = 0.0
     ) -> tf.data.Dataset:
         """Plans the first block and returns the dataset of an epoch.
 
         Args:
-            data: this process's examples.
-            saved: what a `snapshot` returned, to go on there; the state holds what
-                belongs to it.
+            saved: from `state_dict`, to go on there; the sampling state has been
+                restored by the caller.
             done: part of the first epoch that was trained already, without `saved`.
         """
         self.skips.restart()
-        self.told = []
-        sizes = self.buffers.batch_size, self.buffers.block_steps
-        self.watch = watch_over(self.state, self.sampling, *sizes, data)
-        self.planner = self._planner(data)
         self.active = self.state.in_use = True
         if saved is None:
             self.clock.restart(done)
             self.planner.start()
         else:
-            self.clock.resume(saved["clock"])
-            self.log.resume(saved["log"])
-            self.last_layer_gain.averages.assign(saved["last_layer_gain"])
-            self.planner.resume(saved["planner"])
+            self._load_state_dict(saved)
         self.buffers.start.assign(self.clock.step)
-        # Several replicas' iterator reads ahead by itself, no further than we would.
-        ahead = self.planner.read_ahead if self.share.all_replicas == 1 else 0
-        rows = Rows(data.arrays)
-        others = data.transform, self.state.seed, self.share.replicas
-        return batches(self.buffers, rows, ahead, *others)
-
-    def _planner(self, data: TrainingData) -> Planner | OraclePlanner:
-        given = (self.sampling, self.state, self.buffers, self.log)
-        if not isinstance(self.sampling, Oracle):
-            return Planner(*given, self._steps_per_execution, self.watch)
-        size = self.sampling.score_batch_size
-        score = scoring_all(self.scorer, data, size, self.verbose)
-        return OraclePlanner(*given, self._steps_per_execution, score, self.watch)
+        share, data = self.step_state.share, self._data
+        # The iterator of several replicas reads ahead by itself, no further than ours.
+        ahead = self.planner.read_ahead if share.all_replicas == 1 else 0
+        others = data.transform, self.state.seed, share.replicas
+        return batches(self.buffers, Rows(data.arrays), ahead, *others)
 
     def execution(self, function: Callable[[Any], Any], data: Any) -> tuple[Any, bool]:
         """Trains for one execution.
@@ -171,29 +214,36 @@ class Run:
             parts = (self.watch.error, _LAST_GOOD, self.where_saved())
             raise RuntimeError(" ".join(filter(None, parts)))
 
-    def snapshot(self, mid_epoch: bool) -> Callable[[], dict[str, Any]]:
-        """Returns what returns all that `start` needs to go on, and the state.
+    def state_dict(self, mid_epoch: bool) -> Callable[[], dict[str, Any]]:
+        """Returns a function that collects all that `start` needs, and the state.
 
-        Called between executions. What the training thread changes is copied at once,
-        what the planning thread does is waited for by the function returned.
+        Called between executions. The variables that the training thread changes are
+        copied at once. The function waits for the planning thread; call it in any
+        thread.
 
         Args:
             mid_epoch: whether an epoch is under way.
         """
         here = {
-            "clock": self.clock.snapshot(mid_epoch),
-            "log": self.log.snapshot(),
-            "last_layer_gain": np.array(self.last_layer_gain.averages),
+            "clock": self.clock.state_dict(mid_epoch),
+            "log": self.log.state_dict(),
+            "last_layer_gain": np.array(self.step_state.last_layer_gain.averages),
         }
         gain, lead = np.array(self.gain.averages), np.array(self.clock.lead)
-        clock = {"gain": gain, "lead": lead}
-        planned = self.planner.snapshot()
+        planned = self.planner.state_dict()
 
-        def wait() -> dict[str, Any]:
+        def collect() -> dict[str, Any]:
             planner = planned()
-            return here | {"state": planner.pop("state") | clock, "planner": planner}
+            state = planner.pop("state") | {"gain": gain, "lead": lead}
+            return here | {"state": state, "planner": planner}
 
-        return wait
+        return collect
+
+    def _load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.clock.load_state_dict(saved["clock"])
+        self.log.load_state_dict(saved["log"])
+        self.step_state.last_layer_gain.averages.assign(saved["last_layer_gain"])
+        self.planner.load_state_dict(saved["planner"])
 
     def _tell(self) -> None:
         while self.watch.warnings:
@@ -204,13 +254,14 @@ class Run:
             self.say(self.told[-1], amid_bar=True)
         plan = self.planner.last_plan
         if plan is not None and plan.importance and self.planner.unbounded:
-            self.warn_of_floor(plan.largest_weight)
+            warn_of_floor(self._model, self.sampling, plan.largest_weight)
         self._warn_of_failures()
 
     def _warn_of_failures(self) -> None:
         while self.planner.failures:
             cause = self.planner.failures.pop(0)
-            self.warn(
+            warn_once(
+                self._model,
                 "planning",
                 "Draws must be planned from the gradient norms observed. Received: "
                 f"{cause} Training goes on, by the last good fit or else the norms "
@@ -220,29 +271,27 @@ class Run:
             )
 
     def finish(self) -> None:
-        """Ends a `fit`, however it ended; nothing learned is lost."""
+        """Ends a `fit`, also a failed one; nothing learned is lost."""
         self.active = self.state.in_use = False
-        if self.planner is not None:
-            self.planner.finish(self.clock.step)
-            self._warn_of_failures()
-            self.watch.finish(self.clock.step, self.skips.too_many())
-            self._tell()
-            if sys.exc_info()[0] is None:  # or the reason why `fit` ends would be lost
-                self._raise()
+        self.planner.finish(self.clock.step)
+        self._warn_of_failures()
+        self.watch.finish(self.clock.step, self.skips.too_many())
+        self._tell()
+        if sys.exc_info()[0] is None:  # else this would hide why `fit` ended
+            self._raise()
 
-    def figures(self) -> dict[str, float]:
-        """Returns what `SamplingMonitor` shows."""
-        return logged.figures(self)
+    def logged(self) -> dict[str, float]:
+        """Returns the numbers `SamplingMonitor` logs."""
+        return logged(self, self._model.optimizer)
 
     def settle(self) -> None:
-        """Waits for a plan in the making: what is read then, no timing moves."""
-        if self.planner is not None:
-            self.planner.settle()
+        """Awaits a plan in the making, so that timing does not change what is read."""
+        self.planner.settle()
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]`, p by the scores as last planned, or `None`."""
         self.settle()
-        return None if self.planner is None else self.planner.candidate
+        return self.planner.candidate
 
     def say(self, line: str, amid_bar: bool = False) -> None:
         """Prints a line of information, as Keras' callbacks do, unless silent."""

@@ -1,4 +1,4 @@
-"""`model.sampling`: how examples are drawn, and which ones were."""
+"""`model.sampling`: the sampling method, and the record of its draws."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 
 from keras_osgd.draws.blocks import LEAST_FLOOR, without
-from keras_osgd.sampling import Sampling
+from keras_osgd.sampling import Sampling, require_count
 from keras_osgd.scores.distributions import by_scores
-from keras_osgd.scores.most_sampled import MostSampled, most_sampled, refuse_count
+from keras_osgd.scores.most_sampled import MostSampled, most_sampled
 
 __all__ = ["SamplingView"]
 
 
 class SamplingView:
-    """The method given to `compile`, and what a model's training came to with it.
+    """The method given to `compile`, and the record of a model's training with it.
 
-    All that the method has, `RAIS` or another, is read through it; copied, pickled or
-    given to another model it is that method and nothing else.
+    Attributes of the method, `RAIS` or another, are read and set through the view. When
+    it is copied, pickled or given to another model, only the method is passed on.
 
     Args:
-        held: what belongs to the model's sampling.
+        held: of the model.
 
     Example:
         >>> import keras, keras_osgd
@@ -35,7 +35,7 @@ class SamplingView:
     """
 
     def __init__(self, held: Any) -> None:
-        """Looks at a model's sampling, as it is whenever asked."""
+        """Keeps `held`, which is read anew at each use."""
         vars(self)["held"] = held
 
     @property
@@ -49,11 +49,11 @@ class SamplingView:
         return type(self.configuration)
 
     def __getattr__(self, name: str) -> Any:
-        """Returns what the method has."""
+        """Returns an attribute of the method."""
         return getattr(vars(self)["held"].sampling, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets it of the method."""
+        """Sets an attribute of the method."""
         setattr(self.configuration, name, value)
 
     def __repr__(self) -> str:
@@ -61,22 +61,22 @@ class SamplingView:
         return repr(self.configuration)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
-        """Lets copies be of the method alone."""
+        """Makes copies and pickles hold the method alone."""
         return self.configuration.from_config, (self.configuration.get_config(),)
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """Figures of each epoch of the last `fit`, as `SamplingMonitor` names them.
+        """Numbers of each epoch of the last `fit`, named as `SamplingMonitor` does.
 
-        `steps`, since `fit` began, beside them; empty without importance sampling.
+        `steps` counts from the beginning of `fit`. Empty without importance sampling.
         """
         return {name: np.array(v) for name, v in self.held.history.items()}
 
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]` float64, p by the scores as last planned, or `None`.
 
-        `None` until all examples can have been seen; of a model that was loaded, by the
-        scores that were saved with it.
+        Uniform until enough examples have been drawn, and `None` if nothing is known.
+        In a loaded model it follows from the scores that were saved with it.
         """
         run, state = self.held.run, self.held.state
         if run is not None:
@@ -90,9 +90,9 @@ class SamplingView:
     def most_sampled(self, k: int = 100) -> MostSampled:
         """Returns the k examples that were drawn most often, the most drawn first.
 
-        Hard examples, rare ones and mislabelled ones stand here. All `fit`s on these
-        rows count, also those before the model was saved and loaded. `.to_csv(path)`
-        of what is returned saves the table.
+        Hard, rare and mislabelled examples come first. All `fit`s on these rows count,
+        also those before the model was saved and loaded. `.to_csv(path)` saves the
+        returned table.
 
         Args:
             k: at least 1; all of them if there are fewer examples.
@@ -100,7 +100,7 @@ class SamplingView:
         Raises:
             ValueError: if k is less than 1, or nothing is known of any example.
         """
-        refuse_count(k)
+        require_count("k", k, 1)
         if self.held.state.table is None:
             raise ValueError(
                 "There must have been a `fit` with importance sampling. Received: a "

@@ -1,4 +1,4 @@
-"""Training under `tf.distribute`: what is refused, and what each process is given."""
+"""Training under `tf.distribute`: refusals, and the part of each process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from keras_osgd.step.own_train_step import own_train_step
 
 __all__ = [
     "build",
-    "check_strategy",
+    "require_strategy",
     "distributed",
     "part_of",
     "received",
@@ -37,7 +37,7 @@ _TAKEN = (
     tf.distribute.MirroredStrategy,
     tf.distribute.MultiWorkerMirroredStrategy,
 )
-_BUILT_BY = 2  # examples
+_BUILT_BY = 2  # examples that a model is built with
 
 
 def replicas_of(model: keras.Model) -> int:
@@ -45,10 +45,10 @@ def replicas_of(model: keras.Model) -> int:
     return model.distribute_strategy.num_replicas_in_sync
 
 
-def check_strategy(
+def require_strategy(
     model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
 ) -> None:
-    """Raises for what several replicas cannot do, or Keras cannot under a strategy."""
+    """Raises for settings that do not work on several replicas or under a strategy."""
     strategy = model.distribute_strategy
     share, name = share_of(strategy), type(strategy).__name__
     if share.all_replicas == 1:
@@ -141,7 +141,7 @@ def scope_of(model: keras.Model) -> contextlib.AbstractContextManager:
 
 
 def build(model: keras.Model, data: TrainingData) -> None:
-    """Builds what the first step would: under a strategy, replicas cannot."""
+    """Builds all variables before the first step: under a strategy, replicas cannot."""
     if replicas_of(model) > 1:
         batch = data.batch(slice(_BUILT_BY))[:2]
         build_under_strategy(model, batch)
@@ -163,7 +163,7 @@ def part_of(data: TrainingData, share: Share) -> TrainingData:
 
 
 class _Part:
-    """Every W-th row of a column of records, none of which is read before its time."""
+    """Every W-th row of a column of records; rows are read only when asked for."""
 
     def __init__(self, column: Column, rows: slice) -> None:
         self._column, self._numbers = column, range(len(column))[rows]
@@ -182,7 +182,7 @@ class _Part:
 
 
 def distributed(model: keras.Model, dataset: tf.data.Dataset) -> Any:
-    """Returns a dataset as the model's strategy takes it, a batch for each replica."""
+    """Returns a dataset as the model's strategy takes it: a batch for each replica."""
     if replicas_of(model) == 1:
         return dataset
     dataset = dataset.map(_without_none)
@@ -192,7 +192,7 @@ def distributed(model: keras.Model, dataset: tf.data.Dataset) -> Any:
 
 @tf.autograph.experimental.do_not_convert
 def _without_none(x: Any, y: Any, sample: Sample) -> tuple:
-    """Returns a batch as iterators of several workers can pass it on."""
+    """Returns a batch without `None`, which several workers' iterators cannot hold."""
     if sample.sample_weight is None:
         sample = sample._replace(sample_weight=())
     return x, y, sample

@@ -1,88 +1,82 @@
-"""What a `fit` on a stream begins and ends with, around Keras' own."""
+"""A `fit` on a stream: its preparation and its end."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 
 from keras_osgd.base.refusals import Refusals
 from keras_osgd.fit import continuation
-from keras_osgd.fit.check import examine_stream
+from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.callback_list import callback_list
+from keras_osgd.fit.check import ExaminedStream, examine_stream
+from keras_osgd.fit.fit_callback import ResumingCallback
 from keras_osgd.fit.fitting import divided, resumed
-from keras_osgd.fit.progress_bar import callback_list
-from keras_osgd.losses.described import OutputLoss
+from keras_osgd.fit.held import Held
 from keras_osgd.pools.stream_run import StreamRun
 
 __all__ = ["pool_sampling"]
 
-_NEVER = 2**40  # steps: an epoch is ended by its effective iterations
-_GIVEN = ("class_weight", "batch_size", "steps_per_epoch", "shuffle")
+_NEVER = 2**40  # steps: the effective iterations end an epoch
 
 
 @contextlib.contextmanager
 def pool_sampling(
-    model: keras.Model, checkpoint: Any, given: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Begins training with sampling within pools, and ends it however it ended.
+    model: keras.Model,
+    held: Held,
+    checkpoint: ResumingCallback | None,
+    arguments: FitArguments,
+) -> Iterator[FitArguments]:
+    """Begins training with sampling within pools, and cleans up however it ends.
 
     Args:
         model: ours, compiled with `Presample`.
+        held: of the model.
         checkpoint: a `Checkpoint` or `None`.
-        given: the arguments of `fit`.
+        arguments: of `fit`.
 
     Yields:
-        The arguments for Keras' `fit`: a dataset without an end, of plain batches.
+        The arguments for Keras' `fit`, with an endless dataset of plain batches.
 
     Raises:
         ValueError: for data, losses or models that cannot be sampled.
     """
     refusals = Refusals()
-    arrays, validation = divided(refusals, given)
-    others = (given[name] for name in _GIVEN)
-    stream, described, adapt = examine_stream(
-        refusals, model, model.sampling_held.sampling, (*arrays, *others)
-    )
+    arguments = divided(refusals, arguments)
+    seen = examine_stream(refusals, model, held.sampling, arguments)
     refusals.end()
-    run = _enter_run(model, described, adapt)
-    steps, verbose, epochs = stream.steps, given["verbose"], given["epochs"]
-    given |= dict.fromkeys(("y", "sample_weight")) if stream.of_arrays else {}
-    given |= {
-        "x": stream.dataset,
-        "class_weight": stream.class_weight,
-        "batch_size": None,
-        "steps_per_epoch": _NEVER,
-        "shuffle": False,
-        "validation_data": validation,
-        "validation_batch_size": given["validation_batch_size"] or given["batch_size"],
-        "validation_split": 0.0,
-        "callbacks": callback_list(
-            model, given["callbacks"], run.clock, verbose, epochs, steps
-        ),
-    }
-    given = resumed(model, checkpoint, given)
-    run.start(steps, stream.first.batch_size)
+    run = _run(model, held, seen)
+    stream, size = seen.stream, arguments.batch_size
+    if stream.of_arrays:
+        arguments = arguments.replace(y=None, sample_weight=None)
+    arguments = arguments.replace(
+        x=stream.dataset,
+        class_weight=stream.class_weight,
+        batch_size=None,
+        steps_per_epoch=_NEVER,
+        shuffle=False,
+        validation_batch_size=arguments.validation_batch_size or size,
+        validation_split=0.0,
+        callbacks=callback_list(model, arguments, run.clock, stream.steps),
+    )
+    arguments = resumed(model, checkpoint, arguments)
+    run.start(stream.steps, stream.first.batch_size)
     try:
-        yield given
+        yield arguments
     finally:
-        model.begin_next_epoch()
+        held.begin_next_epoch()
         run.finish()
 
 
-def _enter_run(
-    model: keras.Model, described: list[OutputLoss], adapt: bool
-) -> StreamRun:
-    """Returns the run that this `fit` uses: the last one, where it serves again."""
-    held = model.sampling_held
-    method = held.sampling
-    model.sampling_state.start_clock()
+def _run(model: keras.Model, held: Held, seen: ExaminedStream) -> StreamRun:
+    """Returns the run that this `fit` uses: the last one, if that serves."""
+    held.state.start_clock()
     continuation.restart_clock(model)
-    if held.run is None or not held.run.serves(described, adapt):
-        seed = continuation.seed_of(method)
-        parts = (method, model.sampling_state, described, adapt, seed)
-        held.run, held.wrapped = StreamRun(model, *parts), False
-    if not held.wrapped:
-        model.train_function = None
-    return held.run
+    if held.kept is None or not held.kept.serves(seen.losses, seen.adapt):
+        seed = continuation.seed_of(held.sampling)
+        parts = (held.sampling, held.state, seen.losses, seen.adapt, seed)
+        held.keep(StreamRun(model, *parts))
+    held.begin(model, held.kept, targets=None)
+    return held.kept

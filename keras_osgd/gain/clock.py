@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base.placement import step_variable
 
-__all__ = ["Clock", "EpochEnds", "steps_for"]
+__all__ = ["Clock", "steps_for"]
 
 _FAR = tf.int64.max
-_AHEAD = 40  # steps: an epoch's end is decided before the pipeline has read so far
+_AHEAD = 40  # steps: an epoch's end is decided this early, before it is read
 _POLL = 8  # steps between two looks at the decision
 
 
@@ -40,7 +39,7 @@ class Clock:
         self._end = end
         self._ahead = max(_AHEAD, 4 * steps_per_execution)
         self._steps_per_execution = steps_per_execution
-        # Of the step: how many effective iterations it is, and what the epoch lacks.
+        # Set by the step: its effective iterations, and those the epoch still lacks.
         self.gain = step_variable(1.0, tf.float64)
         self._remaining = step_variable(0.0, tf.float64)
         self._steps = step_variable(0, tf.int64)
@@ -57,7 +56,7 @@ class Clock:
 
         Args:
             gain: `[]`, effective iterations of the step if its gradient was applied.
-            applied: `[]`, whether it was; `None` where it always is.
+            applied: `[]`, whether the gradient was applied; `None` where it always is.
         """
         gain = tf.cast(gain, tf.float64)
         progress, lead = gain, gain - 1.0
@@ -70,8 +69,8 @@ class Clock:
         self._steps.assign_add(1)
 
     def decide(self) -> None:
-        """Sets where the epoch ends once that is near; after `advance`, on the host."""
-        # The lower bound keeps the end out of what the pipeline may have read already.
+        """Sets the end of the epoch once it is near; after `advance`, on the host."""
+        # The lower bound keeps the end beyond what the pipeline may have read.
         left = self._remaining.read_value() / self.gain.read_value()
         left = tf.cast(tf.math.ceil(left), tf.int64)
         left = tf.maximum(left, self._ahead // 2)
@@ -103,8 +102,8 @@ class Clock:
             return self._known_end - self.step
         return max(0, steps_for(self._remaining, self.gain))
 
-    def snapshot(self, mid_epoch: bool) -> dict[str, Any]:
-        """Returns all that `resume` needs.
+    def state_dict(self, mid_epoch: bool) -> dict[str, Any]:
+        """Returns the state for `load_state_dict`.
 
         Args:
             mid_epoch: whether an epoch is under way.
@@ -121,8 +120,8 @@ class Clock:
             "under_way": np.bool_(mid_epoch),
         }
 
-    def resume(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Goes on where `snapshot` was taken."""
+    def load_state_dict(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Restores the state that `state_dict` returned."""
         self.step, end, self._poll_at = saved["counts"].tolist()
         self._known_end = None if end < 0 else end
         gain, remaining, self._granted = saved["iterations"].tolist()
@@ -134,7 +133,7 @@ class Clock:
         self._under_way = bool(saved["under_way"])
 
     def begin_epoch(self, effective_iterations: int) -> None:
-        """Begins an epoch; what the last one did too much counts for this one."""
+        """Begins an epoch; surplus iterations of the last one count for this one."""
         if self._under_way:
             self._under_way = False
             return
@@ -169,47 +168,3 @@ def steps_for(effective_iterations: Any, gain: Any) -> int:
         4
     """
     return -int(-float(effective_iterations) // float(gain))
-
-
-class EpochEnds(keras.callbacks.Callback):
-    """Begins and ends the epochs of one `fit`; the first of its callbacks.
-
-    Args:
-        clock: of the model.
-        effective_iterations: an epoch's share, ordinarily ceil(n/m).
-        progress_bar: Keras' own, or `None`; it then shows the true number of steps of
-            each epoch when that has ended.
-        record: called when an epoch has ended, before other callbacks.
-    """
-
-    async_safe = True
-
-    def __init__(
-        self,
-        clock: Clock,
-        effective_iterations: int,
-        progress_bar: keras.callbacks.ProgbarLogger | None,
-        record: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Keeps what is needed at an epoch's two ends."""
-        super().__init__()
-        self._clock = clock
-        self._effective_iterations = effective_iterations
-        self._progress_bar = progress_bar
-        self._record = record
-        self._first_step = 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Sets where the epoch ends."""
-        self._first_step = self._clock.step
-        self._clock.begin_epoch(self._effective_iterations)
-        if self._progress_bar is not None:
-            self._progress_bar.target = self._effective_iterations
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Lets training go on and the bar end where the epoch did."""
-        self.model.begin_next_epoch()
-        self._record()
-        bar = self._progress_bar
-        if bar is not None and bar.progbar is not None:
-            bar.target = bar.progbar.target = self._clock.step - self._first_step

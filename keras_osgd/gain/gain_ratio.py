@@ -1,4 +1,4 @@
-"""From the drawn examples to the gain ratio r (equations 2 and 4)."""
+"""The gain ratio r, estimated from the drawn examples (equations 2 and 4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_osgd.base.placement import step_variable
 
-__all__ = ["MAX_GAIN", "GainRatio", "gradient_ess", "moments", "ratio"]
+__all__ = ["MAX_GAIN", "GainRatio", "gradient_ess", "moments", "move", "ratio"]
 
 MAX_GAIN = 8.0
 _DECAY = 0.98
@@ -31,7 +31,7 @@ def moments(
     Args:
         weights: `[m]`, > 0. Importance weights of the draws.
         candidate_weights: `[m]`, > 0. Weights the candidate p' would give; equal to
-            `weights` where the candidate is what was drawn with.
+            `weights` where the draws follow the candidate.
         squared_norms: `[m]`, >= 0, squared gradient-norm units.
         squared_gradient: `[]`, same units. ||g||^2 of the batch's weighted gradient.
 
@@ -53,12 +53,12 @@ def moments(
 def ratio(averages: tf.Tensor, batch_size: tf.Tensor) -> tf.Tensor:
     """Returns the gain ratio r = E||g_U||^2 / E||g_R||^2 of the candidate (equation 4).
 
-    E||g||^2 = A/m + (1 - 1/m) ||grad F||^2 for every p, so that another p's second
-    moment differs by the difference of its A, over m. Only ratios of averages enter:
+    E||g||^2 = A/m + (1 - 1/m) ||grad F||^2 for every p, so that the second moments of
+    two p differ by the difference of their A, over m. Only ratios of averages enter:
     a common factor, such as the bias of a moving average that started at 0, cancels.
 
     Args:
-        averages: `[4]`, averages of what `moments` returns.
+        averages: `[4]`, averages of `moments`.
         batch_size: `[]`, m.
 
     Returns:
@@ -100,6 +100,30 @@ def gradient_ess(weights: np.ndarray, norms: np.ndarray) -> float:
     )
 
 
+def move(averages: tf.Variable, observed: tf.Tensor, counts: Any = True) -> tf.Tensor:
+    """Moves averages towards one batch's moments, if its step counts.
+
+    Moments that are not finite never count.
+
+    Args:
+        averages: `[k]`.
+        observed: `[k]`, of the batch.
+        counts: `[]`, whether the step counts.
+
+    Returns:
+        `[]`, whether the averages were moved.
+
+    Example:
+        >>> averages = tf.Variable([0.0])
+        >>> bool(move(averages, tf.constant([5.0]))), averages.numpy().round(3)
+        (True, array([0.1], dtype=float32))
+    """
+    counts &= tf.reduce_all(tf.math.is_finite(observed))
+    change = (1 - _DECAY) * (observed - averages)
+    averages.assign_add(tf.where(counts, change, tf.zeros_like(change)))
+    return counts
+
+
 class GainRatio:
     """Moving averages of the moments; a `tf.Variable`, updated inside the step.
 
@@ -116,11 +140,9 @@ class GainRatio:
         self.averages = step_variable(np.zeros(4, np.float32))
 
     def current(self, batch_size: tf.Tensor) -> tf.Tensor:
-        """Returns r by the steps before this one, so independent of its batch."""
+        """Returns r from the steps before this one, so independent of its batch."""
         return ratio(self.averages.read_value(), batch_size)
 
     def update(self, observed: tf.Tensor, counts: Any = True) -> None:
         """Adds one batch's `moments`, if its step `counts` and they are finite."""
-        change = (1 - _DECAY) * (observed - self.averages)
-        finite = tf.reduce_all(tf.math.is_finite(observed)) & counts
-        self.averages.assign_add(tf.where(finite, change, tf.zeros_like(change)))
+        move(self.averages, observed, counts)

@@ -1,4 +1,4 @@
-"""Applies an optimizer at its rate times the gain ratio, ahead on its schedule."""
+"""Adapts an optimizer's rate and schedule to the gain ratio (equation 5)."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def inner_optimizer(
 def applied_rate(
     optimizer: keras.optimizers.Optimizer, gain: tf.Tensor, lead: tf.Tensor
 ) -> float:
-    """Returns the rate that a step inside `adapted` is made at."""
+    """Returns the learning rate of a step inside `adapted`."""
     with adapted(optimizer, tf.cast(gain, tf.float32), lead):
         return float(inner_optimizer(optimizer).learning_rate)
 
 
 def rule_for(optimizer: keras.optimizers.Optimizer) -> Rule:
-    """Returns how the rate of `optimizer` follows the gain ratio r (equation 5).
+    """Returns the rule by which the rate follows the gain ratio r (equation 5).
 
     "linear" for SGD with or without momentum: rate times r. "square_root" for Adam,
     AdamW, Adamax, Nadam and RMSprop: rate times sqrt(r), and 1 - beta times r for
@@ -120,12 +120,12 @@ def _decays(optimizer, gain: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def _bias_correction(optimizer, decays, gain, lead) -> tf.Tensor:
-    """Returns by what Keras' bias correction must be multiplied.
+    """Returns the factor that corrects Keras' bias correction.
 
-    After t steps Keras takes a moving average to hold the share 1 - beta'^t of its
-    weight, as if r had always been what it is now: 1.9 times too large a step after 78
-    steps at r = 1 and one at r = 4. Its share is 1 - prod(beta'), and the product is
-    beta'^(tau/r) with the effective iterations tau, exactly so while r stays.
+    Keras assumes that after t steps a moving average holds the share 1 - beta'^t of its
+    weight, as if r had always had its present value. After 78 steps at r = 1 and one at
+    r = 4, that makes the step 1.9 times too large. The true share is 1 - prod(beta').
+    The product is beta'^(tau/r) with the effective iterations tau, exactly if r stays.
     """
     steps = tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.float32)
     lead = tf.cast(lead, tf.float32) / (optimizer.gradient_accumulation_steps or 1)

@@ -1,1 +1,1 @@
-"""Losses: what the compiled ones are, and each example's share in them."""
+"""Losses, between draws and step: the compiled ones and each example's share."""

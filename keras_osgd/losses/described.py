@@ -1,4 +1,4 @@
-"""What the compiled losses return, found out on a few examples before training."""
+"""Descriptions of the compiled losses, made on a few examples before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_osgd.data.training_data import TrainingData
 
 __all__ = ["OutputLoss", "describe", "metric_weights", "output_of", "weights_for"]
 
-# More rows than outputs, or Keras takes the rows of a single y for their targets.
+# More rows than outputs; else Keras takes the rows of a single y for their targets.
 _PROBED = 5
 _BATCH_MEANS = ("sum_over_batch_size", "mean")
 
@@ -25,7 +25,7 @@ class OutputLoss(NamedTuple):
 
     Attributes:
         path: keys that lead to its output.
-        rank: of its values, one or more for each example.
+        rank: number of axes of its values, one or more for each example.
         values: number of values for each example; f_i is their mean.
         batch_mean: whether the loss is the mean over the batch (else the sum).
         target: place of its target among the leaves of y, and of its weights among
@@ -39,7 +39,7 @@ class OutputLoss(NamedTuple):
     target: int = 0
 
     def coefficient(self, batch_size: tf.Tensor) -> tf.Tensor:
-        """Returns the factor of f_i in the batch's loss: 1/m for means."""
+        """Returns the factor of f_i in the batch's loss: 1/m, or `values` for sums."""
         if self.batch_mean:
             return 1.0 / tf.cast(batch_size, tf.float32)
         return tf.constant(float(self.values))
@@ -50,12 +50,12 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
 
     Raises:
         ValueError: if there is no loss, one gives no value per example, one divides by
-            the sum of the weights, the loss takes no notice of weights, a label lies
-            outside the model's classes, or weights do not fit the loss.
+            the sum of the weights, the loss ignores weights, a label lies outside the
+            model's classes, or weights do not fit the loss.
     """
     x, y, _ = data.batch(slice(_PROBED))
     y_pred = keras_compat.call_model(model, x, training=False)
-    # Zeros, since a label may be outside the classes, which is found out below.
+    # Zeros, since a label may be outside the classes, which is checked below.
     zeros = keras.tree.map_structure(lambda a: a if a is None else tf.zeros_like(a), y)
     described, refused, problems = [], [], []
     for order, (path, loss) in enumerate(_built(model, x, zeros, y_pred)):
@@ -79,7 +79,7 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
 
 
 def _built(model, x, y, y_pred) -> list[tuple[tuple, keras.losses.Loss]]:
-    """Returns (path, loss) of each loss; Keras builds them when they are called."""
+    """Returns (path, loss) of each loss; a first call makes Keras build them."""
     if model.loss is not None:
         keras_compat.untracked_loss(model, x, y, y_pred, None)
     found = keras_compat.compiled_losses(model) if model.loss is not None else []
@@ -101,7 +101,7 @@ def _shape_of_values(loss, target, prediction: tf.Tensor) -> tuple[tuple, bool]:
             tf.cast(prediction[:rows], loss.dtype),
         )
         shapes.append(tuple(values.shape))
-    # Two sizes, since the shape for one of them may agree by chance.
+    # Two sizes, since the shape for a single one may agree by chance.
     each = all(s[:1] == (rows,) for s, rows in zip(shapes, sizes, strict=True))
     return shapes[-1], each
 
@@ -181,18 +181,18 @@ def _problem_of_weights(weight: np.ndarray | None, shape: tuple) -> str | None:
 
 
 def output_of(y_pred: Any, path: tuple, order: int) -> tf.Tensor:
-    """Returns the output that the loss with this path and place belongs to."""
+    """Returns the output of a loss, found by its path or else by its place."""
     place = _place(y_pred, path)
     return _leaf(y_pred, order if place is None else place)
 
 
 def _target_of(y, y_pred, path: tuple, order: int, names: Sequence[str]) -> int:
-    """Returns the place among the leaves of y that Keras gives to a loss."""
+    """Returns the place, among the leaves of y, of the target that a loss gets."""
     place = _place(y, path, names)
     if place is not None:
         return place
     outputs, targets = len(keras.tree.flatten(y_pred)), len(keras.tree.flatten(y))
-    # As many targets as outputs stand in their order; else there is one for each loss.
+    # As many targets as outputs have the outputs' order; else each loss has its own.
     place = _place(y_pred, path) if outputs == targets else order
     return order if place is None else place
 
@@ -212,7 +212,7 @@ def _place(structure: Any, path: tuple, names: Sequence[str] = ()) -> int | None
 
 
 def _leaf(structure: Any, place: int) -> Any:
-    """Returns a leaf; the only one, if there is one for all."""
+    """Returns the leaf at a place, or the only leaf."""
     leaves = keras.tree.flatten(structure)
     return leaves[place if len(leaves) > 1 else 0]
 
@@ -223,7 +223,7 @@ def weights_for(
     """Returns the `sample_weight` that carries the importance weights to each loss.
 
     Args:
-        losses: as described.
+        losses: from `describe`.
         weights: `[m]`, importance weights.
         sample_weight: the user's, `[m, ...]`, one for each target, or `None`.
     """
@@ -243,12 +243,12 @@ def weights_for(
 
 
 def metric_weights(weights: tf.Tensor, user: Any, output: tf.Tensor) -> tf.Tensor:
-    """Returns the `sample_weight` of a metric, with an axis for each of the mask's.
+    """Returns the `sample_weight` of a metric, with at least the axes of the mask.
 
     Args:
         weights: `[m]`, importance weights.
         user: `[m, ...]`, the user's, or `None`.
-        output: `[m, ...]`, what the metric is of.
+        output: `[m, ...]`, which the metric measures.
     """
     mask = keras_compat.mask_of(output)
     ranks = [1, *(x.shape.rank for x in (user, mask) if x is not None)]
@@ -256,10 +256,10 @@ def metric_weights(weights: tf.Tensor, user: Any, output: tf.Tensor) -> tf.Tenso
 
 
 def times(weights: tf.Tensor, user: Any, rank: int) -> tf.Tensor:
-    """Returns the product of importance weights and a user's, with `rank` axes.
+    """Returns the product of importance weights and the user's, with `rank` axes.
 
     Args:
-        weights: `[m]`.
+        weights: `[m]`, importance weights.
         user: `[m, ...]`, or `None`; axes beyond `rank` are of length 1.
         rank: number of axes, at least 1.
 

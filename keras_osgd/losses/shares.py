@@ -1,4 +1,4 @@
-"""An example's share of the loss, told apart from what its batch makes of it."""
+"""Each example's share of the loss, and the parts that belong to the whole batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keras_osgd.losses.described import OutputLoss, output_of, weights_for
 
 __all__ = [
     "beside",
-    "check",
+    "require_single_examples",
     "depends_on_batch",
     "has_terms_of_the_batch",
     "scale",
@@ -21,12 +21,14 @@ __all__ = [
 ]
 
 
-def check(model: keras.Model, described: Sequence[OutputLoss]) -> None:
+def require_single_examples(
+    model: keras.Model, described: Sequence[OutputLoss]
+) -> None:
     """Raises where an example's loss depends on the other examples of its batch.
 
     Raises:
         ValueError: if some losses are means over the batch and others sums, or one is
-            divided by how many labels of the batch are not ignored.
+            divided by the number of the batch's labels that are not ignored.
     """
     if len({loss.batch_mean for loss in described}) > 1:
         raise ValueError(
@@ -58,9 +60,9 @@ def has_terms_of_the_batch(model: keras.Model) -> bool:
 
 
 def depends_on_batch(model: keras.Model) -> bool:
-    """Returns whether the loss may hold more than the weighted losses and the weights'.
+    """Returns whether the loss may have terms besides those of examples and weights.
 
-    That is so with `add_loss`, activity regularisers and a `compute_loss` of one's own.
+    That is so with `add_loss`, activity regularisers and a `compute_loss` of the user.
     """
     return _is_own(model) or has_terms_of_the_batch(model)
 
@@ -72,9 +74,10 @@ def _is_own(model: keras.Model) -> bool:
 def beside(
     model: keras.Model, described: list[OutputLoss], x: Any, y: Any, y_pred: Any
 ) -> tf.Tensor:
-    """Returns `[]`, what no example's weight multiplies in the loss: regularisation.
+    """Returns `[]`, the part of the loss that no example's weight multiplies.
 
-    A `compute_loss` of one's own is asked for it: by what it returns for weights of 0.
+    It is the sum of `model.losses`, such as regularisation. A user's `compute_loss`
+    returns it for weights of 0.
     """
     if _is_own(model):
         size = tf.shape(keras.tree.flatten(y_pred)[0])[0]
@@ -87,14 +90,14 @@ def beside(
 def unmasked(
     described: Sequence[OutputLoss], y_pred: Any, sample_weight: Any
 ) -> tuple[Any, Any]:
-    """Returns outputs without masks, and weights of 0 where those mask a position.
+    """Returns outputs without masks, and weights that are 0 at masked positions.
 
-    Keras divides a masked loss by how many positions of the batch are not masked; as
-    weights, masks leave an example's loss to itself.
+    Keras divides a masked loss by the batch's number of unmasked positions. As weights,
+    masks keep an example's loss independent of the others.
 
     Args:
-        described: the losses.
-        y_pred: outputs.
+        described: the losses, from `describe`.
+        y_pred: the model's outputs.
         sample_weight: `[m, ...]`, one for each target, or `None`.
     """
     users, weights = keras.tree.flatten(sample_weight), {}

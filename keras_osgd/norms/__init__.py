@@ -1,4 +1,4 @@
-"""Per-example gradient norms: of the last layer, and exact ones of the whole model."""
+"""Norms: from losses to per-example gradient norms, of the last layer or exact."""
 
 from keras_osgd.norms import convolution, dense, normalization, recurrent
 from keras_osgd.norms.forms import Gathered, PerExample, Products

@@ -1,4 +1,4 @@
-"""Records every layer's call in a forward pass, and which weights each one read."""
+"""Records every layer's call in a forward pass and the weights that each call read."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Frame(rules.Call):
     """A call, the weights it read itself and the calls that it made.
 
     Attributes:
-        args, kwargs: as the call got them.
-        rule: that the layer has, or `None`.
-        read: variables that the call read, those read by `inner` calls left out.
+        args, kwargs: arguments of the call, as given.
+        rule: the layer's rule, or `None`.
+        read: variables that the call itself read, without those of `inner` calls.
         inner: `Frame`s of the calls made inside this one.
     """
 
@@ -46,7 +46,7 @@ class Frame(rules.Call):
         self.inner: list[Frame] = []
 
     def everything(self) -> Iterator[Frame]:
-        """Yields this frame and all that it contains."""
+        """Yields this frame and all frames inside it."""
         yield self
         for frame in self.inner:
             yield from frame.everything()
@@ -61,11 +61,12 @@ class Frame(rules.Call):
 def recording(model: keras.Model) -> Iterator[list[Frame]]:
     """Records the calls of all layers during the block.
 
-    Each call runs under a tape of its own, whose list of watched variables tells what
-    it read; while an inner call runs, the outer one's tape pauses.
+    Each call runs under its own tape, which watches the variables that the call reads;
+    it pauses while an inner call runs. Calls inside a layer whose rule is `whole` are
+    not recorded.
 
     Args:
-        model: any Keras model; its outputs stay bit for bit what they were.
+        model: any Keras model; its outputs stay the same, bit for bit.
 
     Returns:
         The outermost calls, complete when the block ends.
@@ -104,7 +105,7 @@ def recording(model: keras.Model) -> Iterator[list[Frame]]:
 
 
 def _called(frame: Frame, original: Callable, args: tuple, kwargs: dict) -> Any:
-    """Returns what the call returns, and keeps what its rule needs."""
+    """Returns the call's output, and keeps in the frame what the rule needs."""
     rule, layer, activation = frame.rule, frame.layer, None
     with contextlib.ExitStack() as scopes:
         if rule is not None and rule.during is not None:
@@ -116,10 +117,10 @@ def _called(frame: Frame, original: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 def _apart(output: Any) -> Any:
-    """Returns outputs none of which is computed from another.
+    """Returns the outputs as tensors none of which is computed from another.
 
-    The loss's gradient with respect to a hidden state that was returned twice, or to a
-    carry that an output was computed from, would count what passes through the other.
+    Otherwise the loss's gradient with respect to a hidden state that is returned twice,
+    or to a carry that makes an output, would include what passes through the other.
     """
     if sum(map(rules.is_float, keras.tree.flatten(output))) < 2:
         return output
@@ -130,9 +131,9 @@ def _apart(output: Any) -> Any:
 
 @contextlib.contextmanager
 def without_activation(layer: keras.Layer) -> Iterator[Any]:
-    """Takes a layer's activation off during the block, and returns it.
+    """Removes a layer's activation during the block, and yields it.
 
-    Other threads' calls keep it.
+    Calls from other threads keep the activation.
     """
     activation, thread = vars(layer).get("activation"), threading.get_ident()
 
@@ -150,10 +151,10 @@ def without_activation(layer: keras.Layer) -> Iterator[Any]:
 def replaced_calls(
     layers: Any, wrap: Callable[[keras.Layer, Callable], Callable]
 ) -> Iterator[None]:
-    """Lets each layer's `call` be `wrap(layer, call)` in this thread's block.
+    """Replaces each layer's `call` by `wrap(layer, call)`, in this thread's block.
 
-    Calls made meanwhile by other threads go to the layer's own `call`: they are no part
-    of this forward pass, and tapes of two threads must not be nested.
+    Calls from other threads still go to the layer's own `call`: they do not belong to
+    this forward pass, and tapes of two threads must not be nested.
     """
     thread = threading.get_ident()
 
@@ -181,9 +182,9 @@ def replaced_calls(
 
 
 def _take_off_ended(layer: keras.Layer) -> None:
-    """Gives a layer the call back that it had before those that have ended.
+    """Removes calls whose blocks have ended, and restores the call before them.
 
-    Replicas are threads whose blocks may overlap: the one begun first ends first.
+    Replicas are threads whose blocks may overlap: the block begun first may end first.
     """
     own = vars(layer)
     while getattr(own.get("call"), "ended", False):
@@ -194,10 +195,10 @@ def _take_off_ended(layer: keras.Layer) -> None:
 
 @contextlib.contextmanager
 def state_kept(model: keras.Model) -> Iterator[None]:
-    """Undoes what calls in the block do to weights, seeds, statistics and metrics.
+    """Restores weights, seeds, statistics and metrics at the end of the block.
 
-    Weights as well, since SpectralNormalization assigns its layer's kernel. In a
-    `keras.StatelessScope` Keras 3.15 hands `None` to the regularizers.
+    Weights are included since SpectralNormalization assigns its layer's kernel. A
+    `keras.StatelessScope` would not do: Keras 3.15 hands `None` to regularizers in it.
     """
     layers = [model, *keras_compat.layers_of(model)]
     metrics = [v for layer in layers for v in layer.metrics_variables]
@@ -211,11 +212,11 @@ def state_kept(model: keras.Model) -> Iterator[None]:
 
 
 class Axes(NamedTuple):
-    """Where a call has a batch axis.
+    """Whether the outputs and arguments of a call have a batch axis.
 
     Attributes:
-        outputs: whether its outputs have one.
-        arguments: whether each leaf of its arguments has one; `None` if not known.
+        outputs: whether the outputs have one.
+        arguments: whether each leaf of the arguments has one; `None` if not known.
     """
 
     outputs: bool = True
@@ -223,10 +224,10 @@ class Axes(NamedTuple):
 
 
 def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
-    """Returns which calls of which layer have a batch axis, by two trial runs.
+    """Returns the batch axes of every layer's calls, found by two trial runs.
 
-    An embedding of positions, added to every example alike, has none, though its length
-    may happen to be the batch's.
+    An embedding of positions, added to every example alike, has no batch axis, though
+    its length may equal the batch size.
 
     Args:
         model: built.
@@ -236,8 +237,8 @@ def batch_axes(model: keras.Model, x: Any) -> dict[tuple[int, int], Axes]:
         ValueError: if the model takes batches of one size only.
 
     Returns:
-        (`id` of the layer, how many calls of it came before) -> where the length of
-        the first axis is a multiple of the number of examples.
+        (`id` of the layer, number of its earlier calls) -> the call's `Axes`: whether
+        the length of a first axis is a multiple of the number of examples.
     """
     lengths = []
     for size in (2, 3):
@@ -280,21 +281,21 @@ def _axes(two: list[int | None], three: list[int | None]) -> Axes:
 
 
 def _lengths(frame: Frame, size: int) -> list[int | None]:
-    """Returns how many rows of the outputs, and of each argument, an example has."""
+    """Returns the rows per example of the outputs and of each argument."""
     arguments = keras.tree.flatten((frame.args, frame.kwargs))
     leaves = [keras.tree.flatten(frame.output), *([leaf] for leaf in arguments)]
     return [_length([x for x in own if tf.is_tensor(x)], size) for own in leaves]
 
 
 def _length(tensors: list[tf.Tensor], size: int) -> int | None:
-    """Returns how many rows belong to an example; `None` if unclear."""
+    """Returns the number of rows per example; `None` if unclear."""
     rows = {x.shape[0] if x.shape.rank else 0 for x in tensors}
     only = rows.pop() if len(rows) == 1 else 0
     return only // size if only and only % size == 0 else None
 
 
 def numbered(frames: Sequence[Frame]) -> Iterator[tuple[tuple[int, int], Frame]]:
-    """Yields each call with its layer's `id` and number of calls before it."""
+    """Yields ((`id` of the layer, number of its earlier calls), call) for each call."""
     calls: collections.Counter = collections.Counter()
     for root in frames:
         for frame in root.everything():

@@ -16,7 +16,7 @@ from keras_osgd.norms.rules import Call, Uses, register
 __all__ = ["patches"]
 
 _LAYERS = keras.layers
-_FEW_CHANNELS = 4  # up to here slices beat a gather, whose rows are the channels
+_FEW_CHANNELS = 4  # up to so many, slices beat a gather, since its rows are short
 
 
 def patches(
@@ -27,18 +27,18 @@ def patches(
     dilation: tuple[int, ...],
     padding: str,
 ) -> tf.Tensor:
-    """Returns what each value of a convolution is made of.
+    """Returns the patch of the inputs at each output position of a convolution.
 
     Args:
         inputs: `[m, ..., C]`.
-        outputs: lengths of the output's positions.
-        kernel: lengths of the kernel.
+        outputs: length of the output along each spatial axis.
+        kernel: length of the kernel along each spatial axis.
         strides: as in Keras.
         dilation: as in Keras.
         padding: "valid", "same" or "causal".
 
     Returns:
-        `[m, T, K C]`, T positions of the output in order, K positions of the kernel.
+        `[m, T, K C]`, for T positions of the output in order and K of the kernel.
 
     Example:
         >>> x = tf.reshape(tf.range(4.0), [1, 4, 1])
@@ -92,13 +92,13 @@ def _sliced(inputs: tf.Tensor, axes: list, channels: int) -> tf.Tensor:
         taken.append(channels_first[(slice(None), slice(None), *window)])
     shape = [sizes(inputs)[0], len(taken) * channels, np.prod([a[1] for a in axes])]
     stacked = tf.reshape(tf.stack(taken, axis=1), shape)
-    return tf.transpose(stacked, [0, 2, 1])  # which the product takes back
+    return tf.transpose(stacked, [0, 2, 1])  # folded into the product
 
 
 def _of_tensors(*layers: type[keras.Layer]) -> Callable:
-    """Registers a function of the layer, its inputs and delta, channels last.
+    """Registers a function of the layer, its inputs and delta, with channels last.
 
-    The bias is seen to; layers on lengths that are not known are worked out otherwise.
+    Gradients of the bias are added. Calls with unknown lengths have no rule.
     """
 
     def decorate(function: Callable[..., Uses]) -> Callable:
@@ -150,7 +150,7 @@ def _in_parts(large: tf.Tensor, small: tf.Tensor, layer: keras.Layer) -> InParts
 
 
 def _by_channel(taken: tf.Tensor, layer: keras.Layer) -> tf.Tensor:
-    """Returns `[m, T, K, C]`."""
+    """Returns patches `[m, T, K C]` as `[m, T, K, C]`."""
     size, positions, width = sizes(taken)
     taps = int(np.prod(layer.kernel_size))
     return tf.reshape(taken, [size, positions, taps, width // taps])
@@ -159,7 +159,7 @@ def _by_channel(taken: tf.Tensor, layer: keras.Layer) -> tf.Tensor:
 def _depthwise(
     taken: tf.Tensor, delta: tf.Tensor, multiplier: int, kernel: keras.Variable
 ) -> PerExample:
-    """Returns the gradients of one kernel for each channel, from `[m, T, K, C]`."""
+    """Returns the gradients of a depthwise kernel, from patches `[m, T, K, C]`."""
     size, positions, _, channels = sizes(taken)
     deltas = tf.reshape(delta, [size, positions, channels, multiplier])
     gradient = tf.einsum("mtkc,mtcd->mkcd", taken, deltas)

@@ -22,7 +22,7 @@ _LAYERS = keras.layers
 
 
 def by_position(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns `[m, T, k]` from `[m, ..., k]`; one position where there is no axis.
+    """Returns `[m, T, k]` from `[m, ..., k]`; T is 1 for `[m, k]`.
 
     Example:
         >>> by_position(tf.zeros([2, 3, 4, 5])).shape
@@ -35,7 +35,7 @@ def by_position(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def _as_float(call: Call) -> tf.Tensor:
-    """Returns the inputs, which may be integers, in a type that products are of."""
+    """Returns the inputs, which may be integers, as floating-point numbers."""
     inputs = dense_form(call.inputs)
     return inputs if inputs.dtype.is_floating else tf.cast(inputs, call.delta.dtype)
 
@@ -62,7 +62,7 @@ def dense(call: Call) -> Uses:
 
 @register(_LAYERS.EinsumDense, pre_activation=True)
 def einsum_dense(call: Call) -> Uses:
-    """EinsumDense: the same, with the axes that its equation names."""
+    """EinsumDense: the gradients of Dense, along the axes that the equation names."""
     layer = call.layer
     terms = _terms(layer.equation, call.inputs.shape.rank)
     if terms is None:
@@ -94,7 +94,7 @@ def einsum_dense(call: Call) -> Uses:
 
 
 def _terms(equation: str, rank: int) -> tuple[str, str, str] | None:
-    """Returns the axes' letters of inputs, kernel and output; `None` if repeated."""
+    """Returns the axes' letters of inputs, kernel and output; `None` if one repeats."""
     left, output = equation.replace(" ", "").split("->")
     inputs, kernel = left.split(",")
     if "..." in equation:
@@ -106,7 +106,7 @@ def _terms(equation: str, rank: int) -> tuple[str, str, str] | None:
 
 
 def _flattened(tensor, letters, groups, positions, last) -> tf.Tensor:
-    """Returns `[m, groups..., T, k]`, T and k being products of axes."""
+    """Returns `[m, groups..., T, k]`; T and k each flatten several axes."""
     order = [letters[0], *groups, *positions, *last]
     tensor = tf.transpose(tensor, [letters.index(x) for x in order])
     length = dict(zip(order, sizes(tensor), strict=True))

@@ -22,15 +22,15 @@ _PACKAGE = __name__.split(".")[0]
 
 
 class Measured(NamedTuple):
-    """What the uses of all weights say together.
+    """Norms and gradients of a batch, summed over the uses of all weights.
 
     Attributes:
         squared_norms: `[m]`, squared gradient-norm units, float32 or float64.
-        gradients: variable reference -> the batch's gradient, for weights where it
-            came free by rules of this package.
+        gradients: variable reference -> the batch's gradient, where a rule of this
+            package gave it at no extra cost.
         by_weight: variable reference -> its part of `squared_norms`.
         forms: variable reference -> its per-example gradients.
-        worked_out: names of layers whose gradients were taken one by one.
+        worked_out: names of layers whose gradients were taken one example at a time.
     """
 
     squared_norms: tf.Tensor
@@ -41,17 +41,17 @@ class Measured(NamedTuple):
 
 
 class Uses:
-    """Which recorded calls the gradient of each weight comes from.
+    """The recorded calls that the gradient of each weight comes from.
 
-    A call whose layer has a rule speaks for the weights that it read; any other is
-    worked out one example at a time with respect to those it read itself. Calls without
-    a batch axis, and those inside loops, are left to the call that made them.
+    A layer's rule gives the gradients of the weights that its call read. Calls without
+    a rule are worked out one example at a time, for the weights they read themselves.
+    Calls without a batch axis, or inside loops, count as part of their callers.
 
     Args:
         frames: outermost calls, from `recording`.
         variables: trainable weights of the model.
         size: m, number of examples.
-        batch_axes: what `batch_axes` returned.
+        batch_axes: from `calls.batch_axes`.
         training: whether the forward pass was in training mode.
     """
 
@@ -108,18 +108,18 @@ class Uses:
 
     @property
     def outputs(self) -> list[list[tf.Tensor]]:
-        """What the loss's gradient is needed with respect to."""
+        """Tensors of each call that the loss's gradient is needed with respect to."""
         return [_floats(frame.output) for frame, _ in self.frames]
 
     def measure(
         self, deltas: Sequence[Sequence[Any]], gradients: dict[Any, Any]
     ) -> Measured:
-        """Returns the norms.
+        """Returns the norms and gradients of the batch.
 
         Args:
             deltas: the loss's gradient with respect to `outputs`.
-            gradients: variable reference -> gradient or `None`; tells weights that
-                the loss does not depend on from those lost from sight.
+            gradients: variable reference -> gradient, or `None` where the loss does
+                not depend on the weight. A weight with a gradient must have a use.
 
         Raises:
             ValueError: listing every layer that has no per-example gradients.
@@ -149,7 +149,7 @@ class Uses:
         self, frame: Frame, own: dict[Any, keras.Variable], worked_out: list[str]
     ) -> Iterator[tuple[Any, rules.Form]]:
         by_rule = [] if frame.rule is None else frame.rule.forms(frame)
-        known = [  # with LoRA, `kernel` is a sum of weights and none itself
+        known = [  # with LoRA, `kernel` is a sum of weights, not a weight
             (keras_compat.tensor_of(weight).ref(), form)
             for weight, form in by_rule
             if isinstance(weight, keras.Variable)
@@ -170,7 +170,7 @@ class Uses:
         ).items()
 
     def _checked(self, frame: Frame, reference: Any, form: rules.Form) -> rules.Form:
-        """Returns the form, if its gradients have the weight's shape."""
+        """Returns the form; raises unless its gradients have the weight's shape."""
         shape = tuple(self._variables[reference].shape)
         if not isinstance(form, PerExample):
             return form
@@ -185,7 +185,7 @@ class Uses:
 
     def _measured(self, found: dict, worked_out: list[str]) -> Measured:
         by_weight, totals, before, whole = {}, {}, [], {}
-        for reference, uses in reversed(found.items()):  # as the backward pass goes
+        for reference, uses in reversed(found.items()):  # the backward pass's order
             shape = self._variables[reference].shape
             whole[reference] = combined(uses, shape)
             with tf.control_dependencies(before):  # one after another: less memory
@@ -204,7 +204,7 @@ def _floats(output: Any) -> list[tf.Tensor]:
 
 
 def _with_deltas(output: Any, deltas: Sequence[Any]) -> Any:
-    """Returns the gradients in the nesting of the output, zeros where there is none."""
+    """Returns the gradients in the nesting of the output, with zeros for `None`."""
     given = iter(deltas)
 
     def delta(leaf: Any) -> Any:

@@ -23,7 +23,7 @@ _PART = 2**21  # entries of the inputs that are made at a time
 
 
 def dense_form(tensor: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
-    """Returns a tensor, of a sparse one all its values.
+    """Returns the tensor, made dense if it is sparse.
 
     Example:
         >>> dense_form(tf.sparse.from_dense([[0, 2]])).numpy()
@@ -35,7 +35,7 @@ def dense_form(tensor: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
 
 
 def widened(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns float32 for half precision, so that squares neither vanish nor overflow.
+    """Returns half precision as float32, so that squares neither vanish nor overflow.
 
     Example:
         >>> widened(tf.constant(1.0, tf.float16)).dtype
@@ -71,7 +71,7 @@ def positions_folded(tensor: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def rows_from(tensor: tf.Tensor | tf.SparseTensor, first: int, count: int) -> tf.Tensor:
-    """Returns `count` rows from `first` on, of a ragged or sparse tensor too."""
+    """Returns `count` rows from `first` on; the tensor may be ragged or sparse."""
     if isinstance(tensor, tf.SparseTensor):
         begin = [first] + [0] * (tensor.shape.rank - 1)
         return tf.sparse.slice(tensor, begin, [count, *tensor.shape[1:]])
@@ -98,7 +98,7 @@ class PerExample(NamedTuple):
     gradient: tf.Tensor
 
     def folded(self, size: int) -> PerExample:
-        """Returns `size` rows from a multiple of it: consecutive rows are summed."""
+        """Returns `size` rows: an example's consecutive rows are summed."""
         if self.gradient.shape[0] == size:
             return self
         shape = [size, -1, *sizes(self.gradient)[1:]]
@@ -120,15 +120,15 @@ class PerExample(NamedTuple):
 class Products(NamedTuple):
     """Per-example gradients sum_t delta_t a_t', of a kernel that multiplies a_t.
 
-    One product's norm is ||a|| ||delta|| (Goodfellow 2015). That of a sum is taken by
-    Gram matrices, T^2 (P + Q) multiplications, or of the sum itself, T P Q.
+    The norm of one product is ||a|| ||delta|| (Goodfellow 2015). That of a sum comes
+    from Gram matrices by T^2 (P + Q) multiplications, or from the sum itself by T P Q.
 
     Attributes:
         inputs: `[m, ..., T, P]`, a. Further axes are groups with kernels of their own.
         deltas: `[m, ..., T, Q]`, delta, the loss's gradient with respect to the
             products.
-        split: shape of `[..., Q, P]` where its axes are taken apart.
-        order: of the axes of `split` in the weight; reshaped, they are the weight.
+        split: shape that takes the axes of `[..., Q, P]` apart.
+        order: order of the axes of `split` in the weight, before a last reshape.
     """
 
     inputs: tf.Tensor
@@ -137,7 +137,7 @@ class Products(NamedTuple):
     order: tuple[int, ...]
 
     def folded(self, size: int) -> Products:
-        """Returns `size` rows from a multiple of it, as further positions."""
+        """Returns `size` rows: an example's rows become further positions."""
         if self.inputs.shape[0] == size:
             return self
         folded = [positions_folded(x, size) for x in (self.inputs, self.deltas)]
@@ -148,7 +148,7 @@ class Products(NamedTuple):
         return self._arranged(self._sums(), shape)
 
     def measured(self, shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Returns the squared norms `[m]` and, where it comes free, their sum."""
+        """Returns the squared norms `[m]` and, where it is free, the gradients' sum."""
         inputs, deltas = widened(self.inputs), widened(self.deltas)
         if inputs.shape[-2] == 1:
             squared = [
@@ -169,12 +169,12 @@ class Products(NamedTuple):
         return tf.reduce_sum(self.materialised(shape), axis=0)
 
     def gram_is_cheaper(self) -> bool:
-        """Returns whether Gram matrices take fewer products than the sums."""
+        """Returns whether Gram matrices take fewer multiplications than the sums."""
         positions, columns, rows = *self.inputs.shape[-2:], self.deltas.shape[-1]
         return positions is not None and positions * (columns + rows) < columns * rows
 
     def _sums(self) -> tf.Tensor:
-        # This way round: 0.6-0.85 of the time of the transposed product.
+        # In this order: 0.6-0.85 of the time of the transposed product.
         return tf.matmul(widened(self.deltas), widened(self.inputs), transpose_a=True)
 
     def _arranged(self, sums: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
@@ -188,14 +188,14 @@ class Gathered(NamedTuple):
 
     Attributes:
         indices: `[m, T]`, rows looked up.
-        deltas: `[m, T, Q]`, the loss's gradient with respect to what was looked up.
+        deltas: `[m, T, Q]`, the loss's gradient with respect to those rows.
     """
 
     indices: tf.Tensor
     deltas: tf.Tensor
 
     def folded(self, size: int) -> Gathered:
-        """Returns `size` rows from a multiple of it, as further positions."""
+        """Returns `size` rows: an example's rows become further positions."""
         width = self.deltas.shape[-1]
         return Gathered(
             tf.reshape(self.indices, [size, -1]),
@@ -203,7 +203,7 @@ class Gathered(NamedTuple):
         )
 
     def products(self, shape: Sequence[int]) -> Products:
-        """Returns the same as products with one-hot inputs."""
+        """Returns these gradients as products with one-hot inputs."""
         inputs = tf.one_hot(self.indices, shape[0], dtype=self.deltas.dtype)
         return Products(inputs, self.deltas, (shape[1], shape[0]), (1, 0))
 
@@ -219,7 +219,7 @@ class Gathered(NamedTuple):
         )
 
     def measured(self, shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Returns the squared norms `[m]`: equal rows of an example are summed."""
+        """Returns the squared norms `[m]`, with repeated rows summed, and `None`."""
         deltas, (size, positions) = widened(self.deltas), sizes(self.indices)
         order = tf.argsort(self.indices, axis=1)
         ordered = tf.gather(self.indices, order, batch_dims=1)
@@ -238,12 +238,12 @@ class Gathered(NamedTuple):
 class InParts(NamedTuple):
     """`Products` that are made and measured for a part of the examples at a time.
 
-    For inputs that take much more room than what they are made of, as patches do.
+    For inputs much larger than the tensors that they are made of, such as patches.
 
     Attributes:
-        make: from rows of `tensors` to their `Products`.
+        make: function from rows of `tensors` to their `Products`.
         tensors: `[m, ...]` each.
-        width: entries that one example's inputs take.
+        width: number of entries of one example's inputs.
     """
 
     make: Callable[..., Products]
@@ -251,14 +251,14 @@ class InParts(NamedTuple):
     width: int
 
     def folded(self, size: int) -> InParts | Products:
-        """Returns `size` rows from a multiple of it."""
+        """Returns `size` rows, as `Products.folded` does."""
         if self.tensors[0].shape[0] == size:
             return self
         return self.whole().folded(size)
 
     def whole(self) -> Products:
         """Returns the products of all examples at once."""
-        # Not as soon as the forward pass allows, to be kept through the backward pass.
+        # Made once the deltas exist: inputs made earlier would be kept until then.
         with tf.control_dependencies(list(self.tensors)):
             return self.make(*map(tf.identity, self.tensors))
 
@@ -271,7 +271,7 @@ class InParts(NamedTuple):
         return self.whole().summed(shape)
 
     def measured(self, shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Returns the squared norms `[m]` and, where it comes free, their sum."""
+        """Returns the squared norms `[m]` and, where it is free, the gradients' sum."""
         size = self.tensors[0].shape[0]
         fitting = [k for k in range(1, size + 1) if size % k == 0]
         parts = min(k for k in fitting if self.width * size <= k * _PART or k == size)
@@ -298,7 +298,7 @@ class InParts(NamedTuple):
 def combined(
     forms: Sequence[PerExample | Products | Gathered], shape: Sequence[int]
 ) -> PerExample | Products | Gathered:
-    """Returns the sum of per-example gradients of one weight that is used repeatedly.
+    """Returns the sum of the per-example gradients of one weight over its uses.
 
     Args:
         forms: one for each use.

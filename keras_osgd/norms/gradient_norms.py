@@ -1,4 +1,4 @@
-"""Exact gradient norms for whoever asks: `keras_osgd.gradient_norms`."""
+"""The public function `keras_osgd.gradient_norms`: exact norms of given examples."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def gradient_norms(
 ) -> np.ndarray:
     """Returns the exact norm of every example's gradient, over all trainable weights.
 
-    v_i = ||grad f_i||, f_i being the compiled loss of example i alone times its weight,
-    regularisation left out; masked positions count as zeros. One backward pass over a
-    batch gives them all (Goodfellow 2015 and its extensions); layers without a rule are
-    worked out one example at a time (see `norms.register`).
+    v_i = ||grad f_i||, where f_i is the compiled loss of example i alone times its
+    weight, without regularisation; masked positions count as zeros. One backward pass
+    over a batch gives all norms (Goodfellow 2015 and its extensions); layers without a
+    rule are worked out one example at a time (see `norms.register`).
 
     Args:
-        model: a compiled Keras model, of whatever class.
-        x: inputs, arrays or tensors, nested or not; n examples. Or, without y, what
-            `data.indexed` returned.
+        model: a compiled Keras model of any class.
+        x: inputs, arrays or tensors, nested or not; n examples. Or, without y, the
+            result of `data.indexed`.
         y: targets.
         sample_weight: as in `fit`.
         batch_size: examples taken at once, at least 1; changes time and memory only.
-        training: whether Dropout and the like are active. BatchNormalization has no
-            per-example gradient then; with `False` its statistics are held at their
-            moving averages.
+        training: whether Dropout and the like are active. With `True`,
+            BatchNormalization has no per-example gradients; with `False`, its
+            statistics are held at their moving averages.
 
     Returns:
-        `[n]`, >= 0, in gradient-norm units; float32, float64 for such weights.
+        `[n]`, >= 0, in gradient-norm units; float32, or float64 for float64 weights.
 
     Raises:
-        ValueError: for data or losses that `fit` refuses as well, and listing every
-            layer that has no per-example gradients.
+        ValueError: for data or losses that `fit` refuses too, and for layers without
+            per-example gradients, all of which it lists.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

@@ -24,7 +24,7 @@ __all__ = [
     "squares_in_inference",
 ]
 
-# A subclass with a `call` of its own may do anything: it is not looked into.
+# A subclass with its own `call` may do anything, so it is not recognised.
 _WITH_KERNEL = {
     layer.call
     for layer in (
@@ -51,11 +51,11 @@ _ACTIVATIONS = {
 
 
 class Head(NamedTuple):
-    """What one output of the model was made of.
+    """The pre-activation of one output of the model, and its layer's inputs.
 
     Attributes:
-        pre_activation: `[m, ...]`, z, whose gradient is delta.
-        inputs: `[m, ..., k]`, a, where z is a Dense layer's; else `None`.
+        pre_activation: `[m, ...]`, z; delta is the loss's gradient with respect to it.
+        inputs: `[m, ..., k]`, a, where a Dense layer made z; else `None`.
         bias: whether that layer has a bias.
     """
 
@@ -83,10 +83,10 @@ class Heads:
         self._records.append(_Record(layer, inputs, pre_activation, output))
 
     def of(self, y_pred: tf.Tensor) -> Head:
-        """Returns the head of one output: z is `y_pred` itself where none is found.
+        """Returns the head of one output; z is `y_pred` if no recorded layer made it.
 
-        A softmax or sigmoid outside any layer is seen through as losses do it: made by
-        `keras.ops` always, made by `tf.nn` in graphs only.
+        A softmax or sigmoid outside any layer is traced back to its logits, as losses
+        do: always if `keras.ops` made it, only in graphs if `tf.nn` did.
         """
         tensor = _logits(y_pred)
         for record in reversed(self._records):
@@ -103,7 +103,7 @@ class Heads:
 
 
 def _logits(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns what a softmax or sigmoid was taken of, or the tensor itself."""
+    """Returns the logits behind a softmax or sigmoid, or the tensor itself."""
     logits = keras_compat.logits(tensor)
     if logits is not tensor or tf.executing_eagerly():
         return logits
@@ -124,11 +124,11 @@ def _is(tensor: tf.Tensor, output: tf.Tensor) -> bool:
 def recording(model: keras.Model) -> Iterator[Heads]:
     """Records the calls of layers that may be a model's last, for one forward pass.
 
-    An activation inside a Dense, EinsumDense or convolution is taken off for the length
-    of the call and applied after it: the same arithmetic, but z is a tensor then.
+    The activation of a Dense, EinsumDense or convolution layer is removed during the
+    call and applied after it: the arithmetic is the same, but z becomes a tensor.
 
     Args:
-        model: any Keras model; its outputs stay bit for bit what they were.
+        model: any Keras model; its outputs stay the same, bit for bit.
 
     Example:
         >>> dense = keras.layers.Dense(2, activation="softmax")
@@ -163,13 +163,13 @@ def recording(model: keras.Model) -> Iterator[Heads]:
 def squared_norms(head: Head, delta: tf.Tensor) -> tf.Tensor:
     """Returns each example's squared gradient norm with respect to the last layer.
 
-    (||a||^2 + 1) ||delta||^2 for a Dense layer with bias on `[m, k]` inputs (Goodfellow
-    2015); ||sum_t a_t delta_t'||^2 + ||sum_t delta_t||^2 on sequences, by its Gram form
-    where that is smaller; ||delta||^2, the gradient of one bias for each output value,
-    for other heads.
+    For a Dense layer with bias on `[m, k]` inputs: (||a||^2 + 1) ||delta||^2
+    (Goodfellow 2015). On sequences: ||sum_t a_t delta_t'||^2 + ||sum_t delta_t||^2, by
+    its Gram form where that is smaller. For other heads: ||delta||^2, the gradient of
+    one bias for each output value.
 
     Args:
-        head: what `Heads.of` returned.
+        head: from `Heads.of`.
         delta: like `head.pre_activation`. Row i is the gradient of example i's loss.
 
     Returns:
@@ -212,13 +212,13 @@ def squared_norms(head: Head, delta: tf.Tensor) -> tf.Tensor:
 def squared_gradient(
     head: Head, delta: tf.Tensor, summed: Callable = lambda gradient: gradient
 ) -> tf.Tensor:
-    """Returns ||g||^2 of the last layer's parameters, regularisation left out.
+    """Returns ||g||^2 over the last layer's parameters, without regularisation.
 
     Args:
-        head: what `Heads.of` returned.
+        head: from `Heads.of`.
         delta: like `head.pre_activation`. Row i is the gradient of the batch's loss
-            with respect to z_i, so its weight and the 1/m are in it.
-        summed: adds up a part of the gradient over all replicas.
+            with respect to z_i, which includes the example's weight and the 1/m.
+        summed: function that adds up a part of the gradient over all replicas.
 
     Returns:
         `[]`, in the units of `squared_norms`.
@@ -242,7 +242,7 @@ def squared_gradient(
 
 
 def _by_position(tensor: tf.Tensor, head: Head) -> tf.Tensor:
-    """Returns `tensor` as `[m, positions, values]`; one position without a kernel."""
+    """Returns `tensor` as `[m, positions, values]`; one position if a is unknown."""
     tensor = tf.cast(dense_form(tensor), tf.float32)
     size = tf.shape(tensor)[0]
     if head.inputs is None:
@@ -267,9 +267,9 @@ def last_layer_squares(
     deltas: Sequence[tf.Tensor],
     size: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the squared norms `[k]`, times w^2, and ||g||^2, both of f's mean.
+    """Returns the squared gradient norms `[k]` of each w f, and ||g||^2 of their mean.
 
-    The norms are of this replica's k examples, the gradient is that of all replicas.
+    The k examples are those of this replica; the mean is over all replicas.
 
     Args:
         model: compiled.
@@ -291,10 +291,10 @@ def last_layer_squares(
 def squares_in_inference(
     model: keras.Model, described: Sequence[OutputLoss], batch: tuple
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what `last_layer_squares` does, of a batch (x, y, sample_weight).
+    """Returns `last_layer_squares` of a batch (x, y, sample_weight), in inference mode.
 
-    Dropout is off, and BatchNormalization does not mix examples: what an example is
-    worth is its own. Nothing of the model changes.
+    Dropout is off and BatchNormalization does not mix examples, so that each example's
+    norm depends on it alone. The model does not change.
     """
     x, y, own = batch
     size = tf.shape(keras.tree.flatten(y)[0])[0]

@@ -24,7 +24,7 @@ def layer_normalization(call: Call) -> Uses:
 
 @register(_LAYERS.GroupNormalization, _LAYERS.BatchNormalization)
 def channel_normalization(call: Call) -> Uses:
-    """Group- and BatchNormalization, its statistics held: weights of each channel."""
+    """Group- and BatchNormalization with held statistics: weights of each channel."""
     layer = call.layer
     scale = layer.gamma if layer.scale else None
     offset = layer.beta if layer.center else None
@@ -60,7 +60,7 @@ def _scale_and_offset(
 
 
 def couples_examples(layer: keras.Layer) -> bool:
-    """Returns whether the layer, in training mode, makes examples depend on others."""
+    """Returns whether the layer couples the examples of a batch in training mode."""
     return isinstance(layer, _LAYERS.BatchNormalization) and layer.trainable
 
 

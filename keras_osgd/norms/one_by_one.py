@@ -1,4 +1,4 @@
-"""Per-example gradients of layers that no rule is known for: one example at a time."""
+"""Per-example gradients of layers without a rule, taken one example at a time."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def forms(
     training: bool,
     batched: Sequence[bool] | None = None,
 ) -> dict[Any, PerExample]:
-    """Calls a layer again on every example alone, vectorized, and differentiates that.
+    """Returns gradients by calling the layer again on each example alone, vectorized.
 
     Args:
         frame: the call.
-        variables: by reference, those to differentiate with respect to.
+        variables: reference -> variable to differentiate with respect to.
         size: m.
         training: whether the call was in training mode.
-        batched: which leaves of the arguments have rows for each example; `None`
-            where only their lengths tell.
+        batched: whether each leaf of the arguments has rows for each example; `None`
+            if only the lengths can tell.
 
     Raises:
-        Obstacle: if the layer draws random numbers, which a second call would draw
-            anew, or cannot be called on one example.
+        Obstacle: if the layer draws random numbers, since a second call would draw
+            others, or if it cannot be called on one example.
     """
     if training:
         _check_repeatable(frame.layer)
@@ -86,7 +86,7 @@ def _check_repeatable(layer: keras.Layer) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the line that says why: the bold one of what Keras made of an error."""
+    """Returns the line of an error that says why: the bold one, if Keras wrote one."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [
         line for line in lines if line not in ("", "in user code:", "(in user code:)")

@@ -1,4 +1,4 @@
-"""Per-example gradients of SimpleRNN, GRU and LSTM, whose steps are run once more."""
+"""Per-example gradients of SimpleRNN, GRU and LSTM, by running their steps again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_osgd.norms.rules import Call, Uses, register
 __all__ = ["KINDS", "masked", "product"]
 
 _LAYERS = keras.layers
-ByGate = tf.Tensor | list[tf.Tensor]  # the same for all gates, or one for each
+ByGate = tf.Tensor | list[tf.Tensor]  # one for all gates, or one for each
 States = tuple[tf.Tensor, ...]  # the hidden state first
 Step = Callable[[States, tf.Tensor], States]
 _LOOPS = {layer.inner_loop for layer in (_LAYERS.RNN, _LAYERS.GRU, _LAYERS.LSTM)}
@@ -24,7 +24,7 @@ _DROPOUT, _RECURRENT_DROPOUT = "get_dropout_mask", "get_recurrent_dropout_mask"
 
 
 class Cell(NamedTuple):
-    """What a cell computes with, no narrower than float32.
+    """The weights and dropout masks of a cell, in float32 or wider.
 
     Attributes:
         layer: the cell.
@@ -44,7 +44,7 @@ class Cell(NamedTuple):
 
 
 def masked(tensor: tf.Tensor, masks: ByGate | None, *axis: Any) -> ByGate:
-    """Returns what each gate gets of `[m, k]`, or of `[m, T, k]` with a new axis."""
+    """Returns each gate's inputs: `[m, k]` masked, or `[m, T, k]` with `tf.newaxis`."""
     if masks is None:
         return tensor
     return keras.tree.map_structure(
@@ -83,7 +83,7 @@ def _lstm_step(cell: Cell) -> Step:
 
 
 def _gru_step(cell: Cell) -> Step:
-    """Of states (hidden, reset gate); the latter is kept for `_gru_gates`."""
+    """Returns a step of states (hidden, reset gate); `_gru_gates` needs the latter."""
     own = cell.layer
 
     def step(states: States, now: tf.Tensor) -> States:
@@ -110,12 +110,12 @@ def _gru_step(cell: Cell) -> Step:
 def _plain_gates(
     cell: Cell, before: tf.Tensor, states: States, deltas: tf.Tensor
 ) -> tuple[ByGate, tf.Tensor]:
-    """Returns what the recurrent kernel multiplied, and the loss's gradient there.
+    """Returns the recurrent kernel's inputs and the loss's gradient at its products.
 
     Args:
         cell: the cell.
-        before: `[m, T, U]`, the hidden states that the steps begin with.
-        states: `[m, T, U]`, those that they end with.
+        before: `[m, T, U]`, the hidden state before each step.
+        states: `[m, T, U]` each, all states after each step.
         deltas: `[m, T, G U]`, the loss's gradient with respect to the inputs' products.
     """
     return masked(before, cell.masks, tf.newaxis), deltas
@@ -124,7 +124,7 @@ def _plain_gates(
 def _gru_gates(
     cell: Cell, before: tf.Tensor, states: States, deltas: tf.Tensor
 ) -> tuple[ByGate, tf.Tensor]:
-    """Returns the same: the reset gate comes after the product, or before it."""
+    """Returns the same for a GRU, whose reset gate follows or precedes the product."""
     hidden, reset = masked(before, cell.masks, tf.newaxis), states[1]
     if cell.layer.reset_after:
         *others, candidate = tf.split(deltas, 3, axis=-1)
@@ -138,12 +138,12 @@ def _each(hidden: ByGate) -> list[tf.Tensor]:
 
 
 class Kind(NamedTuple):
-    """What is known of a class of cells.
+    """The functions that belong to a class of cells.
 
     Attributes:
-        step: from a cell to one step of it.
-        gates: as `_plain_gates`.
-        unseen: how many states it has beside those of Keras.
+        step: function from a cell to its step.
+        gates: function like `_plain_gates`.
+        unseen: number of states that the step has beside those of Keras.
     """
 
     step: Callable[[Cell], Step]
@@ -151,7 +151,7 @@ class Kind(NamedTuple):
     unseen: int = 0
 
 
-KINDS = {  # by the class's `call`, so that subclasses with one of their own are not met
+KINDS = {  # by the class's `call`: a subclass with its own `call` is not found
     _LAYERS.SimpleRNNCell.call: Kind(_simple_step, _plain_gates),
     _LAYERS.LSTMCell.call: Kind(_lstm_step, _plain_gates),
     _LAYERS.GRUCell.call: Kind(_gru_step, _gru_gates, unseen=1),
@@ -193,7 +193,7 @@ def recurrent(call: Call) -> Uses:
     """Sums over steps of delta_t x_t' and delta_t h_{t-1}'; h is the hidden state.
 
     delta_t is the loss's gradient with respect to the gates before their activation. It
-    comes from running the steps again under a tape that watches what the inputs give.
+    comes from running the steps again under a tape that watches the inputs' products.
     """
     layer, own = call.layer, call.layer.cell
     kind = KINDS.get(type(own).call)
@@ -235,7 +235,7 @@ def _values(call: Call) -> Cell:
 
 
 def _masks(call: Call, name: str, rate: float) -> ByGate | None:
-    """Returns the dropout of a call, `[m, k]`; `None` if there was none."""
+    """Returns the dropout masks of a call, `[m, k]`; `None` if nothing was dropped."""
     simple = type(call.layer.cell).call is _LAYERS.SimpleRNNCell.call
     # Of the three, only SimpleRNN drops anything at a rate of 1.
     if not call.arguments["training"] or rate == 0 or (rate == 1 and not simple):
@@ -293,9 +293,9 @@ def _by_time(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def _fills_with_zeros(layer: keras.Layer) -> bool:
-    """Returns whether outputs of masked steps are zeros instead of the ones before.
+    """Returns whether masked steps output zeros instead of the output before them.
 
-    cuDNN's are, in sequences; `supports_jit` is `False` where Keras may use it.
+    cuDNN does so in sequences; `supports_jit` is `False` where Keras may use cuDNN.
     """
     return layer.zero_output_for_mask if layer.supports_jit else layer.return_sequences
 

@@ -1,4 +1,4 @@
-"""The registry: how each kind of layer turns its calls into per-example gradients."""
+"""The registry of rules that turn a layer's calls into per-example gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ import tensorflow as tf
 
 from keras_osgd.norms.forms import Gathered, PerExample, Products
 
-__all__ = ["Call", "Form", "Obstacle", "Rule", "Uses", "register", "rule_of"]
+__all__ = [
+    "Call",
+    "Form",
+    "Obstacle",
+    "Rule",
+    "Uses",
+    "bound",
+    "is_float",
+    "register",
+    "rule_of",
+]
 
 Form = Gathered | PerExample | Products
 Uses = list[tuple[keras.Variable, Form]]
@@ -21,15 +31,15 @@ Uses = list[tuple[keras.Variable, Form]]
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """One call of a layer in a forward pass, and what the loss makes of its output.
+    """One call of a layer in a forward pass, and the loss's gradient at its output.
 
     Attributes:
-        layer: that was called.
-        arguments: of `layer.call` by name, those left out among them.
-        output: what `layer.call` returned; its value before the activation, where the
-            layer was registered with `pre_activation=True`.
+        layer: the layer that was called.
+        arguments: of `layer.call`, by name, with defaults for those left out.
+        output: of `layer.call`; its value before the activation if the layer was
+            registered with `pre_activation=True`.
         delta: the loss's gradient with respect to `output`, in the same nesting.
-        kept: what the rule's `during` yielded.
+        kept: value that the rule's `during` yielded.
     """
 
     layer: keras.Layer
@@ -45,17 +55,17 @@ class Call:
 
 
 class Obstacle(Exception):
-    """A layer has no per-example gradients, for the reason that this says."""
+    """A layer has no per-example gradients; the message is the reason."""
 
 
 class Rule(NamedTuple):
-    """What is registered for a layer class.
+    """The rule that is registered for a layer class.
 
     Attributes:
-        forms: from a `Call` to the per-example gradients beside each of its weights.
+        forms: function from a `Call` to pairs of (weight, per-example gradients).
         pre_activation: whether `layer.activation` is applied after the recorded call.
-        whole: whether the rule speaks for the layers inside the layer as well.
-        during: from the layer to a context manager that the call is made in.
+        whole: whether the rule covers the layers inside the layer too.
+        during: function from the layer to a context manager around the call.
     """
 
     forms: Callable[[Call], Uses]
@@ -73,21 +83,21 @@ def register(
     whole: bool = False,
     during: Callable[[keras.Layer], AbstractContextManager] | None = None,
 ) -> Callable:
-    """Registers how exact gradient norms are taken of layers of your own.
+    """Registers a rule that gives the per-example gradients of your own layers.
 
-    The decorated function gets a `Call` and returns, beside each weight that the call
-    uses, the per-example gradients: as they are (`PerExample`), as sums of products of
-    inputs and deltas (`Products`), or as rows of a table (`Gathered`). It holds for
-    subclasses too, unless they have a `call` of their own. Layers that are not
-    registered are worked out one example at a time, which is right but slow.
+    The decorated function takes a `Call` and returns a pair (weight, per-example
+    gradients) for each weight that the call uses. Gradients come as they are
+    (`PerExample`), as sums of products of inputs and deltas (`Products`), or as rows of
+    a table (`Gathered`). The rule holds for subclasses too, unless they have their own
+    `call`. Other layers are worked out one example at a time: exact, but slow.
 
     Args:
-        *layers: classes.
-        pre_activation: whether `layer.activation` is to be applied after the recorded
-            call, so that `output` and `delta` are those before it.
-        whole: whether the function speaks for the layers inside the layer too.
-        during: from the layer to a context manager that the recorded call is made in;
-            what it yields is the `Call`'s `kept`, such as random numbers drawn.
+        *layers: layer classes.
+        pre_activation: whether `layer.activation` is applied after the recorded call,
+            so that `output` and `delta` are those before the activation.
+        whole: whether the rule covers the layers inside the layer too.
+        during: function from the layer to a context manager around the recorded call.
+            The value it yields, such as random numbers drawn, is the `Call`'s `kept`.
 
     Example:
         >>> class Scale(keras.layers.Layer):
@@ -109,7 +119,7 @@ def register(
 
 
 def rule_of(layer: keras.Layer) -> Rule | None:
-    """Returns the rule for the layer's `call`, or `None` where it is not known."""
+    """Returns the rule for the layer's `call`, or `None` if there is none."""
     return _RULES.get(type(layer).call)
 
 
@@ -130,5 +140,5 @@ def bound(
 
 
 def is_float(tensor: Any) -> bool:
-    """Returns whether a loss can have a gradient with respect to this."""
+    """Returns whether a loss can have a gradient with respect to the tensor."""
     return tf.is_tensor(tensor) and tensor.dtype.is_floating

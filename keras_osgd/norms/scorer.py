@@ -1,4 +1,4 @@
-"""Exact gradient norms of given examples: the loss, the model and the norms at once."""
+"""Exact gradient norms of given examples, from a model and its losses."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ import tensorflow as tf
 from keras_osgd.base import keras_compat
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import OutputLoss, weights_for
-from keras_osgd.losses.shares import beside, check, scale, unmasked
+from keras_osgd.losses.shares import beside, require_single_examples, scale, unmasked
 from keras_osgd.norms import exact
 from keras_osgd.norms.calls import Frame, batch_axes, recording, state_kept
 from keras_osgd.norms.forms import rows_from
 from keras_osgd.norms.normalization import couples_examples
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "scoring_all"]
 
 _PROBED = 3
 
 
 class Scorer:
-    """Takes the exact gradient norms of batches; traced once for each batch size.
+    """Computes the exact gradient norms of batches; traced once for each batch size.
 
     Args:
         model: compiled and built.
-        described: its losses, from `describe`. Without any, half the sum of the
-            outputs' squares stands in: enough to try the layers out.
+        described: its losses, from `describe`. If empty, half the sum of the outputs'
+            squares stands in, which is enough to try the layers out.
         data: three of its examples are tried out.
         training: whether Dropout and the like are active.
 
     Raises:
-        ValueError: if an example's loss depends on its batch; from the first batch on,
-            listing every layer that has no per-example gradients.
+        ValueError: if an example's loss depends on its batch; when a batch is scored,
+            for layers without per-example gradients, all of which it lists.
 
     Attributes:
         model: as given.
         losses: as described.
         batch_size: of `fit`.
-        holds_statistics: names of BatchNormalization layers that are trained: only
-            norms with their statistics held exist.
-        batch_axes: see `batch_axes.batch_axes`.
+        holds_statistics: names of the trainable BatchNormalization layers; norms exist
+            only while their statistics are held.
+        batch_axes: see `calls.batch_axes`.
         probe: three examples.
-        worked_out: layers that no rule is known for.
+        worked_out: names of the layers without a rule.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Scorer:
         data: TrainingData,
         training: bool = False,
     ) -> None:
-        """Tries out which calls have a batch axis."""
+        """Finds the calls that have a batch axis, by trial runs."""
         if described:
-            check(model, described)
+            require_single_examples(model, described)
         self.model, self._training = model, training
         self.losses, self.batch_size = list(described), data.batch_size
         layers = keras_compat.layers_of(model)
@@ -93,7 +93,7 @@ class Scorer:
         """
         n, found = data.n, []
         for first in range(0, n, batch_size):
-            # The last batch is a full one too, for rows seen before: no second trace.
+            # Earlier rows fill up the last batch, which saves a second trace.
             rows = slice(max(0, min(first, n - batch_size)), first + batch_size)
             found.append(self(*data.batch(rows)).numpy()[first - rows.start :])
             progress(min(first + batch_size, n))
@@ -112,12 +112,12 @@ class Scorer:
     def uses(
         self, frames: Sequence[Frame], training: bool, size: int | None = None
     ) -> exact.Uses:
-        """Returns where the gradients of the model's weights come from.
+        """Returns the calls that the gradients of the model's weights come from.
 
         Args:
             frames: calls recorded in a forward pass.
-            training: whether that was in training mode.
-            size: of the batch; that of `fit` if `None`.
+            training: whether the forward pass was in training mode.
+            size: batch size; that of `fit` if `None`.
         """
         variables = self.model.trainable_variables
         return exact.Uses(
@@ -130,7 +130,7 @@ class Scorer:
     def measured(
         self, x: Any, y: Any, sample_weight: Any
     ) -> tuple[exact.Measured, list[Any]]:
-        """Returns what one pass says of a batch, and its gradients by the tape."""
+        """Returns norms by one pass over a batch, and its gradients by the tape."""
         size = keras.tree.flatten(x)[0].shape[0]
         with tf.GradientTape() as tape, recording(self.model) as frames:
             loss = self.loss(x, y, sample_weight, size)
@@ -143,7 +143,7 @@ class Scorer:
         return measured, gradients
 
     def loss(self, x: Any, y: Any, sample_weight: Any, size: int) -> tf.Tensor:
-        """Returns the sum of the examples' losses, regularisation left out."""
+        """Returns the sum of the examples' losses, without regularisation."""
         ones = tf.ones([size], keras.config.floatx())
         y_pred = keras_compat.call_model(self.model, x, training=self._training)
         if not self.losses:
@@ -157,7 +157,7 @@ class Scorer:
 
     @contextlib.contextmanager
     def in_mode(self, training: bool) -> Iterator[None]:
-        """Lets the model be run in a mode, and changes no state of it."""
+        """Scores in the given mode during the block, and keeps the model's state."""
         held, self._training = self._training, training
         try:
             with state_kept(self.model):
@@ -167,7 +167,7 @@ class Scorer:
 
 
 def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
-    """Returns `count` examples that weigh something; some again if there are fewer."""
+    """Returns `count` examples, those with a weight first, repeated if n is smaller."""
     rows = np.arange(data.n)
     for leaf in keras.tree.flatten(data.arrays[2]):
         weighs = np.ones(data.n) if leaf is None else leaf.reshape(data.n, -1).sum(1)
@@ -179,13 +179,13 @@ def _first_rows(data: TrainingData, count: int) -> tuple[Any, Any, Any]:
 def scoring_all(
     scorer: Scorer, data: TrainingData, batch_size: int, verbose: bool
 ) -> Callable[[], np.ndarray]:
-    """Returns what scores all examples at the current weights.
+    """Returns a function that scores all examples at the current weights.
 
     Args:
         scorer: of the model.
         data: all examples.
         batch_size: examples scored at once.
-        verbose: whether the first call shows a bar.
+        verbose: whether the first call shows a progress bar.
     """
     bars = [keras.utils.Progbar] if verbose else []
 

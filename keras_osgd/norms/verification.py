@@ -1,4 +1,4 @@
-"""Tries exact norms out on three examples, before anything is trusted to them."""
+"""A check of exact norms on three examples, before the norms are relied on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_osgd.norms.scorer import Scorer
 
 __all__ = ["verify"]
 
-# Of a weight's own norm, and of all weights' together, by the coarsest type.
+# Shares of a weight's own norm and of the norm over all weights, by coarsest type.
 _TOLERANCE = {
     "float16": (0.2, 0.02),
     "bfloat16": (0.2, 0.02),
@@ -28,15 +28,15 @@ _RULE = (
 
 
 def verify(scorer: Scorer, in_training: bool) -> None:
-    """Compares norms, and sums of per-example gradients, with what tapes say.
+    """Compares norms, and sums of per-example gradients, with gradients by tapes.
 
-    Norms with passes over one example alone, in inference mode, since two passes would
-    drop other values; sums with the gradient of the same pass. Both change no state.
-    Layers that are worked out one by one are named once.
+    Norms are compared with passes over one example alone, in inference mode, since
+    Dropout would drop other values in each pass; sums with the gradient of the same
+    pass. The model's state does not change. Layers without a rule are named once.
 
     Args:
         scorer: of the model.
-        in_training: whether to look at a pass in training mode as well.
+        in_training: whether to check a pass in training mode too.
 
     Raises:
         ValueError: naming the weights where they differ, or listing every layer that
@@ -80,7 +80,10 @@ def _verify_norms(scorer: Scorer) -> None:
 
 
 def _verify_sums(scorer: Scorer, measured: Measured, gradients: list[Any]) -> None:
-    """Holds in training mode too, and finds signs, axes and examples that mix."""
+    """Raises unless per-example gradients add up to the batch's gradient.
+
+    This holds in training mode too, and finds wrong signs or axes and mixed examples.
+    """
     errors, sizes = [], []
     weights = scorer.model.trainable_variables
     for variable, reference, gradient in zip(
@@ -105,7 +108,7 @@ def _verify_sums(scorer: Scorer, measured: Measured, gradients: list[Any]) -> No
 
 
 def _differing(scorer: Scorer, errors: np.ndarray, sizes: np.ndarray) -> list[str]:
-    """Returns the weights whose errors no rounding explains."""
+    """Returns the weights whose errors are too large for rounding."""
     model = scorer.model
     layers = [model, *keras_compat.layers_of(model)]
     known = [_TOLERANCE.get(layer.compute_dtype, (0.0, 0.0)) for layer in layers]

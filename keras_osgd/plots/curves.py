@@ -1,4 +1,4 @@
-"""Figures of what an epoch after the other came to."""
+"""Figures of results by epoch: learning curves and gain ratio."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _GAINS = {
 def learning_curves(
     runs: Any, metric: str = "loss", against: str | Sequence[str] | None = None
 ) -> Figure:
-    """Returns a figure of a metric against what it cost, in a panel each.
+    """Returns a figure of a metric against its cost, one panel for each kind of cost.
 
-    Where runs differ in their seed alone, the line is their mean at each epoch and the
-    band goes from the least to the largest.
+    For runs that differ only in their seed, the line is their mean at each epoch and
+    the band goes from the least to the largest.
 
     Args:
         runs: a run, a list of runs, or a mapping of names to runs or lists of runs; a
             run is a directory of `SamplingMonitor(log_dir=...)`, a `History`, or a
             mapping of names to arrays.
         metric: name in the logs, such as "val_accuracy".
-        against: "steps", "epochs", "effective epochs", "seconds of training", as the
-            axes are labelled, or several of them, or columns of the history such as
-            "seconds"; `None` takes all four that every run has.
+        against: one or several of the axes' labels "steps", "epochs", "effective
+            epochs" and "seconds of training", or of the history's columns, such as
+            "seconds"; `None` takes those of the four that every run has.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -111,9 +111,9 @@ def _draw(axes: Axes, x: np.ndarray, y: np.ndarray, order: int, label: str) -> N
 def gain_ratio(runs: Any) -> Figure:
     """Returns a figure of the gain ratio against effective epochs.
 
-    As estimated when draws were last planned, and where the run took exact norms, right
-    now by these and by the last layer's: how near the approximation is. The estimate
-    lags these two. Uniform runs have none, and are named without.
+    The ratio is the last plan's estimate. If the run took exact norms, two more curves
+    show the current ratio by these and by the last layer's: how near the approximation
+    is. The estimate lags both. Uniform runs have no estimate, only a name.
 
     Args:
         runs: as in `learning_curves`.
@@ -151,9 +151,9 @@ def gain_ratio(runs: Any) -> Figure:
 
 
 def _gains(name: str, group: Sequence[RunRecord], alone: bool) -> dict[str, str]:
-    """Returns the gain ratios that runs have, and what each is called."""
+    """Returns the gain ratios that all runs of a group have, with their labels."""
     if all(record.settings.get("sampling") == "uniform" for record in group):
-        return {"gain_ratio": name}  # which is 1, and not estimated
+        return {"gain_ratio": name}  # it is 1, and not estimated
     kept = [key for key in _GAINS if all(key in r.history for r in group)]
     if alone:
         return {key: _GAINS[key] for key in kept}

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["gallery"]
 
-_FEATURES = 6  # that a table shows
-_CHARACTER = 0.064  # inches, of a title
+_FEATURES = 6  # shown in a table
+_CHARACTER = 0.064  # inches of a letter in a title
 _WRONG = STYLES[1][0]
 
 
@@ -30,22 +30,21 @@ def gallery(
 ) -> Figure:
     r"""Returns a figure of examples: images, or the rows of a table.
 
-    Each with its index, its label, what was predicted in its place, and its share of
-    all draws.
+    Each is shown with its index, its label, the prediction, and its share of all draws.
 
     Args:
         x: `[k, height, width]`, `[k, height, width, 1 or 3]` or `[k, features]`, the
             rows `most.index` of the data.
-        most: of these, as `model.sampling.most_sampled(k)` returns them.
+        most: these examples, as `model.sampling.most_sampled(k)` returns them.
         predictions: `[k]`, classes, numbers or names; those that differ from the label
             are marked by a frame and a cross.
         class_names: names of the classes 0, 1, ...
-        feature_names: of a table's columns, of which the first six are shown.
-        columns: of images.
+        feature_names: names of a table's columns; the first six are shown.
+        columns: number of images in a row.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if something is not of the length or shape that is said above.
+        ValueError: if an argument does not have the length or shape given above.
 
     Example:
         >>> ones, rows = np.ones(2), np.arange(2)
@@ -101,7 +100,7 @@ def _check_names(class_names: Sequence[str] | None, values: Any) -> None:
 
 
 def _meaning(labelled: bool, predicted: bool) -> str:
-    """Returns what the words above an image mean."""
+    """Returns the meaning of the words above an image."""
     shown = "label" if labelled else "prediction" if predicted else ""
     if labelled and predicted:
         shown = "label (framed: label ✗ prediction, where they differ)"
@@ -109,7 +108,7 @@ def _meaning(labelled: bool, predicted: bool) -> str:
 
 
 def _decimals(shares: np.ndarray) -> int:
-    """Returns how many show three figures of the least share, in per cent."""
+    """Returns the decimals that show three digits of the least share, in per cent."""
     known = shares[shares > 0]
     return int(np.clip(-np.floor(np.log10(known.min())), 0, 4)) if known.size else 0
 
@@ -117,7 +116,7 @@ def _decimals(shares: np.ndarray) -> int:
 def _words(
     most: MostSampled, i: int, predictions: Any, class_names: Any
 ) -> tuple[str, str, str, str, bool]:
-    """Returns index, label, prediction and share of an example, and if it is wrong."""
+    """Returns index, label, prediction, share, and whether the prediction is wrong."""
 
     def name(value: Any) -> str:
         if class_names is not None and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""A figure of what is predicted of gradient norms, and what is observed."""
+"""A figure of predicted and observed gradient norms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["predicted_norms"]
 
 _BINS = 12
-_LINEAR = 0.25  # of the mean prediction
+_LINEAR = 0.25  # of the mean prediction: the linear part of an axis
 _POINTS, _LINE, _BAND = "observations", "as predicted", "uncertainty set"
 _OF = {"last_layer": "last layer's", "exact": "exact"}
 _NOTE = (
@@ -29,13 +29,13 @@ _NOTE = (
 def predicted_norms(run: Any) -> Figure:
     """Returns a figure of observed against predicted gradient norms.
 
-    A point is one of the last observations: the norm <c, s> that its features promised
-    before the draw, and the one observed. The band is the uncertainty set's
-    <c, s> +- sqrt(h <d, s>), means over points of like predictions. It bounds a mean
-    over all examples, so that single points may lie outside.
+    A point is one of the last observations: the norm <c, s> predicted from its features
+    before the draw, and the norm observed. The band is the uncertainty set's
+    <c, s> +- sqrt(h <d, s>), averaged over points of similar prediction. It bounds a
+    mean over all examples, so that single points may lie outside.
 
     Args:
-        run: directory of `SamplingMonitor(log_dir=...)`, one, or a mapping with `[k]`
+        run: one directory of `SamplingMonitor(log_dir=...)`, or a mapping with `[k]`
             arrays "predicted", "variance" and "observed", all >= 0.
 
     Raises:
@@ -89,7 +89,7 @@ def predicted_norms(run: Any) -> Figure:
 
 
 def _norm(sampling: str) -> str:
-    """Returns whose norm a run observed, by what run.json says of its sampling."""
+    """Returns the kind of norm that a run observed, by the sampling in run.json."""
     found = re.search(r"norm='(\w+)'", sampling)
     of = _OF.get(found[1], "") if found else ""
     return f"{of} gradient norm".strip()
@@ -102,7 +102,7 @@ def _no_ticks() -> Any:
 
 
 def _ticks(top: float, typical: float) -> Any:
-    """Returns where the axes have numbers: 0 and 1, 2, 5 times powers of 10."""
+    """Returns the places of numbers on the axes: 0, and 1, 2, 5 times powers of 10."""
     from matplotlib.ticker import FixedLocator
 
     first = np.floor(np.log10(_LINEAR * typical))

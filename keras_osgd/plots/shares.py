@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_osgd.plots.sources import grouped, one_record
 from keras_osgd.plots.style import DARK, GREY, STYLES, finish, legend, new_figure, style
-from keras_osgd.run_directory import PERCENTILES, percentile_name
+from keras_osgd.run_directory import PERCENTILES, percentile_name, share_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,14 +18,14 @@ __all__ = ["probabilities", "probabilities_over_time", "share_of_draws"]
 
 _BINS = 60
 _BANDS = ((0, 100, 0.12), (1, 99, 0.16), (5, 95, 0.22), (25, 75, 0.34))
-_ROOM = 0.055  # of the axis, for a name
+_ROOM = 0.055  # of the axis: space for a name
 _UNIFORM = "uniform draws"
 _N_P = "n p, times as often as uniform draws"
 _NAMES = {0: "least", 50: "median", 100: "largest"}
 
 
 def probabilities(p: np.ndarray) -> Figure:
-    """Returns a histogram of n p, how often examples are drawn beside uniform draws.
+    """Returns a histogram of n p, the frequency of draws over that of uniform draws.
 
     Args:
         p: `[n]`, >= 0, as `model.sampling.probabilities()`.
@@ -49,7 +49,7 @@ def probabilities(p: np.ndarray) -> Figure:
         )
     p = p.astype(np.float64)
     n_p = len(p) * p
-    n_p = n_p[n_p > 0]  # not those set aside
+    n_p = n_p[n_p > 0]  # without the examples set aside
     low, high = min(n_p.min(), 0.9), max(n_p.max(), 1.1)
     figure = new_figure(6.0, 3.6)
     axes = figure.subplots()
@@ -73,7 +73,7 @@ def probabilities_over_time(run: Any) -> Figure:
     """Returns a figure of the percentiles of n p against effective epochs.
 
     Args:
-        run: directory of `SamplingMonitor(log_dir=...)`, one.
+        run: one directory of `SamplingMonitor(log_dir=...)`.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -116,7 +116,7 @@ def probabilities_over_time(run: Any) -> Figure:
 
 
 def _name_percentiles(axes: Axes, x: float, ends: dict[float, float]) -> None:
-    """Names percentiles at their right end, where one named before leaves room."""
+    """Names percentiles at their right end, where earlier names leave room."""
     low, high = np.log(axes.get_ylim())
     taken: list[float] = []
     for q in (50, 0, 100, 75, 25, 95, 99, 5):
@@ -136,7 +136,7 @@ def _name_percentiles(axes: Axes, x: float, ends: dict[float, float]) -> None:
 
 
 def _plain_numbers(axis: Any) -> None:
-    """Writes 0.1, 0.2, 0.5, 1 in place of powers."""
+    """Writes 0.1, 0.2, 0.5, 1 in place of powers of 10."""
     from matplotlib.ticker import LogLocator
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -174,13 +174,9 @@ def share_of_draws(runs: Any) -> Figure:
 
 
 def _shares(runs: Any) -> dict[str, np.ndarray]:
-    """Returns shares of draws of 0 %, 1 %, ... of the examples, by name."""
+    """Returns by name the shares of draws of the most drawn 0 %, 1 %, ... of rows."""
     if isinstance(runs, np.ndarray):
-        counts = np.sort(runs)[::-1].astype(np.float64)
-        total = np.concatenate([[0.0], np.cumsum(counts)])
-        places = np.linspace(0, len(counts), 101)
-        found = np.interp(places, np.arange(len(total)), total)
-        return {"draws": found / max(total[-1], 1.0)}
+        return {"draws": share_curve(runs)}
     curves = {}
     for name, group in grouped(runs).items():
         arrays = [record.arrays.get("share_of_draws") for record in group]

@@ -1,4 +1,4 @@
-"""What figures are made of: directories of runs, `History` objects, arrays."""
+"""Sources of figures: directories of runs, `History` objects, arrays."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["grouped", "one_record", "record_of", "require"]
 
 
 def record_of(run: Any, name: str = "run") -> RunRecord:
-    """Returns what is known of a run.
+    """Returns the record of a run.
 
     Args:
-        run: directory that `SamplingMonitor(log_dir=...)` wrote, what
-            `run_files.load` returned, `History` of a `fit`, or a mapping of names to
-            arrays with an entry for each epoch, as `model.sampling.history`.
-        name: of a run that is no directory.
+        run: directory that `SamplingMonitor(log_dir=...)` wrote, result of
+            `run_directory.load`, `History` of a `fit`, or a mapping of names to arrays
+            with an entry for each epoch, such as `model.sampling.history`.
+        name: of a run that is not a directory.
 
     Raises:
         ValueError: if it is none of these.
@@ -46,21 +46,21 @@ def record_of(run: Any, name: str = "run") -> RunRecord:
         )
     history = {name: np.asarray(values, float) for name, values in run.items()}
     length = max((len(values) for values in history.values()), default=0)
-    # Validation may be rarer than epochs: where it took place, nobody says.
+    # Validation may be rarer than epochs, and nothing tells where it took place.
     history = {name: v for name, v in history.items() if len(v) == length}
     history.setdefault("epoch", np.asarray(epochs or np.arange(1.0, length + 1)))
     return RunRecord(name, history, {}, {}, {})
 
 
 def grouped(runs: Any) -> dict[str, list[RunRecord]]:
-    """Returns runs by the name they are shown by.
+    """Returns the records of runs, by the name that figures show.
 
     Args:
         runs: one run, a list of them, or a mapping of names to runs or to lists of
             runs that differ in their seed alone.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no run.
     """
     if isinstance(runs, Mapping) and not _is_history(runs):
         named = [(str(k), v if _is_list(v) else [v]) for k, v in runs.items()]
@@ -79,7 +79,7 @@ def grouped(runs: Any) -> dict[str, list[RunRecord]]:
 
 
 def one_record(runs: Any, figure: str) -> RunRecord:
-    """Returns the only run there is, for a figure of one.
+    """Returns the only run, for a figure that shows one.
 
     Args:
         runs: as in `grouped`.
@@ -106,11 +106,11 @@ def require(
     Args:
         groups: as `grouped` returns them.
         name: of the column.
-        argument: that named it.
-        remedy: what to do where no column has a name like it; "" says nothing.
+        argument: name of the argument that gave it.
+        remedy: advice in the error; "" suggests columns of similar names instead.
 
     Raises:
-        ValueError: if a run has no such column; it names those most alike.
+        ValueError: if a run has no such column.
     """
     for label, group in groups.items():
         for record in group:
@@ -132,7 +132,7 @@ def _is_list(runs: Any) -> bool:
 
 
 def _is_history(runs: Mapping) -> bool:
-    """Returns whether these are figures by epoch, and not runs by name."""
+    """Returns whether a mapping has numbers by epoch, and not runs by name."""
 
     def is_numbers(values: Any) -> bool:
         if isinstance(values, str | os.PathLike | Mapping | RunRecord):

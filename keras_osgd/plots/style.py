@@ -60,7 +60,7 @@ def style(order: int, points: int) -> dict[str, Any]:
 
     Args:
         order: from 0 on; after seven, the dashes change with the colours.
-        points: of the line, a dozen of which are marked.
+        points: of the line; about a dozen of them are marked.
     """
     color, marker, dashes = STYLES[order % len(STYLES)]
     if order >= len(STYLES):
@@ -78,7 +78,7 @@ def style(order: int, points: int) -> dict[str, Any]:
 
 
 def finish(axes: Axes, horizontal: str, vertical: str, title: str = "") -> None:
-    """Labels axes and takes away what says nothing."""
+    """Labels the axes, adds a grid, and removes the top and right borders."""
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
     if title:
@@ -89,7 +89,7 @@ def finish(axes: Axes, horizontal: str, vertical: str, title: str = "") -> None:
 
 
 def in_words(name: str) -> str:
-    """Returns how a column of the history is named to a reader.
+    """Returns the name of a history's column in words, for a reader.
 
     Example:
         >>> in_words("val_loss")
@@ -99,13 +99,13 @@ def in_words(name: str) -> str:
 
 
 def note(figure: Figure, text: str) -> None:
-    """Says above the panels what is not seen, in lines that fit the figure."""
+    """Writes a note above the panels, in lines that fit the figure."""
     letters = max(20, int(figure.get_figwidth() / _SMALL))
     figure.suptitle(textwrap.fill(text, letters), fontsize=8, color=DARK)
 
 
 def legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """Names lines below the panels, where nothing is hidden, in rows that fit.
+    """Adds a legend below the panels, where it hides nothing, in rows that fit.
 
     The figure grows with the rows, and in width for a long name: panels keep their
     size.

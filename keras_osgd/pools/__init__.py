@@ -1,1 +1,1 @@
-"""Pools: the same loop for data that is read once (Presample)."""
+"""Pools: draws, gain ratio and run for data read in order, as a stream (Presample)."""

@@ -11,11 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.draws.pipeline import Sample
+from keras_osgd.draws.reshuffled import systematic
 from keras_osgd.losses.described import OutputLoss
 from keras_osgd.norms.last_layer import squares_in_inference
 from keras_osgd.pools.pool_gain import pool_probability
 
 __all__ = [
+    "Batch",
     "Drawn",
     "drawing",
     "drawn_at",
@@ -23,7 +25,6 @@ __all__ = [
     "plain",
     "pool_scores",
     "size_of",
-    "systematic",
 ]
 
 Batch = tuple[Any, Any, Any]
@@ -31,12 +32,12 @@ Batch = tuple[Any, Any, Any]
 
 
 class Drawn(NamedTuple):
-    """What was drawn from a pool.
+    """A batch drawn from a pool.
 
     Attributes:
         batch: (x, y, `Sample`), as the sampled step takes it. In `Sample`, `index` and
-            `position` are places in the pool, and `probability` is B p, of which the
-            weight is 1/(B p) where n is 1.
+            `position` are places in the pool, and `probability` is B p, so that the
+            importance weight with n = 1 is 1/(B p).
         largest_weight: `[]`, largest weight that could have been drawn.
     """
 
@@ -47,12 +48,12 @@ class Drawn(NamedTuple):
 def drawing(
     model: keras.Model, described: Sequence[OutputLoss], floor: float
 ) -> Callable[[Batch, tf.Tensor, tf.Tensor], Drawn]:
-    """Returns the function from a pool, a number and a seed `[2]` to what is drawn.
+    """Returns a function that draws from a pool, given the number and a seed `[2]`.
 
     Args:
         model: compiled and built.
         described: its losses.
-        floor: share of the draws that goes to all of a pool alike.
+        floor: share of the draws spread evenly over the pool.
     """
 
     def draw(pool: Batch, size: tf.Tensor, seed: tf.Tensor) -> Drawn:
@@ -68,18 +69,19 @@ def drawing(
 def drawn_at(
     pool: Batch, scores: tf.Tensor, floor: float, size: tf.Tensor, offset: tf.Tensor
 ) -> Drawn:
-    """Returns what is drawn from a pool at one outcome of chance.
+    """Returns the draws from a pool at a given random offset.
 
     Args:
         pool: examples.
-        scores: `[B]`, of `pool_scores`.
-        floor: share of the draws that goes to all of the pool alike.
+        scores: `[B]`, from `pool_scores`.
+        floor: share of the draws spread evenly over the pool.
         size: `[]`, number of draws.
-        offset: `[]` float64, in [0, 1), see `systematic`.
+        offset: `[]` float64, in [0, 1), see `draws.reshuffled.systematic`.
     """
     p = pool_probability(scores, floor)
-    index = systematic(p, size, offset)
-    # Those with scores that are not finite cannot be drawn, and do not count.
+    index = tf.numpy_function(_systematic, [p, size, offset], tf.int64)
+    index = tf.ensure_shape(index, [None])
+    # Examples whose scores are not finite cannot be drawn, and do not count.
     fine = tf.math.is_finite(scores)
     count = tf.reduce_sum(tf.cast(fine | ~tf.reduce_any(fine), p.dtype))
     least = tf.reduce_min(tf.where(p > 0, p, tf.ones_like(p)))
@@ -92,7 +94,7 @@ def drawn_at(
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Returns the pool that batches make."""
+    """Returns the pool made of several batches."""
     return keras.tree.map_structure(
         lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *batches
     )
@@ -103,19 +105,13 @@ def size_of(batch: Batch) -> int:
     return len(keras.tree.flatten(batch[1])[0])
 
 
-def _rows(pool: Batch, index: tf.Tensor) -> Batch:
-    return keras.tree.map_structure(
-        lambda leaf: None if leaf is None else tf.gather(leaf, index), pool
-    )
-
-
 def plain(batch: Batch) -> tuple[Any, Any, Sample]:
-    """Returns a batch with weights of 1; what drawing would give is not yet known."""
+    """Returns a batch with weights of 1 and unknown candidate probabilities (NaN)."""
     x, y, own = batch
     return x, y, _undrawn(size_of(batch))._replace(sample_weight=own)
 
 
-@functools.lru_cache(maxsize=4)  # made anew, they took a tenth of a small model's step
+@functools.lru_cache(maxsize=4)  # making them anew took a tenth of a small model's step
 def _undrawn(size: int) -> Sample:
     index = tf.range(size, dtype=tf.int64)
     return Sample(index, tf.ones([size]), tf.fill([size], np.nan), index)
@@ -128,31 +124,6 @@ def pool_scores(
     return tf.sqrt(squares_in_inference(model, described, pool)[0])
 
 
-def systematic(probability: tf.Tensor, size: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """Returns the examples at (offset + 0, 1, ...)/size along intervals of lengths p.
-
-    With an offset uniform in [0, 1), example i gets size p_i visits on average, and
-    always that number rounded down or up.
-
-    Args:
-        probability: `[B]`, >= 0, sums to 1.
-        size: `[]`, number of draws.
-        offset: `[]` float64, in [0, 1).
-
-    Returns:
-        `[size]` int64, ascending.
-
-    Example:
-        >>> p, offset = tf.constant([0.25, 0.75]), tf.constant(0.25, tf.float64)
-        >>> systematic(p, tf.constant(2), offset).numpy()
-        array([0, 1])
-    """
-    cumulative = tf.cumsum(tf.cast(probability, tf.float64))
-    cumulative /= cumulative[-1]
-    position = (tf.cast(tf.range(size), tf.float64) + offset) / tf.cast(
-        size, tf.float64
-    )
-    # A position rounded up to 1 must fall into the last interval that has a length.
-    position = tf.minimum(position, np.nextafter(1.0, 0.0))
-    index = tf.searchsorted(cumulative, position, side="right")
-    return tf.cast(index, tf.int64)
+def _systematic(p: np.ndarray, size: np.int32, offset: float) -> np.ndarray:
+    """Returns `[size]`, ascending: example i gets size p_i visits on average."""
+    return systematic(p, int(size), np.arange(len(p)), float(offset))

@@ -6,11 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base.placement import step_variable
-from keras_osgd.gain.gain_ratio import MAX_GAIN
+from keras_osgd.gain.gain_ratio import MAX_GAIN, move
 
-__all__ = ["PoolGain", "pool_moments", "pool_ratio"]
-
-_DECAY = 0.98
+__all__ = ["PoolGain", "pool_moments", "pool_probability", "pool_ratio"]
 
 
 def pool_moments(
@@ -21,26 +19,26 @@ def pool_moments(
     floor: float,
     pooled: tf.Tensor,
 ) -> tf.Tensor:
-    """Returns one step's estimates of A_U, A_P and f, of which `pool_ratio` is made.
+    """Returns one step's estimates of A_U, A_P and f, from which `pool_ratio` follows.
 
     A_U = E v^2 and A_P = E (1/B^2) sum_pool v^2/p are the second moments with minibatch
-    size 1 of uniform draws and of draws from a pool. f = (1 - 1/m) ||grad F||^2 is
-    what E||g||^2 consists of beside them: expanding ||g||^2 (equation 2), for m draws
-    from a pool, itself B draws of the stream,
+    size 1 of uniform draws and of draws from a pool. f = (1 - 1/m) ||grad F||^2 is the
+    rest of E||g||^2. Expanding ||g||^2 (equation 2) for m draws from a pool, which is
+    itself B draws from the stream, gives
 
         E||g_P||^2 = A_P/m + (1 - 1/m) A_U/B + (1 - 1/B) f,
         E||g_U||^2 = A_U/m + f,
 
-    the first since E||grad F_pool||^2 = A_U/B + (1 - 1/B) ||grad F||^2, again by (2).
-    A step without a pool takes its own batch for one to estimate A_P, so that it is
-    too high by var(v) (1/m - 1/B) at floor 0: the gain promised is rather too low.
+    the first because E||grad F_pool||^2 = A_U/B + (1 - 1/B) ||grad F||^2, by (2) again.
+    A step without a pool estimates A_P with its own batch as the pool. At floor 0 this
+    is too high by var(v) (1/m - 1/B), so the promised gain is rather too low.
 
     Args:
         weights: `[m]`, > 0. Importance weights of the draws; 1 without a pool.
         squared_norms: `[m]`, >= 0, squared gradient-norm units.
         squared_gradient: `[]`, same units. ||g||^2 of the step's weighted gradient.
         ratio: B/m.
-        floor: share of the draws that goes to all of a pool alike.
+        floor: share of the draws spread evenly over the pool.
         pooled: `[]`, whether the step drew from a pool.
 
     Returns:
@@ -69,7 +67,7 @@ def pool_ratio(
     """Returns r = E||g_U||^2 / E||g_P||^2 (see `pool_moments`).
 
     Args:
-        averages: `[3]`, averages of what `pool_moments` returns, up to a common factor.
+        averages: `[3]`, averages of `pool_moments`, up to a common factor.
         batch_size: `[]`, m.
         ratio: B/m.
 
@@ -94,12 +92,12 @@ def pool_ratio(
 def pool_probability(scores: tf.Tensor, floor: float) -> tf.Tensor:
     """Returns p within a pool: proportional to the scores, with a floor.
 
-    What has a score that is not finite is never drawn, since it would spoil the step;
+    An example whose score is not finite is never drawn, since it would spoil the step;
     p is uniform where no score is above 0, or none is finite.
 
     Args:
         scores: `[B]`, >= 0 or not finite.
-        floor: share of the draws that goes to all that can be drawn alike.
+        floor: share of the draws spread evenly over all that can be drawn.
 
     Returns:
         `[B]`, >= 0, sums to 1.
@@ -138,7 +136,7 @@ class PoolGain:
         self.observed = step_variable(0, tf.int64)
 
     def current(self, batch_size: tf.Tensor) -> tf.Tensor:
-        """Returns r by the steps before this one, so independent of its batch."""
+        """Returns r from the steps before this one, so independent of its batch."""
         return pool_ratio(self.averages.read_value(), batch_size, self._ratio)
 
     def moments(
@@ -151,10 +149,10 @@ class PoolGain:
         """Returns one step's `pool_moments`.
 
         Args:
-            weights: as there.
-            candidate_weights: equal to them where the step drew from a pool.
-            squared_norms: as there.
-            squared_gradient: as there.
+            weights: as in `pool_moments`.
+            candidate_weights: equal to `weights` where the step drew from a pool.
+            squared_norms: as in `pool_moments`.
+            squared_gradient: as in `pool_moments`.
         """
         pooled = tf.reduce_all(weights == candidate_weights)
         given = (weights, squared_norms, squared_gradient, self._ratio, self._floor)
@@ -162,7 +160,5 @@ class PoolGain:
 
     def update(self, observed: tf.Tensor, counts: tf.Tensor) -> None:
         """Adds one step's `moments`, if it `counts` and they are finite."""
-        counts &= tf.reduce_all(tf.math.is_finite(observed))
-        change = (1 - _DECAY) * (observed - self.averages)
-        self.averages.assign_add(tf.where(counts, change, tf.zeros_like(change)))
-        self.observed.assign_add(tf.cast(counts, tf.int64))
+        moved = move(self.averages, observed, counts)
+        self.observed.assign_add(tf.cast(moved, tf.int64))

@@ -1,4 +1,4 @@
-"""What one `fit` with importance sampling within pools consists of."""
+"""A `fit` with importance sampling within pools of a stream."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from keras_osgd.sampling import Presample
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.skipping import Skips
+from keras_osgd.step.state import StepState
 
 __all__ = ["StreamClock", "StreamRun"]
 
 _LOOK = 10  # steps between two decisions whether pools pay
-_OBSERVED = 50  # steps before the first
-_MARGIN = 1.05  # by which the gain must exceed the cost to begin
+_OBSERVED = 50  # observed steps before pools may begin
+_MARGIN = 1.05  # factor by which the gain must exceed the cost to begin
 
 
 class StreamClock:
     """Counts steps and effective iterations; an epoch ends when those reach its share.
 
-    Nothing is read ahead by its steps, so that the end need not be known beforehand:
-    it is looked for at the first step at which the epoch may be complete, and so on.
+    Nothing is read ahead of the steps, so the end need not be known beforehand: the
+    clock looks for it whenever the epoch may be complete.
 
     Args:
         lead: as in `Clock`.
@@ -61,16 +62,16 @@ class StreamClock:
         self.gain.assign(gain)
 
     def decide(self) -> None:
-        """Has nothing to decide ahead of the steps."""
+        """Does nothing: an end is not decided ahead of the steps."""
 
     def begin_epoch(self, effective_iterations: int) -> None:
-        """Begins an epoch; what the last one did too much counts for this one."""
+        """Begins an epoch; surplus iterations of the last one count for this one."""
         self._granted += effective_iterations
         self._remaining.assign_add(effective_iterations)
         self.first_step, self.pooled, self._poll_at = self.step, 0, self.step
 
     def complete(self) -> bool:
-        """Returns whether the epoch is; the steps counted so far have been made."""
+        """Returns whether the epoch is complete; all counted steps must be done."""
         if self.step < self._poll_at:
             return False
         remaining = float(self._remaining)
@@ -92,22 +93,31 @@ class StreamClock:
         return self.pooled / max(1, self.step - self.first_step)
 
 
-class StreamRun:
-    """Takes batches from the stream, one or a pool, and trains a step on each.
+class SkipCount:
+    """Counts skipped steps; of a stream's steps nothing else is logged."""
 
-    Kept from one `fit` to the next. It stands where a `Run` does in the sampled step:
-    there n is 1, since `Sample` carries B p.
+    def __init__(self) -> None:
+        """Starts with none."""
+        self.skipped = step_variable(0, tf.int64)
+
+    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
+        """Counts a skipped step, whose `gain` is NaN; part of the step."""
+        self.skipped.assign_add(tf.cast(tf.math.is_nan(gain), tf.int64))
+
+
+class StreamRun:
+    """Takes one batch or a pool of several from the stream, and trains a step on it.
+
+    Kept from one `fit` to the next.
 
     Args:
         model: compiled and built.
         sampling: configuration.
-        state: whose effective iterations go on.
+        state: sampling state, whose effective iterations go on.
         described: the model's losses.
         adapt: whether the learning rate follows the gain ratio.
         seed: of all draws.
     """
-
-    n, scorer, share = 1, None, Share()
 
     def __init__(
         self,
@@ -119,26 +129,38 @@ class StreamRun:
         seed: int,
     ) -> None:
         """Starts without pools."""
-        self.model, self.sampling, self.losses = model, sampling, described
-        self.adapt, self.active, self.pooling = adapt, False, False
+        self.model, self.sampling = model, sampling
+        self.active, self.pooling = False, False
         self.gain = PoolGain(sampling.ratio, sampling.floor)
-        self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), self
+        self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), SkipCount()
+        self.step_state = StepState(
+            n=1,  # `Sample` carries B p
+            share=Share(),
+            losses=described,
+            adapt=adapt,
+            scorer=None,
+            gain=self.gain,
+            last_layer_gain=None,
+            clock=self.clock,
+            skips=self.skips,
+            log=self.log,
+        )
         self.steps, self.batch_size = 1, 1
         self._seed, self._drawn, self._decide_at = seed, 0, 0
         self._draw = drawing(model, described, sampling.floor)
         self._largest_weight = tf.constant(1.0)
-        self._skipped = step_variable(0, tf.int64)
 
     def serves(self, described: list[OutputLoss], adapt: bool) -> bool:
-        """Returns whether a `fit` of these can use this run again."""
-        return self.losses == described and self.adapt == adapt
+        """Returns whether a `fit` with these arguments can use this run again."""
+        step = self.step_state
+        return step.losses == described and step.adapt == adapt
 
     def start(self, steps: int, batch_size: int) -> None:
         """Begins a `fit` with epochs of `steps` effective iterations."""
         self.steps, self.batch_size, self._decide_at = steps, batch_size, 0
         self.clock.restart()
         self.skips.restart()
-        self._skipped.assign(0)
+        self.log.skipped.assign(0)
         self.active = True
 
     def execution(self, function: Callable[[Any], Any], data: Any) -> tuple[Any, bool]:
@@ -163,7 +185,7 @@ class StreamRun:
         return logs, self.clock.complete()
 
     def _steps(self, data: Iterator) -> Iterator[tuple]:
-        """Yields what each step trains on, until the epoch is complete."""
+        """Yields the batch of each step, until the epoch is complete."""
         while not self.clock.complete():
             if self.clock.step >= self._decide_at:
                 self.decide()
@@ -175,14 +197,14 @@ class StreamRun:
             yield self._drawn_from(batches) if self.pooling else plain(*batches)
 
     def decide(self) -> None:
-        """Begins drawing from pools where the gain exceeds the cost, or ends it."""
+        """Begins to draw from pools if the gain exceeds the cost, or ends it if not."""
         self._decide_at = self.clock.step + _LOOK
         gain, cost = self.current_gain(), self.sampling.cost_of_a_step
         enough = int(self.gain.observed) >= _OBSERVED
         self.pooling = enough and gain > cost * (1.0 if self.pooling else _MARGIN)
 
     def _drawn_from(self, batches: list[Batch]) -> tuple:
-        """Draws as many as the largest batch has, also from what a stream ends with."""
+        """Draws as many as the pool's largest batch, from a stream's last pool too."""
         self._drawn += 1
         seed = tf.constant([self._seed, self._drawn], tf.int64)
         size = tf.constant(max(map(size_of, batches)))
@@ -191,12 +213,8 @@ class StreamRun:
         self.clock.pooled += 1
         return batch
 
-    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
-        """Counts skipped steps, whose `gain` is NaN; part of the step."""
-        self._skipped.assign_add(tf.cast(tf.math.is_nan(gain), tf.int64))
-
     def current_gain(self) -> float:
-        """Returns r that drawing from pools has, or would have."""
+        """Returns the r that drawing from pools has, or would have."""
         return float(self.gain.current(float(self.batch_size)))
 
     def _end_if_too_many(self, step: int | None) -> None:
@@ -212,7 +230,7 @@ class StreamRun:
     def finish(self) -> None:
         """Ends a `fit`, however it ended."""
         self.active = False
-        skipped = int(self._skipped)
+        skipped = int(self.log.skipped)
         if skipped:
             warn_once(
                 self.model,
@@ -221,8 +239,8 @@ class StreamRun:
                 "gradient was not finite. Look for NaN and infinities in the data.",
             )
 
-    def figures(self) -> dict[str, float]:
-        """Returns what `SamplingMonitor` shows."""
+    def logged(self) -> dict[str, float]:
+        """Returns the numbers that `SamplingMonitor` logs."""
         gain, clock = self.current_gain(), self.clock
         return {
             "gain_ratio": gain if self.pooling else 1.0,

@@ -1,4 +1,4 @@
-"""One HTML page about training runs, which opens from disk without a network."""
+"""Report: one HTML page about training runs, which opens from disk, offline."""
 
 from keras_osgd.report.page import page, write
 

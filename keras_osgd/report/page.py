@@ -1,4 +1,4 @@
-"""The page: what the runs were, what came of them, what was drawn."""
+"""The page about runs: their settings, their results, their draws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from keras_osgd.run_directory import RunRecord, load, percentile_name
 
 __all__ = ["page", "write"]
 
-_PIXELS, _SHOWN = 150, 92  # of an inch: drawn, and shown
+_PIXELS, _SHOWN = 150, 92  # pixels of an inch: drawn, and shown
 _WIDTH = 7.8  # inches, of every figure
 TEMPLATE = string.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -66,14 +66,13 @@ def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
     """Writes a page about runs into one file that needs no other.
 
     Args:
-        directories: of `SamplingMonitor(log_dir=...)`. Runs of the same settings are
-            taken for seeds of one; a directory given twice is taken once.
-        path: of the page, in a directory that exists.
+        directories: of `SamplingMonitor(log_dir=...)`. Runs with the same
+            settings count as seeds of one; a directory given twice counts once.
+        path: file for the page, in a directory that exists.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if there is no directory, one holds no run, or there can be no
-            such page.
+        ValueError: if there is no directory, one has no run, or `path` can be no file.
 
     Example:
         >>> import tempfile
@@ -99,7 +98,7 @@ def page(records: Sequence[RunRecord]) -> str:
     """Returns the page as a text.
 
     Args:
-        records: runs, as `run_files.load` returns them.
+        records: runs, as `run_directory.load` returns them.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -116,7 +115,7 @@ _Groups = dict[str, list[RunRecord]]
 
 
 def _groups(records: Sequence[RunRecord]) -> _Groups:
-    """Returns runs by name, those that differ in nothing but seeds together."""
+    """Returns runs by name; runs that differ only in their seeds share a name."""
     if not records:
         raise ValueError("There must be at least one run. Received: none.")
     same: dict[str, list[RunRecord]] = {}
@@ -133,7 +132,7 @@ def _groups(records: Sequence[RunRecord]) -> _Groups:
         while name in named:
             name += "'"
         named[name] = group
-    # Those that all figures show come first, so that each keeps its colour.
+    # Runs that all figures show come first, so that each keeps its colour.
     return dict(sorted(named.items(), key=lambda item: not _is_sampled(item[1][0])))
 
 
@@ -178,7 +177,7 @@ def _names(records: Sequence[RunRecord]) -> str:
 
 
 def _first(group: Sequence[RunRecord]) -> str:
-    """Returns the name of a group's run that is shown for all."""
+    """Returns the name of a group's first run, which stands for all."""
     of = f", the first of {len(group)}" if len(group) > 1 else ""
     return f"{group[0].name}{of}"
 
@@ -259,11 +258,11 @@ def _alarms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
 
 def _settings(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
     yield "<h2>Settings</h2>"
-    yield f'<div class="words">{tables.settings(records)}</div>'
+    yield f'<div class="words">{tables.settings_table(records)}</div>'
 
 
-def _image(alternative: str, draw: Callable[..., Any], *given: Any) -> str:
-    figure, file = draw(*given), io.BytesIO()
+def _image(alternative: str, draw: Callable[..., Any], *arguments: Any) -> str:
+    figure, file = draw(*arguments), io.BytesIO()
     figure.set_figwidth(_WIDTH)
     figure.savefig(file, format="png", dpi=_PIXELS)
     width = round(_SHOWN * _WIDTH)

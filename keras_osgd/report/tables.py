@@ -18,12 +18,12 @@ __all__ = [
     "number",
     "reached",
     "runs",
-    "settings",
+    "settings_table",
     "status",
     "table",
 ]
 
-_EXAMPLES = 20  # of each run that are shown
+_EXAMPLES = 20  # shown of each run
 _MOST_METRICS = 4
 _NO_METRICS = ("learning_rate", "lr")  # that Keras' callbacks log
 _SETTINGS = (
@@ -43,7 +43,7 @@ _SETTINGS = (
     "devices",
     "versions",
 )
-_FIGURES = 4  # of the largest number of a column
+_FIGURES = 4  # digits of the largest number of a column
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -67,32 +67,32 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def metrics(records: Sequence[RunRecord]) -> list[str]:
-    """Returns what all runs were measured by: of validation where there is one."""
+    """Returns the metrics that all runs have; those of validation if there are any."""
     common = [x for x in records[0].history if all(x in r.history for r in records)]
     known = [x.removeprefix("val_") for x in common if x.startswith("val_")]
     if known:
         names = [f"val_{name}" for name in known]
     else:
-        trained = {"loss", *(x for x in common if _is_trained(x, records))}
+        trained = {"loss", *(x for x in common if _is_trained(x))}
         names = [name for name in common if name in trained]
     names.sort(key=lambda name: not name.endswith("loss"))
     return names[:_MOST_METRICS]
 
 
-def _is_trained(name: str, records: Sequence[RunRecord]) -> bool:
-    """Returns whether it is a metric: what a run without sampling has as well."""
+def _is_trained(name: str) -> bool:
+    """Returns whether a column is a metric, not one of progress or sampling."""
     ours = {"epoch", "steps", "seconds", "gain_ratio", "effective_epochs", *LOGGED_ONLY}
     return name not in {*ours, *_NO_METRICS} and not name.startswith("n_p_")
 
 
 def _better(name: str) -> Any:
-    """Returns what finds the best of a metric's values."""
+    """Returns NumPy's function for the better of two values of a metric."""
     low = ("loss", "error", "mse", "mae", "perplexity", "divergence")
     return np.fmin if any(word in name.lower() for word in low) else np.fmax
 
 
 def runs(records: Sequence[RunRecord]) -> str:
-    """Returns a line for each run: what it was, what it took, what came of it."""
+    """Returns a table with a line for each run: its settings, cost and results."""
     names = metrics(records)
     header = ["run", "status", "sampling", "n", "batch size", "epochs done / planned"]
     header += ["effective epochs", "steps", "time (s)", "last gain ratio"]
@@ -116,7 +116,7 @@ def _epochs(record: RunRecord) -> str:
 
 
 def status(record: RunRecord) -> str:
-    """Returns how a run ended; "complete" if it has all that was planned.
+    """Returns how a run ended; "complete" if it has all planned epochs.
 
     Example:
         >>> known = {"status": "training", "updated": "2026-01-02T03:04:05+00:00"}
@@ -139,10 +139,10 @@ def _last(history: dict[str, np.ndarray], name: str) -> float | None:
 
 
 def reached(groups: Mapping[str, Sequence[RunRecord]]) -> str:
-    """Returns what it took to be as good as the least good run ever became.
+    """Returns the costs of becoming as good as the least good run's best.
 
     Args:
-        groups: runs by name; of several, means are shown.
+        groups: runs by name; several under one name are averaged.
     """
     records, parts = [r for group in groups.values() for r in group], []
     for name in metrics(records):
@@ -169,7 +169,7 @@ def _cost(record: RunRecord, name: str, better: Any, target: float) -> list[floa
 
 
 def examples(record: RunRecord) -> str:
-    """Returns the most drawn examples of a run."""
+    """Returns a table of the most drawn examples of a run."""
     columns, n = record.examples, record.settings.get("n") or np.nan
     header = ["index", "label", "share of draws (%)", "times seen", "last norm", "n p"]
     rows = [
@@ -181,8 +181,8 @@ def examples(record: RunRecord) -> str:
     return table(header, rows)
 
 
-def settings(records: Sequence[RunRecord]) -> str:
-    """Returns a column of settings for each run."""
+def settings_table(records: Sequence[RunRecord]) -> str:
+    """Returns a table of settings, with a column for each run."""
     rows = [
         [name.replace("_", " "), *(_flat(name, r.settings.get(name)) for r in records)]
         for name in _SETTINGS
@@ -203,7 +203,7 @@ def _flat(name: str, value: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """Returns a number or text on its own.
+    """Returns a single number or text as it is shown.
 
     Example:
         >>> number(0.05000000074), number(1234), number(None)
@@ -219,7 +219,7 @@ def number(value: Any) -> str:
 
 
 def column(cells: Sequence[Any]) -> list[str]:
-    """Returns cells with equal decimals: four figures of the largest number.
+    """Returns cells with equal decimals: four digits of the largest number.
 
     Example:
         >>> column([1.5, 12.25, None, "text"])

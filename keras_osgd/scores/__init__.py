@@ -1,1 +1,1 @@
-"""Scores: what is known of each row, how surely, and the p that follows."""
+"""Scores, between data and draws: each row's norms, their uncertainty, and p."""

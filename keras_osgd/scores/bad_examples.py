@@ -16,9 +16,9 @@ MOST_IN_A_ROW = 10  # skipped steps, after which training stops
 class BadExamples:
     """Strikes of each example that spoiled a step; saved with the sampling state.
 
-    At three strikes an example is set aside: never drawn again. Where a step does not
-    tell which of its examples is at fault, all of them are suspected, with a strike
-    each, and a suspect is acquitted by a later step that went well with it.
+    At three strikes an example is set aside: never drawn again. If a step does not tell
+    which of its examples is at fault, all of them become suspects, with a strike each.
+    A later step that goes well with a suspect acquits it.
 
     Example:
         >>> bad = BadExamples()
@@ -69,7 +69,7 @@ class BadExamples:
 
         Args:
             index: examples held to be at fault.
-            sure: whether they are known to be.
+            sure: whether they are known to be at fault.
         """
         for example in {int(i) for i in index}:
             if sure:
@@ -80,14 +80,14 @@ class BadExamples:
             self.strikes[example] = min(count + 1, STRIKES)
 
     def acquit(self, index: Iterable[int]) -> None:
-        """Clears those suspects that took part in a step that went well."""
+        """Clears the suspects among the examples of a step that went well."""
         for example in self._suspected.intersection(int(i) for i in index):
             if self.strikes[example] < STRIKES:
                 del self.strikes[example]
                 self._suspected.discard(example)
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Returns all that `load` needs."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns all that `load_state_dict` needs."""
         index = np.array(sorted(self.strikes), np.int64)
         return {
             "bad_index": index,
@@ -95,8 +95,8 @@ class BadExamples:
             "bad_suspected": np.array(sorted(self._suspected), np.int64),
         }
 
-    def load(self, store: Mapping[str, Any]) -> None:
-        """Takes over what `state` returned; none where a file is older than this."""
+    def load_state_dict(self, store: Mapping[str, Any]) -> None:
+        """Loads the arrays of `state_dict`; without them, no example has a strike."""
         self.clear()
         if "bad_index" in store.keys():  # noqa: SIM118  (a Keras store)
             index, count = (np.array(store[f"bad_{k}"]) for k in ("index", "strikes"))
@@ -109,13 +109,13 @@ def culprits(
 ) -> tuple[np.ndarray, bool]:
     """Returns the examples held to have spoiled a step, and whether that is sure.
 
-    Those whose rows of the data are not finite; if there are none, those whose norms
-    are not, unless that is all of them, as where BatchNormalization mixes a batch.
-    Without either, any may be at fault.
+    They are the examples whose data are not finite. If there are none, they are those
+    whose norms are not finite, unless no norm is, as where BatchNormalization mixes a
+    batch. Otherwise any example may be at fault.
 
     Args:
         index: `[m]`, examples of the step.
-        norms: `[m]`, their norms as observed.
+        norms: `[m]`, their observed norms.
         row_is_finite: `[m]`, whether all their x, y and sample weights are finite.
 
     Example:

@@ -1,4 +1,4 @@
-"""What may be written into a score table, and what is refused."""
+"""Checks of the names and numbers that go into a score table."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ import numpy as np
 
 __all__ = [
     "AVERAGE",
-    "check_coefficients",
-    "check_features",
-    "check_loaded",
-    "check_observations",
+    "DEFAULT_FEATURES",
+    "LARGE_FEATURES",
+    "require_coefficients",
+    "require_features",
+    "require_loaded",
+    "require_observations",
     "decay_of",
 ]
 
 AVERAGE = "average_"
+DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
+LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
 _NAMES = ("constant", "last", "class_mean", "unseen", "age")
-_DEFAULT = ("constant", "last", "average_0.75", "class_mean")
 _LARGEST = float(np.finfo(np.float32).max)  # norms are stored in float32
 _LARGEST_WEIGHT = 1e200  # sums of weights times norms stay finite
-_LAST_BLOCK = np.iinfo(np.int32).max  # as they are stored
+_LAST_BLOCK = np.iinfo(np.int32).max  # blocks are stored in int32
 _LOOK = "Look for a loss that overflowed, or a learning rate too high."
 
 
-def check_features(features: Sequence[str]) -> tuple[str, ...]:
+def require_features(features: Sequence[str]) -> tuple[str, ...]:
     """Returns `features` as a tuple.
 
     Raises:
-        ValueError: if a name is unknown or twice there, or "constant" is not the first.
+        ValueError: if a name is unknown or repeated, or "constant" is not the first.
 
     Example:
-        >>> check_features(["constant", "last", "average_0.9"])
+        >>> require_features(["constant", "last", "average_0.9"])
         ('constant', 'last', 'average_0.9')
     """
     features = tuple(features)
@@ -41,7 +44,7 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
             "`features` must begin with 'constant' (it keeps every radius of the "
             f"uncertainty set above 0) and hold each name once, out of {_NAMES} and "
             f"'average_DECAY' with 0 < DECAY < 1. Received: features={features}. "
-            f"Leave it at `None` for {_DEFAULT}."
+            f"Leave it at `None` for {DEFAULT_FEATURES}."
         )
     return features
 
@@ -55,10 +58,10 @@ def decay_of(name: str) -> float | None:
     return decay if name.startswith(AVERAGE) and 0 < decay < 1 else None
 
 
-def check_observations(
+def require_observations(
     index: np.ndarray, weights: np.ndarray, norms: np.ndarray, size: int
 ) -> None:
-    """Raises unless observations are of rows that exist, finite and not negative."""
+    """Raises unless rows exist, weights are > 0 and norms >= 0, all of them finite."""
     if not index.shape == weights.shape == norms.shape:
         raise ValueError(
             "`index`, `weights` and `norms` must have one entry for each draw. "
@@ -72,18 +75,20 @@ def check_observations(
     _check("norms", norms, (norms >= 0.0) & (norms <= _LARGEST), "finite and >= 0")
 
 
-def check_coefficients(coefficients: np.ndarray) -> None:
+def require_coefficients(coefficients: np.ndarray) -> None:
     """Raises unless coefficients are finite and not negative."""
     values = np.asarray(coefficients, np.float64)
     _check("coefficients", values, (values >= 0.0) & (values < np.inf), "finite, >= 0")
 
 
-def check_loaded(arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]) -> None:
-    """Raises unless `arrays` could be the state of the table whose state is `present`.
+def require_loaded(
+    arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
+) -> None:
+    """Raises unless a table whose state is `present` could have the state `arrays`.
 
     Args:
-        arrays: to load, by name.
-        present: of the table, by name.
+        arrays: arrays to load, by name.
+        present: the table's own arrays, by name.
     """
     for name, own in present.items():
         values = np.asarray(arrays[name])
@@ -109,7 +114,7 @@ def check_loaded(arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]) 
 
 
 def _means_are_norms(sums: np.ndarray) -> np.ndarray:
-    """Returns where sums of (w v, w) have a mean v that can be a norm."""
+    """Returns a mask of the sums of (w v, w) whose mean v can be a norm."""
     summed, weights = sums.T
     fine = (summed >= 0) & (weights >= 0) & np.isfinite(summed) & np.isfinite(weights)
     with np.errstate(over="ignore"):

@@ -1,7 +1,7 @@
 """Sampling distributions: how often each training example should be drawn.
 
-Pure functions of TensorFlow tensors. They keep the dtype they are given; pass
-float64, in which all of this is exact enough for any training set.
+The functions of TensorFlow tensors are pure and keep the dtype they are given. Pass
+float64, which is exact enough for any training set.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def oracle(norms: tf.Tensor) -> tf.Tensor:
     weighted norm w_i v_i the same for every example. Uniform where all norms are 0.
 
     Args:
-        norms: `[n]`, >= 0, finite, gradient-norm units. Of any size, the largest
-            numbers included.
+        norms: `[n]`, >= 0, finite, gradient-norm units. Any size up to the largest
+            float will do.
 
     Returns:
         `[n]`, >= 0, sums to 1; unchanged if all gradients are rescaled.
@@ -69,13 +69,13 @@ def oracle(norms: tf.Tensor) -> tf.Tensor:
 
 
 def _in_proportion_to(scores: tf.Tensor) -> tf.Tensor:
-    """Returns scores / sum, uniform where all are 0, also where the sum overflows."""
+    """Returns scores / sum, even if the sum overflows; uniform if all scores are 0."""
     dtype, limits = scores.dtype, np.finfo(scores.dtype.as_numpy_dtype)
     n = tf.cast(tf.size(scores), dtype)
-    # By a power of 2, so that no digit changes, and only where the sum may overflow.
+    # Shrunk by a power of 2, which changes no digit, and only if the sum may overflow.
     shrunk = tf.pow(tf.constant(0.5, dtype), tf.math.ceil(tf.math.log(n) / np.log(2.0)))
     overflows = tf.reduce_max(scores) >= limits.max / n
-    # Branches, not `tf.where`: each would be one more pass over all examples.
+    # `tf.cond`, as each `tf.where` would be one more pass over all examples.
     scores = tf.cond(overflows, lambda: scores * (shrunk / 2.0), lambda: scores)
     total = tf.reduce_sum(scores)
     nothing_known = total < limits.tiny
@@ -119,9 +119,8 @@ def importance_weights(probability: tf.Tensor, n: int) -> tf.Tensor:
     """Returns w_i = 1 / (n p_i), which make the weighted gradient unbiased.
 
     Args:
-        probability: `[m]`, > 0. Probabilities, out of all n examples, of those
-            drawn (or of all). Signs are not checked here; a floor above 0
-            guarantees them.
+        probability: `[m]`, > 0. p of the examples drawn (or of all); over all n it
+            sums to 1. Signs are not checked here; a floor above 0 guarantees them.
         n: number of training examples p was defined on, >= 1.
 
     Returns:
@@ -147,10 +146,10 @@ def _check_number_of_examples(n: int) -> None:
 
 
 def _check_scores(name: str, scores: tf.Tensor, total: float | None = None) -> None:
-    """Raises unless scores are finite, >= 0 and sum to `total`; not in a graph."""
+    """Raises unless scores are finite, >= 0 and sum to `total`; never in a graph."""
     if not tf.executing_eagerly():
         return
-    values = np.asarray(scores)  # without a copy, which `numpy()` makes
+    values = np.asarray(scores)  # no copy, unlike `numpy()`
     smallest, largest = values.min(initial=0.0), values.max(initial=0.0)
     met = smallest >= 0.0 and largest < np.inf  # in this form NaN fails too
     must, extent = "", f"smallest {smallest}, largest {largest}"
@@ -167,17 +166,17 @@ def _check_scores(name: str, scores: tf.Tensor, total: float | None = None) -> N
 
 
 def by_scores(state: SamplingState, floor: float) -> tuple[np.ndarray, bool] | None:
-    """Returns p by the scores: equation (6), by the last good fit, and the floor.
+    """Returns p by the scores: equation (6) with the average fit, and the floor.
 
-    Where every fit has failed, it is in proportion to the norms last observed.
+    If every fit has failed, p is in proportion to the norms last observed.
 
     Args:
         state: with a table.
         floor: epsilon, above 0.
 
     Returns:
-        `[n]` float64, at least floor/n, sums to 1; and whether all predicted norms are
-        0, so that it is uniform. `None` where nothing is known.
+        p, `[n]` float64, at least floor/n, sums to 1; and whether p is uniform because
+        all predicted norms are 0. `None` if nothing is known.
 
     Raises:
         ValueError: if a score is not finite.
@@ -192,15 +191,15 @@ def by_scores(state: SamplingState, floor: float) -> tuple[np.ndarray, bool] | N
 
 
 def worst_norm(fitted: UncertaintySet, mean_features: np.ndarray) -> np.ndarray:
-    """Returns `[F]`, the coefficients c + k d of the norms in equation (6).
+    """Returns `[F]`, the coefficients c + k d of the worst norms in equation (6).
 
     p in proportion to the worst norms v* = <c, s> + k <d, s> minimises over p the worst
     sum_i v_i^2 / p_i over all gradient norms v in the set; v* attains that worst value.
-    k = sqrt(n / sum_j <d, s_j>) needs no more of the examples than their mean features.
+    k = sqrt(n / sum_j <d, s_j>) depends on the examples by their mean features only.
 
     Args:
         fitted: c, h, and the spread, with d = h spread.
-        mean_features: `[F]`, >= 0, over all examples.
+        mean_features: `[F]`, >= 0. Means over all examples.
 
     Example:
         >>> known = UncertaintySet(np.ones(2), np.array([0.5, 0.0]), 2.0, 1, True)
@@ -209,14 +208,14 @@ def worst_norm(fitted: UncertaintySet, mean_features: np.ndarray) -> np.ndarray:
 
     Reference: Johnson & Guestrin, NeurIPS 2018 (minimax sampling distribution).
     """
-    radius = float(fitted.spread @ mean_features)  # of the spread, whose scale is h
+    radius = float(fitted.spread @ mean_features)  # mean of <spread, s>
     if radius <= 0:
         return fitted.mean
     return fitted.mean + np.sqrt(fitted.objective / radius) * fitted.spread
 
 
 def _last_norms_only(state: SamplingState) -> UncertaintySet | None:
-    """Returns what stands in where every fit has failed, if there is anything."""
+    """Returns a set that predicts the last norms if every fit has failed, or `None`."""
     features = state.table.features
     if not (state.fit_failures and state.observed and "last" in features):
         return None

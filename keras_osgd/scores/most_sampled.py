@@ -1,4 +1,4 @@
-"""Which examples were drawn most often."""
+"""The examples that were drawn most often."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from keras_osgd.base.csv_table import first_lines, write_table
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["MostSampled", "labels_of", "most_sampled", "refuse_count"]
+__all__ = ["MostSampled", "labels_of", "most_sampled"]
 
 
 class MostSampled(NamedTuple):
@@ -19,10 +19,10 @@ class MostSampled(NamedTuple):
 
     Attributes:
         index: `[k]` int64, rows of the data.
-        label: `[k]`, from y; `None` where y is not one number or class an example.
-        share_of_draws: `[k]` float64, of all draws so far; 1/n if draws are uniform.
-        times_seen: `[k]` int64, how often each was trained on.
-        last_norm: `[k]` float32, its gradient norm when last seen; NaN if it never was.
+        label: `[k]`, from y; `None` if y is not one number or class per example.
+        share_of_draws: `[k]` float64, share of all draws so far; 1/n if uniform.
+        times_seen: `[k]` int64, how often each example was trained on.
+        last_norm: `[k]` float32, gradient norm when last seen; NaN if never seen.
     """
 
     index: np.ndarray
@@ -42,13 +42,13 @@ class MostSampled(NamedTuple):
 
 
 def most_sampled(state: SamplingState, targets: Any, k: int) -> MostSampled:
-    """Returns the examples that were drawn most often; of equals, those of larger norm.
+    """Returns the examples drawn most often; larger norms first among equals.
 
-    In any thread; a plan in the making is waited for. Draws count once a plan has been
-    made with what they left behind, and at the end of `fit`.
+    Call it in any thread; it waits for a plan in the making. Draws count once a plan
+    has used their observations, and at the end of `fit`.
 
     Args:
-        state: with a table.
+        state: sampling state with a table.
         targets: y of the training data, or `None`.
         k: number of examples; all of them if there are fewer.
     """
@@ -65,15 +65,6 @@ def most_sampled(state: SamplingState, targets: Any, k: int) -> MostSampled:
     seen = times[index].astype(np.int64)
     share = seen / max(int(times.sum(dtype=np.int64)), 1)
     return MostSampled(index, labels_of(targets, index), share, seen, norms[index])
-
-
-def refuse_count(k: int) -> None:
-    """Raises a ValueError unless k is a number of examples."""
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(
-            "`k`, the number of examples, must be an integer of at least 1. Received: "
-            f"k={k!r}. Leave it out for the default."
-        )
 
 
 def labels_of(targets: Any, index: np.ndarray) -> np.ndarray | None:

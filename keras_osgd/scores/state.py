@@ -25,26 +25,26 @@ _COUNTERS = ("armed", "blocks", "drawn", "observed", "seed", "fit_failures")
 class SamplingState(keras.Operation):
     """Score table, owed mass, uncertainty set, gain ratio and effective iterations.
 
-    A `keras.Operation`, because Keras saves and loads it with `save_weights` and
-    `.keras` files as it does an optimizer, while it stays out of `model.weights`, of
-    parameter counts and of exports, and a plain `keras.Model` can load the file. Empty
-    until the first `fit` with importance sampling.
+    It is a `keras.Operation`, so that Keras saves and loads it with `save_weights` and
+    `.keras` files as it does an optimizer. It stays out of `model.weights`, parameter
+    counts and exports, and a plain `keras.Model` can load the file. It is empty until
+    the first `fit` with importance sampling.
 
     Attributes:
         table: the `ScoreTable`, or `None` before the first `fit`.
         owed: `[n]` float64, owed mass of the reshuffled draws.
         times_drawn: `[n]` int32, how often each example was trained on.
-        uncertainty_set: the last good fit of equation (7), or `None`.
-        gain: `GainRatio`.
+        uncertainty_set: running average of the good fits of equation (7), or `None`.
+        gain: the `GainRatio`, or `None` before the first `fit`.
         lead: `tf.Variable` float64, effective iterations minus the optimizer's own.
         armed: whether draws follow the scores (else uniform, until the gain pays).
-        blocks, drawn, observed: blocks, draws and observations so far.
-        seed: of all draws.
-        fit_failures: fits of equation (7) and plans that failed and were done without.
-        fingerprint: of the training data the scores belong to.
-        norm: that the scores are, "last_layer" or "exact".
+        blocks, drawn, observed: numbers so far.
+        seed: seed of all draws.
+        fit_failures: number of failed fits of equation (7) and failed plans.
+        fingerprint: hash of the training data that the scores belong to.
+        norm: norm that the scores are of, "last_layer" or "exact".
         bad_examples: strikes of examples that spoiled steps, and those set aside.
-        in_use: whether a `fit` is running on it.
+        in_use: whether a `fit` is using this state.
         loaded_without: whether weights were loaded from a file that has no scores.
     """
 
@@ -67,11 +67,11 @@ class SamplingState(keras.Operation):
         self._lock = threading.RLock()
 
     def call(self, *args: Any, **kwargs: Any) -> None:
-        """Is no computation."""
+        """Raises an error: the state computes nothing."""
         raise NotImplementedError("`SamplingState` holds state and is never called.")
 
     def undivided(self, function: Callable[..., None], *args: Any) -> None:
-        """Calls `function`; saving and loading see all that it changes, or nothing."""
+        """Calls `function`; saving and loading see all of its changes or none."""
         with self._lock:
             function(*args)
 
@@ -81,14 +81,10 @@ class SamplingState(keras.Operation):
             self.gain = GainRatio()
             self.lead = step_variable(0.0, tf.float64)
 
-    def clock(self) -> dict[str, dict[str, np.ndarray]]:
-        """Returns what `resume_clock` needs where there is no table, as of a stream."""
-        return {} if self.lead is None else {"stream": {"lead": self.lead.numpy()}}
-
-    def resume_clock(self, saved: Mapping[str, Any]) -> None:
-        """Takes over effective iterations alone."""
+    def load_lead(self, lead: Any) -> None:
+        """Loads the lead in effective iterations, `[]`, and nothing else."""
         self.start_clock()
-        self.lead.assign(np.array(saved["lead"]))
+        self.lead.assign(np.array(lead))
 
     def allocate(
         self, table: ScoreTable, fingerprint: str, seed: int, norm: str
@@ -108,27 +104,27 @@ class SamplingState(keras.Operation):
     def save_own_variables(self, store: Any) -> None:
         """Writes everything into a Keras store; nothing while empty.
 
-        In any thread; a plan in the making is waited for.
+        May be called in any thread; waits for a plan in the making.
         """
-        for name, value in self.collect().items():  # however slow the disk, plans go on
+        for name, value in self.state_dict().items():  # unlocked: disks are slow
             store[name] = value
 
-    def collect(self) -> dict[str, np.ndarray]:
-        """Returns everything, as arrays of its own; waits for a plan in the making."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns everything as separate arrays; waits for a plan in the making."""
         arrays: dict[str, np.ndarray] = {}
         if self.table is not None:
             self.undivided(self._collect, arrays)
-        elif self.lead is not None:  # of a stream, which has no table
+        elif self.lead is not None:  # trained on a stream: no table
             arrays["lead"] = self.lead.numpy()
         return arrays
 
     def _collect(self, store: dict[str, np.ndarray]) -> None:
-        for name, value in self.table.state().items():
+        for name, value in self.table.state_dict().items():
             store[_TABLE + name] = np.asarray(value)
         store["features"] = _as_array(" ".join(self.table.features))
         store["owed"] = self.owed.copy()
         store["times_drawn"] = self.times_drawn.copy()
-        store.update(self.bad_examples.state())
+        store.update(self.bad_examples.state_dict())
         store["gain"] = self.gain.averages.numpy()
         store["lead"] = self.lead.numpy()
         store["fingerprint"] = _as_array(self.fingerprint)
@@ -142,15 +138,19 @@ class SamplingState(keras.Operation):
             store["uncertainty_objective"] = np.float64(fitted.objective)
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
-        """Reads what `save_own_variables` wrote; keeps what it has if there is none."""
+        """Loads a store that `save_own_variables` filled; Keras calls it."""
+        self.load_state_dict(store)
+
+    def load_state_dict(self, store: Mapping[str, Any]) -> None:
+        """Loads the arrays of `state_dict`; keeps its own scores if they have none."""
         if "owed" in store.keys():  # noqa: SIM118  (a Keras store)
-            self.undivided(self._take_over, store)
+            self.undivided(self._load, store)
         elif self.table is None:
             self.loaded_without = True
             if "lead" in store.keys():  # noqa: SIM118
-                self.resume_clock(store)
+                self.load_lead(store["lead"])
 
-    def _take_over(self, store: Mapping[str, Any]) -> None:
+    def _load(self, store: Mapping[str, Any]) -> None:
         arrays = {
             name.removeprefix(_TABLE): np.array(store[name])
             for name in store.keys()  # noqa: SIM118
@@ -158,7 +158,7 @@ class SamplingState(keras.Operation):
         }
         owed = np.array(store["owed"], np.float64)
         features = tuple(_as_text(store["features"]).split())
-        # Files written before norms were told apart have none.
+        # Older files have none: there was only one kind of norm.
         norm = _as_text(store["norm"]) if "norm" in store.keys() else "last_layer"  # noqa: SIM118
         fits = self.table is not None and self.table.holds(arrays, features)
         if self.in_use and not (fits and norm == self.norm):
@@ -172,14 +172,14 @@ class SamplingState(keras.Operation):
         table = self.table
         if not fits:
             table = ScoreTable(len(owed), arrays.get("classes"), features)
-        table.load(arrays)
+        table.load_state_dict(arrays)
         self.table = table
         self.start_clock()
         self.owed = owed
         self.times_drawn = np.zeros(len(owed), np.int32)
-        if "times_drawn" in store.keys():  # noqa: SIM118  (nor in those)
+        if "times_drawn" in store.keys():  # noqa: SIM118  (older files have none)
             self.times_drawn = np.array(store["times_drawn"], np.int32)
-        self.bad_examples.load(store)
+        self.bad_examples.load_state_dict(store)
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))
         self.fingerprint, self.norm = _as_text(store["fingerprint"]), norm
@@ -189,7 +189,7 @@ class SamplingState(keras.Operation):
 
 
 def _uncertainty_set(store: Mapping[str, Any]) -> UncertaintySet | None:
-    """Returns the one saved, or `None`: that of other scores must not stay."""
+    """Returns the saved uncertainty set; `None` drops one that is of other scores."""
     if "uncertainty_mean" not in store.keys():  # noqa: SIM118
         return None
     names = ("mean", "spread", "objective")

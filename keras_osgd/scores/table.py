@@ -12,26 +12,22 @@ from keras_osgd.base.chunks import chunks
 from keras_osgd.base.placement import host_variable
 from keras_osgd.scores.checks import (
     AVERAGE,
-    check_coefficients,
-    check_features,
-    check_loaded,
-    check_observations,
+    DEFAULT_FEATURES,
     decay_of,
+    require_coefficients,
+    require_features,
+    require_loaded,
+    require_observations,
 )
 
 __all__ = [
-    "DEFAULT_FEATURES",
-    "LARGE_FEATURES",
     "ScoreTable",
-    "check_features",
     "features",
 ]
 
 LARGEST = np.finfo(np.float32).max
-DEFAULT_FEATURES = ("constant", "last", "average_0.75", "class_mean")
-LARGE_FEATURES = (*DEFAULT_FEATURES, "unseen", "age")
-_MEMORY = 0.7  # of the running means, a block; 0.5 to 0.9 made no difference
-_FORGOTTEN = 1e-200  # a class mean of less weight is rounding, no mean
+_MEMORY = 0.7  # decay of running means per block; 0.5 to 0.9 made no difference
+_FORGOTTEN = 1e-200  # a class mean of less weight is rounding error
 _UNSEEN = -1
 
 
@@ -45,12 +41,12 @@ def features(
     """Yields the named features of k examples, `[k]` float32 each, >= 0.
 
     Args:
-        names: as in `RAIS`; those of averages are in `held`.
-        held: `[k]` each, "last", below 0 for examples never observed, and what else is
-            stored under the names; "seen_at", blocks, for "age".
+        names: as in `RAIS`; averages must be in `held`.
+        held: `[k]` each: "last", below 0 for examples never observed; averages, by
+            name; and "seen_at", in blocks, for "age".
         classes: `[k]`, or `None` without classes.
-        means: of all norms, and `[C]` of each class.
-        block: now.
+        means: mean of all norms, and `[C]`, mean of each class.
+        block: number of the current block.
 
     Example:
         >>> held = {"last": np.float32([2.0, -1.0])}
@@ -82,7 +78,7 @@ def features(
 
 
 def last_places(index: np.ndarray, n: int) -> np.ndarray:
-    """Returns where in `index`, `[k]` of 0..n-1, a row comes for the last time.
+    """Returns the places in `index`, `[k]` of 0..n-1, where a row occurs last.
 
     Example:
         >>> last_places(np.array([2, 0, 2]), n=3)
@@ -95,7 +91,7 @@ def last_places(index: np.ndarray, n: int) -> np.ndarray:
 
 
 class ScoreTable:
-    """What is known of each example's gradient norm, s_i >= 0 in gradient-norm units.
+    """Features s_i >= 0 of each example's gradient norm, in gradient-norm units.
 
     | feature | value for example i |
     |---|---|
@@ -109,7 +105,7 @@ class ScoreTable:
     Args:
         size: n, number of examples.
         classes: `[n]` integers from 0, or `None` where y has no classes.
-        features: names, see `check_features`.
+        features: names, see `require_features`.
 
     Example:
         >>> table = ScoreTable(3, None, ("constant", "last"))
@@ -126,20 +122,20 @@ class ScoreTable:
     ) -> None:
         """Allocates the table; nothing is observed yet."""
         self.size = int(size)
-        self.features = check_features(features)
+        self.features = require_features(features)
         self._decays = [d for d in map(decay_of, self.features) if d is not None]
         self._classes = None
         if classes is not None and "class_mean" in self.features:
             self._classes = np.array(classes, np.int32)
         n_classes = 1 if self._classes is None else int(self._classes.max()) + 1
-        # Sums of w v and of w, decayed: the last row is over all classes.
+        # Decayed sums of w v and of w; the last row is over all classes.
         self.sums = np.zeros((n_classes + 1, 2))
         self.block = 0
-        self._mean_features: np.ndarray | None = None  # until the next observation
+        self._mean_features: np.ndarray | None = None  # kept until the next observation
         self._variables = self._allocate()
 
     def _allocate(self) -> dict[str, tf.Variable]:
-        """Returns what is stored by name; nothing is observed yet."""
+        """Returns the stored variables by name; nothing is observed yet."""
         names = {"last": tf.float32}
         names |= {f"{AVERAGE}{decay}": tf.float32 for decay in self._decays}
         if "age" in self.features:
@@ -153,7 +149,7 @@ class ScoreTable:
 
     @property
     def bytes_per_example(self) -> float:
-        """Bytes of what holds the table, over n."""
+        """Bytes that the table takes for each example."""
         classes = 0 if self._classes is None else self._classes.itemsize
         return classes + sum(v.dtype.size for v in self._variables.values())
 
@@ -174,12 +170,12 @@ class ScoreTable:
             block: number of the block the observations were made in.
 
         Raises:
-            ValueError: if they are not so; nothing is written then. The planner drops
-                what is not finite.
+            ValueError: if an argument is not so; nothing is written then. The planner
+                drops norms that are not finite.
         """
         index, norms = np.asarray(index, np.int64), np.asarray(norms, np.float64)
         weights = np.asarray(weights, np.float64)
-        check_observations(index, weights, norms, self.size)
+        require_observations(index, weights, norms, self.size)
         self._update_means(index, weights, norms)
         latest = last_places(index, self.size)
         index, norms = index[latest], norms[latest].astype(np.float32)
@@ -194,7 +190,7 @@ class ScoreTable:
         self.block, self._mean_features = block, None
 
     def _read(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
-        """Returns a copy of a variable, or of some rows; not to be written to."""
+        """Returns a copy of a variable, or of some of its rows; do not write to it."""
         variable = self._variables[name]
         value = variable.read_value() if index is None else tf.gather(variable, index)
         return np.asarray(value)
@@ -212,7 +208,7 @@ class ScoreTable:
         self.sums = _MEMORY * self.sums + new
 
     def _means(self) -> tuple[np.float32, np.ndarray]:
-        """Returns the mean of all norms and of each class (of all, if none seen)."""
+        """Returns the mean of all norms, and of each class (of all if it is unseen)."""
         sums, weights = self.sums.T
         mean = sums[-1] / weights[-1] if weights[-1] > 0 else 0.0
         known = weights[:-1] > _FORGOTTEN
@@ -265,7 +261,7 @@ class ScoreTable:
         Raises:
             ValueError: if a coefficient is negative or not finite.
         """
-        check_coefficients(coefficients)
+        require_coefficients(coefficients)
         used = {
             name: np.float64(value)
             for name, value in zip(self.features, coefficients, strict=True)
@@ -282,28 +278,28 @@ class ScoreTable:
         last = self._read("last")
         return np.where(last < 0, np.float32(np.nan), last)
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Returns all that `load` needs, as arrays of its own."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns copies of all arrays that `load_state_dict` needs."""
         arrays = {name: self._read(name).copy() for name in self._variables}
         if self._classes is not None:
             arrays["classes"] = self._classes.copy()
         return arrays | {"sums": self.sums.copy(), "block": np.int64(self.block)}
 
     def holds(self, arrays: dict[str, np.ndarray], features: Sequence[str]) -> bool:
-        """Returns whether `arrays`, from `state`, have this table's n and features."""
+        """Returns whether `arrays`, of `state_dict`, have this n and these features."""
         same_classes = ("classes" in arrays) == (self._classes is not None)
         same_sums = np.shape(arrays["sums"]) == self.sums.shape
         same_size = len(arrays["last"]) == self.size
         same_features = tuple(features) == self.features
         return same_classes and same_sums and same_size and same_features
 
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes over what `state` returned for a table that `holds` the same.
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        """Loads the arrays of a `state_dict`, for which `holds` must be true.
 
         Raises:
-            ValueError: if a number in it cannot come from `state`; nothing is changed.
+            ValueError: if a number cannot come from `state_dict`; nothing is changed.
         """
-        check_loaded(arrays, self.state())
+        require_loaded(arrays, self.state_dict())
         for name, variable in self._variables.items():
             variable.assign(arrays[name])
         if self._classes is not None:

@@ -1,4 +1,4 @@
-"""Equation (7): what a window of observed gradient norms says about all of them.
+"""Equation (7): the uncertainty set of all gradient norms, fitted to a window of some.
 
 `fit` learns two coefficient vectors: c, which predicts the gradient norm of an
 example from its features s as <c, s>, and d, which says how far off that may be.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
-__all__ = []
+__all__ = ["UncertaintySet", "fit"]
 
 # The constant feature keeps this share of d, so that <d, s> > 0 for every example.
 # It costs the objective at most this much of its value.
@@ -22,7 +22,7 @@ class UncertaintySet(NamedTuple):
 
     Attributes:
         mean: c, `[F]`, >= 0, in gradient norms per unit of the feature.
-        spread: d, `[F]`, >= 0, per unit of the feature, so scaled that the mean of
+        spread: d, `[F]`, >= 0, per unit of the feature, scaled so that the mean of
             <d, s_i> over all examples is 1.
         objective: h, >= 0, in squared gradient-norm units. h <d, s_i> and <c, s_i>
             are the variance and the mean of equation (6).
@@ -37,13 +37,13 @@ class UncertaintySet(NamedTuple):
     converged: bool
 
 
-# Features [F, k] over their means over all examples, importance weights [k] over k,
-# and norms [k] over their mean: units in which every number is near 1.
+# Features [F, k] divided by their means over all examples, importance weights [k]
+# divided by k, and norms [k] by their mean: units in which numbers are near 1.
 _Window = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class _Point(NamedTuple):
-    """d, the c that is best for it, and what both are worth."""
+    """A d, the best c for it, and the objective and its derivative there."""
 
     share: np.ndarray  # [F], >= 0, sums to 1: d in the units of the window
     mean: np.ndarray  # [F], >= 0: c in the units of the window
@@ -62,29 +62,29 @@ def fit(
     max_iterations: int = 60,
     tolerance: float = 1e-5,
 ) -> UncertaintySet:
-    """Returns the smallest uncertainty set that the observed norms lie in.
+    """Returns the smallest uncertainty set that contains the observed norms.
 
     Minimises h(c, d) = (1/k) sum w (<c, s> - v)^2 / <d, s> over c, d >= 0 with
     <d, mean_features> = 1: equation (7) with d's scale taken out. Multiplying d
-    by h puts it back. h is convex and falls with every step.
+    by h puts the scale back. h is convex and falls with every step.
 
     Args:
         features: `[k, F]`, >= 0. s of each observation, as it stood when drawn.
             Feature 0 is the constant one: > 0 for every example.
         weights: `[k]`, >= 0, without unit. Importance weights 1/(n p).
         norms: `[k]`, >= 0. Observed gradient norms v.
-        mean_features: `[F]`, >= 0. Their means over all n examples.
+        mean_features: `[F]`, >= 0. Means of the features over all n examples.
         start: result for an earlier window, to save steps.
         max_iterations: most steps; bounds the time.
-        tolerance: stop where h is proven to be this close, relatively. Float64
-            has proofs down to about 1e-5; h itself is then within about 1e-10.
+        tolerance: relative error of h that must be proven before `fit` stops. Float64
+            allows proofs down to about 1e-5; h itself is then within about 1e-10.
 
     Returns:
         Coefficients, 0 for features that are 0; they follow the inputs' units.
 
     Raises:
-        ValueError: if shapes disagree, the window is empty, or an entry is negative
-            or not finite, or 0 in the constant feature, or too far from another.
+        ValueError: if shapes disagree, the window is empty, an entry is negative or
+            not finite, the constant feature has a 0, or float64 overflows.
 
     Example:
         >>> constant, ones = np.ones((2, 1)), np.ones(2)
@@ -103,7 +103,7 @@ def fit(
         spread[used] = point.share / feature_scale
         objective = float(np.asarray_chkfinite(point.objective * norm_scale**2))
         np.asarray_chkfinite([mean, spread])
-    except (ValueError, OverflowError) as error:  # of the solvers too
+    except (ValueError, OverflowError) as error:  # also from solvers
         raise ValueError(
             "The window's numbers must not be so far apart that float64 overflows. "
             f"Received: largest {[float(a.max()) for a in arrays]}. "
@@ -135,26 +135,26 @@ def _minimise(
 def _step(window: _Window, point: _Point) -> _Point | None:
     """Returns a point with a smaller h, or None if float64 holds none.
 
-    Newton's, shortened where it overshoots. Failing that, d_j sqrt(pull_j), which
-    minimises a separable upper bound on h and so cannot fail.
+    It is Newton's point, or nearer where that overshoots. Failing these, it is
+    d_j sqrt(pull_j), which minimises a separable upper bound on h and so cannot fail.
     """
     here = point.share
     move = _newton_share(window, point) - here
     cautious = here * np.sqrt(point.pull)
     for share in (here + move, here + move / 4, here + move / 16, cautious):
         proposal = _evaluate(window, _with_minimum_share(share))
-        # A smaller decrease than this is rounding and would not end.
+        # A smaller decrease is rounding error, and steps would never end.
         if proposal.objective < (1.0 - 1e-14) * point.objective:
             return proposal
     return None
 
 
 def _newton_share(window: _Window, point: _Point) -> np.ndarray:
-    """Returns the d of Newton's method on the problem that has d's scale in it.
+    """Returns the d of Newton's method on the problem that includes d's scale.
 
-    h(c, d) + sum_j d_j is smallest where h is smallest with sum_j d_j = 1, but for
-    d's scale, which becomes sqrt(h). So the model has no constraint but c, d >= 0:
-    with r = (<c, s> - v) / <d, s>, its Hessian is the sum of the outer squares of
+    h(c, d) + sum_j d_j has the same minimiser as h with sum_j d_j = 1, except for
+    d's scale, which becomes sqrt(h). So the model has no constraint but c, d >= 0.
+    With r = (<c, s> - v) / <d, s>, its Hessian is the sum of the outer squares of
     (s, -r s) times 2 w / <d, s>, and its gradient by d is 1 - pull.
     """
     scale = np.sqrt(point.objective)
@@ -212,9 +212,9 @@ def _start_share(
 def _rescaled(
     features: np.ndarray, weights: np.ndarray, norms: np.ndarray, means: np.ndarray
 ) -> tuple[_Window, np.ndarray, np.ndarray, float]:
-    """Returns the window, which features are used, their units and the norms'."""
+    """Returns the window, a mask of used features, their units and the norms'."""
     largest = features.max(axis=0)
-    # Below that, d could grow without bound along what matters to no example.
+    # Else d could grow without bound along a feature that matters to no example.
     used = (largest > 0.0) & (means > 1e-12 * largest)
     used[0] = True
     # Divided by the largest first, as the sum itself may overflow.
@@ -253,7 +253,7 @@ def nonnegative_minimum(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Returns the x >= 0 that minimises x^T G x / 2 - b^T x: a tiny NNLS.
 
     With G = V L V^T that is |L^(1/2) V^T x - L^(-1/2) V^T b|^2. Eigenvalues of 0,
-    as for the difference of duplicated features, count as next to 0.
+    as for the difference of duplicated features, are replaced by tiny ones.
 
     Args:
         matrix: G, `[k, k]`, symmetric, no eigenvalue below 0.
@@ -271,7 +271,7 @@ def nonnegative_minimum(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     if not smallest > 0.0:
         return np.zeros(vector.size)
     target = vectors.T @ vector
-    # Rounding, which a division by a next to zero eigenvalue would blow up.
+    # Rounding errors, which division by a tiny eigenvalue would blow up.
     target[np.abs(target) < 1e-13 * np.abs(target).max()] = 0.0
     eigenvalues = np.maximum(eigenvalues, smallest)
     unbounded = vectors @ (target / eigenvalues)

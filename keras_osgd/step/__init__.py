@@ -1,1 +1,1 @@
-"""One weighted training step."""
+"""Step: one weighted training step, from drawn batch to norms and gain ratio."""

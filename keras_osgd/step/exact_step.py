@@ -18,11 +18,11 @@ __all__ = ["Backward", "backward"]
 
 
 class Backward(NamedTuple):
-    """What one backward pass gives.
+    """Gradients and exact norms from one backward pass.
 
     Attributes:
         gradients: of the loss, for each trainable weight; `None` where it has none.
-        deltas: of the loss without regularisation, for each tensor asked for.
+        deltas: gradients of the loss without regularisation, for each tensor asked for.
         squared_norms: `[m]`, of each example's w f, squared gradient-norm units.
         squared_gradient: `[]`, of the mean of w f, same units.
     """
@@ -44,20 +44,20 @@ def backward(
 ) -> Backward:
     """Returns gradients and exact norms of the forward pass that `tape` recorded.
 
-    A convolution's per-example gradients add up to the batch's, which then need not be
-    computed again: in a graph TensorFlow leaves out what nobody reads.
+    A convolution's per-example gradients add up to the batch's gradient, which then
+    need not be computed again: in a graph TensorFlow omits unused operations.
 
     Args:
-        model: whose `losses` are those of this forward pass.
+        model: in training.
         scorer: knows which calls have a batch axis.
         tape: persistent.
         frames: recorded calls.
-        losses: `[]` each, of the batch, importance-weighted and scaled for the
-            optimizer: with regularisation, and without; the same tensor where that
-            depends on the weights alone.
+        losses: `[]` each, the batch's loss with and without regularisation, both
+            importance-weighted and scaled for the optimizer. They are the same tensor
+            where regularisation depends on the weights alone.
         tensors: further tensors whose gradients are wanted.
-        held: `[m]`, squared norms taken elsewhere, with BatchNormalization's statistics
-            held; `None` where this pass gives them.
+        held: `[m]`, squared norms from another pass, with BatchNormalization's
+            statistics held; `None` where this pass gives the norms.
     """
     (loss, of_data), variables = losses, model.trainable_weights
     watched = [keras_compat.tensor_of(v) for v in variables]
@@ -86,7 +86,7 @@ def _apart(
     regular: Sequence[Any],
     free: dict[Any, tf.Tensor],
 ) -> tuple[list[Any], list[Any]]:
-    """Returns the gradients with regularisation and without, by what is cheaper."""
+    """Returns the gradients with and without regularisation, in the cheaper way."""
     whole, own = list(gradients), list(gradients)
     for i, (gradient, added) in enumerate(zip(gradients, regular, strict=True)):
         if gradient is None:

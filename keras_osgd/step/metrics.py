@@ -18,11 +18,11 @@ __all__ = ["update", "weighted"]
 
 
 def update(model: keras.Model, importance: tuple, y: Any, y_pred: Any) -> None:
-    """Updates the metrics of `compile`, with weights wherever they take any.
+    """Updates the metrics of `compile`, with weights for those that take weights.
 
     Args:
         model: compiled.
-        importance: `[m]` importance weights, and the user's for `weighted_metrics`.
+        importance: importance weights `[m]`; the user's weights for `weighted_metrics`.
         y: targets.
         y_pred: outputs.
     """
@@ -44,10 +44,10 @@ def update(model: keras.Model, importance: tuple, y: Any, y_pred: Any) -> None:
 
 @contextlib.contextmanager
 def weighted(model: keras.Model, importance: tuple) -> Iterator[None]:
-    """Lets whoever updates the metrics of `compile` in the block update them so.
+    """Weights every update of the metrics of `compile` during the block.
 
-    A user's own `train_step` goes through `model.metrics`, in which those of `compile`
-    are one.
+    A user's own `train_step` updates each of `model.metrics`, where the metrics of
+    `compile` are a single entry.
     """
     compiled = [m for m in model.metrics if m.name == "compile_metrics"]
 
@@ -56,10 +56,9 @@ def weighted(model: keras.Model, importance: tuple) -> Iterator[None]:
 
     for metric in compiled:
         vars(metric)["update_state"] = update_state
-    model.sampling_held.importance_weights = importance
     try:
-        yield
+        with model.sampling_held.weighting(importance):
+            yield
     finally:
-        model.sampling_held.importance_weights = None
         for metric in compiled:
             del vars(metric)["update_state"]

@@ -1,4 +1,4 @@
-"""A `train_step` of the user's own: found, tried out, and taken part in."""
+"""A user's own `train_step`: finding it, trying it out, and hooking into it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import OutputLoss, weights_for
 from keras_osgd.norms.calls import state_kept
 
-__all__ = ["check", "own_train_step", "replaced", "taking_part"]
+__all__ = ["own_train_step", "replaced", "taking_part", "verify"]
 
-_CHANGED = 1e-2  # of a gradient, above what half precision rounds
-_OTHERWISE = re.compile("unpack|indices")  # errors of another view of `data`
+_CHANGED = 1e-2  # relative change of a gradient, above half precision's rounding
+_OTHERWISE = re.compile("unpack|indices")  # errors from unpacking `data` otherwise
 
 
 def own_train_step(model: keras.Model) -> Callable[[keras.Model, Any], Any] | None:
     """Returns the function that a user put in place of Keras' `train_step`, or `None`.
 
-    One that is a `tf.function` is taken as it was written: a trace of it may be older
-    than what has to take part in it.
+    For a `tf.function` this is the Python function inside, since an existing trace may
+    be older than the hooks that must be part of it.
 
     Example:
         >>> class Own(keras.Model):
@@ -39,9 +39,9 @@ def own_train_step(model: keras.Model) -> Callable[[keras.Model, Any], Any] | No
     assigned = vars(model).get("train_step")
     if assigned is not None:
         return lambda _, data: assigned(data)
-    for cls in type(model).__mro__:  # `accelerate` puts our step before a user's own
+    for cls in type(model).__mro__:
         step = vars(cls).get("train_step")
-        if step is None or hasattr(step, "importance_sampled"):
+        if step is None:
             continue
         own = step is not keras.Model.train_step
         return getattr(step, "python_function", step) if own else None
@@ -50,9 +50,9 @@ def own_train_step(model: keras.Model) -> Callable[[keras.Model, Any], Any] | No
 
 @contextlib.contextmanager
 def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
-    """Gives an object other attributes, for the length of the block.
+    """Replaces attributes of an object during the block.
 
-    Past its `__setattr__`, by which Keras tracks what belongs to a model.
+    Bypasses its `__setattr__`, by which Keras tracks the parts of a model.
     """
     before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     try:
@@ -71,11 +71,11 @@ def taking_part(
     at_loss: Callable[[Any, tf.Tensor], None],
     at_update: Callable[[Callable[[], Any], list, list | None], None],
 ) -> Iterator[None]:
-    """Takes part in a user's step where it computes the loss and where it applies it.
+    """Hooks into a user's step, where it computes the loss and applies the gradients.
 
     Args:
         model: whose step runs in the block.
-        sample_weight: that was handed to it.
+        sample_weight: weights that were handed to the step.
         at_loss: called with outputs and loss, after `compute_loss`.
         at_update: called with a function that applies the gradients, the gradients
             and their variables, instead of `optimizer.apply`.
@@ -139,19 +139,19 @@ def _refused(model: keras.Model, what: str) -> ValueError:
     )
 
 
-def check(
+def verify(
     model: keras.Model, described: list[OutputLoss], data: TrainingData, norm: str
 ) -> None:
-    """Tries a user's own step out on a batch, and changes no state of the model.
+    """Tries a user's own step on a batch, without changing the model's state.
 
     Args:
         model: compiled and built.
         described: its losses.
         data: the first `batch_size` examples are tried.
-        norm: asked for.
+        norm: the norm asked for.
 
     Raises:
-        ValueError: if importance sampling cannot work with it.
+        ValueError: if importance sampling cannot work with the step.
     """
     step = own_train_step(model)
     if step is None:
@@ -192,7 +192,7 @@ def _other_optimizers(model: keras.Model) -> list[str]:
 
 
 def _trial(model: keras.Model, tape: tf.GradientTape) -> tuple[Callable, Callable]:
-    """Returns what takes part in a trial: it updates nothing and compares gradients."""
+    """Returns the hooks of a trial: they compare gradients and update nothing."""
     watched, expected = model.trainable_weights, []
 
     def at_loss(y_pred: Any, loss: tf.Tensor) -> None:

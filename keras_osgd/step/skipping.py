@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped as if they had not been."""
+"""Skipping of steps whose loss or gradient is not finite, without a trace."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = [
     "shown",
     "state_before",
 ]
-_POLL = 8  # steps between two looks, as the clock's
+_POLL = 8  # steps between two looks, as in the clock
 
 
 class Skips:
-    """Decides inside the step whether it counts, and counts those skipped in a row.
+    """Decides inside the step whether it counts, and counts steps skipped in a row.
 
-    After `MOST_IN_A_ROW` of them every step is skipped until `restart`, so that the
-    weights do not depend on when the training thread comes to look.
+    After `MOST_IN_A_ROW` skipped steps every step is skipped until `restart`, so that
+    the weights do not depend on when the training thread looks.
 
     Example:
         >>> skips = Skips()
@@ -50,7 +50,7 @@ class Skips:
         """Returns `[]`, whether the step counts; part of the step.
 
         Args:
-            finite: `[]`, whether its loss and its gradient are.
+            finite: `[]`, whether the step's loss and gradient are finite.
         """
         before = self.in_a_row.read_value()
         counts = finite & (before < MOST_IN_A_ROW)
@@ -73,8 +73,8 @@ class Skips:
 def all_finite(loss: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:
     """Returns `[]`, whether the loss and all entries of all gradients are finite.
 
-    A sum is finite only if all its terms are; one that overflows belongs to a gradient
-    that no step could be made with either.
+    A sum is finite only if all its terms are. If a sum of finite terms overflows, no
+    step could be made with that gradient either.
 
     Args:
         loss: `[]`, or one value an example.
@@ -98,14 +98,14 @@ def _total(values: tf.Tensor) -> tf.Tensor:
 
 
 def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
-    """Returns what a forward pass and the metrics change, with its present values.
+    """Returns the variables that a forward pass and metrics change, and their values.
 
-    Statistics such as BatchNormalization's, the metrics' sums, and the kernels that
-    SpectralNormalization assigns; without the weights of frozen layers, which a
-    compiled step would have to copy.
+    These are statistics such as BatchNormalization's, the sums of metrics, and the
+    kernels that SpectralNormalization assigns. Weights of frozen layers are left out,
+    since a compiled step would have to copy them.
     """
     layers, spectral = layers_of(model), keras.layers.SpectralNormalization
-    # Outer layers come first: the innermost decides, as in a frozen model it may train.
+    # Outer layers come first, so the innermost decides: it may train in a frozen model.
     frozen = {id(v): not layer.trainable for layer in layers for v in layer.weights}
     variables = [*model.non_trainable_weights, *model.metrics_variables]
     changing = [v for v in variables if not frozen.get(id(v))]
@@ -115,10 +115,10 @@ def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
 
 
 def put_back(before: Sequence[tuple[keras.Variable, Any]]) -> None:
-    """Undoes what a step has changed, on every replica.
+    """Restores the variables that a step has changed, on every replica.
 
     Args:
-        before: from `state_before`; with the values of all replicas inside `once`.
+        before: from `state_before`; inside `once`, with the values of all replicas.
     """
     for variable, value in before:
         replicas.assign_each(tensor_of(variable), value)
@@ -127,7 +127,7 @@ def put_back(before: Sequence[tuple[keras.Variable, Any]]) -> None:
 def put_back_unless(
     counts: tf.Tensor, before: Sequence[tuple[keras.Variable, Any]]
 ) -> None:
-    """Undoes what a step has changed, if it does not count; `[]`, without replicas."""
+    """Restores variables unless the step `counts` (`[]`); not for use on replicas."""
 
     def undo() -> tf.Tensor:
         put_back(before)
@@ -140,7 +140,7 @@ def shown(logs: dict[str, Any], results: dict[str, Any]) -> dict[str, tf.Tensor]
     """Returns a step's logs, with the metrics as they are now.
 
     Args:
-        logs: of the step; others than metrics are the user's own.
+        logs: of the step; entries other than metrics are the user's own.
         results: of the metrics now.
     """
     logs = keras.tree.map_structure(tf.convert_to_tensor, logs)

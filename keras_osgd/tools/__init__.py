@@ -1,1 +1,1 @@
-"""Tools that users call before or after `fit`."""
+"""Tools around `fit`: a speedup estimate before; label errors, statistics after."""

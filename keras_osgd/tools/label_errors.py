@@ -1,4 +1,4 @@
-"""Which labels are probably wrong, by what was learned of the examples in training."""
+"""Finds labels that are probably wrong, from the draws of training and predictions."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from keras_osgd.base import keras_compat
 from keras_osgd.base.csv_table import first_lines, write_table
 from keras_osgd.base.refusals import refuse
 from keras_osgd.data import training_data
-from keras_osgd.data.datasets import as_in_fit
 from keras_osgd.data.training_data import TrainingData
+from keras_osgd.fit.held import as_in_fit
 from keras_osgd.losses.described import describe
-from keras_osgd.scores.most_sampled import refuse_count
+from keras_osgd.sampling import require_count
 from keras_osgd.scores.state import SamplingState
 
 __all__ = ["LabelSuspects", "find_label_errors", "suspicion"]
 
 # Chosen for trainings of 4 to 30 epochs, with and without Dropout, with flips to any
-# and to like classes, on seeds that are not reported.
+# class and to similar ones, on other seeds than those of the reported results.
 _PRIOR = 5.0  # draws: a few visits tell less than the prediction does
-_RARITY = 0.05  # more helps with flips to any class, and harms with those to like ones
+_RARITY = 0.05  # more helps with flips to any class, harms with flips to similar ones
 _LEAST_TRUST, _TRUST = 0.5, 8.0  # in predictions
-_DRAWN_MOST = 0.02  # the share of the examples that tells how far to trust
-_LEARNED = 0.03  # of them by heart: the trust falls by a factor of e
+_DRAWN_MOST = 0.02  # share of the examples whose predictions set the trust
+_LEARNED = 0.03  # share learned by heart that lowers the trust by a factor of e
 _CROSSENTROPIES = (
     "sparse_categorical_crossentropy",
     "categorical_crossentropy",
@@ -44,7 +44,7 @@ class LabelSuspects(NamedTuple):
         index: `[k]` int64, rows of the data.
         score: `[k]` float64, falling; about 0 for an ordinary example.
         label: `[k]` int64, the class given by y.
-        suggested: `[k]` int64, the class most probable beside it by the model.
+        suggested: `[k]` int64, the model's most probable other class.
         times_seen: `[k]` int64, how often each was trained on.
     """
 
@@ -73,28 +73,28 @@ def find_label_errors(
 ) -> LabelSuspects:
     """Returns the k examples whose labels are the most likely to be wrong.
 
-    Where a label is wrong, the gradient is large whenever the example is seen, and it
-    is drawn again and again. A network that is trained long enough learns wrong labels
-    by heart, and its predictions then tell nothing; the count of draws remains. Hence
-    `suspicion` goes by the draws, and by the predictions as far as these have not
-    learned what is drawn most. Without draws by importance there is nothing to go by
-    that a ranking of predictions does not have: such models are refused.
+    An example with a wrong label has a large gradient at every visit, and is drawn
+    again and again. A network that trains long enough learns wrong labels by heart, and
+    its predictions then tell nothing; the count of draws remains. Hence `suspicion`
+    uses the draws, and trusts the predictions less the more of the most drawn labels
+    they have learned. Models without draws by importance are refused: for them a
+    ranking of predictions tells as much.
 
     Args:
-        model: one of ours, trained by `fit` with importance sampling on these very
+        model: one of keras_osgd, trained with importance sampling on exactly these
             rows, or loaded with the scores of such a training; one output, whose loss
             is a crossentropy.
-        x: as given to `fit`, with `validation_split` the rows that were left to train
-            on: arrays or tensors, nested or not, n examples; or, without y, a dataset,
-            or what `data.indexed` or `data.records` returned.
+        x: as given to `fit`; with `validation_split`, the rows left for training.
+            Arrays or tensors, nested or not, n examples; or, without y, a dataset, or
+            the result of `data.indexed` or `data.records`.
         y: `[n]` or `[n, 1]` class numbers, zeros and ones, or one-hot `[n, classes]`.
         k: examples returned, at least 1; all of them if there are fewer.
         sample_weight: as given to `fit`; with `class_weight`, the product.
         batch_size: examples predicted at once; changes time and memory only.
 
     Raises:
-        ValueError: if nothing was learned of any example, or of others than these; for
-            labels that are no classes, losses that are no crossentropy, and several
+        ValueError: if training has learned nothing, or learned from other examples; for
+            labels that are not classes, losses that are not a crossentropy, and several
             outputs.
 
     Example:
@@ -107,7 +107,7 @@ def find_label_errors(
         >>> find_label_errors(model, x, y, k=2).index.shape
         (2,)
     """
-    refuse_count(k)
+    require_count("k", k, 1)
     x = as_in_fit(model, x)
     data = training_data.prepare(x, y, sample_weight, None, batch_size, None)
     state = _learned(model, data)
@@ -124,7 +124,7 @@ def find_label_errors(
 def suspicion(
     times_drawn: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how suspicious each label is, and the class that is likelier.
+    """Returns the suspicion of each label, and the most probable other class.
 
     With t the draws, z the label, s the most probable other class and q the model's
     probability of z, the score is
@@ -132,11 +132,11 @@ def suspicion(
         log((t + 5) / (mean of t + 5 over label z))
         - log(share of s among the examples of label z) / 20 + c (1 - q).
 
-    The first term is the history: hard examples and wrong ones are drawn more. The
-    second tells them apart: hard examples lie between classes that are often confused,
-    where wrong labels lie anywhere. The third is the prediction, which is worth much
-    until labels are learned by heart: c = 1/2 + 8 e^(-L/0.03), L being the share of the
-    2 % of the examples with the largest first term whose label the model predicts.
+    The first term is the history: hard and mislabelled examples are drawn more. The
+    second tells these apart: hard examples lie between classes that are often confused,
+    mislabelled ones lie anywhere. The third is the prediction, which is worth much
+    until labels are learned by heart: c = 1/2 + 8 e^(-L/0.03). L is a share of the 2 %
+    of the examples with the largest first term: those whose label the model predicts.
 
     Args:
         times_drawn: `[n]`, >= 0.
@@ -144,7 +144,7 @@ def suspicion(
         probabilities: `[n, classes]`, >= 0, rows sum to 1; at least two classes.
 
     Returns:
-        `[n]` float64 and `[n]` int64.
+        The scores, `[n]` float64, and the classes, `[n]` int64.
 
     Example:
         >>> probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]])
@@ -169,7 +169,7 @@ def suspicion(
 
 
 def _learned(model: keras.Model, data: TrainingData) -> SamplingState:
-    """Returns what was learned in training, if it was of these rows."""
+    """Returns the state that training left; refuses rows it was not trained on."""
     held = getattr(model, "sampling_held", None)
     state = getattr(held, "state", None)
     if state is None or state.table is None or not state.times_drawn.any():
@@ -210,13 +210,13 @@ def _labels(data: TrainingData) -> np.ndarray:
 
 
 def class_probabilities(model: keras.Model, data: TrainingData) -> np.ndarray:
-    """Returns `[n, classes]` float64, those of the model in inference mode.
+    """Returns the model's probabilities in inference mode, `[n, classes]` float64.
 
-    Of two classes for which there is one output, both.
+    A single output for two classes gives both columns.
 
     Raises:
-        ValueError: for labels outside of the classes, losses that are no crossentropy,
-            and several outputs.
+        ValueError: for labels outside of the classes, losses that are not a
+            crossentropy, and several outputs.
     """
     describe(model, data)  # raises for labels outside of the classes
     found = keras_compat.compiled_losses(model)
@@ -260,7 +260,7 @@ def _problem_of_loss(name: str) -> str:
 
 
 def _as_probabilities(outputs: np.ndarray, from_logits: bool) -> np.ndarray:
-    """Returns `[m, classes]`; of one output of two classes, both."""
+    """Returns `[m, classes]`; a single output for two classes gives both columns."""
     if outputs.shape[1] == 1:
         positive = tf.sigmoid(outputs).numpy() if from_logits else outputs
         return np.concatenate([1 - positive, positive], axis=1)

@@ -1,4 +1,4 @@
-"""BatchNormalization's moving statistics, taken anew over the data as they are."""
+"""Recomputes BatchNormalization's moving statistics in a pass over all the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_osgd.norms.normalization import couples_examples
 
 __all__ = ["recalibrate_batch_normalization"]
 
-_PROBED = 5  # rows that an unbuilt model is built with
+_PROBED = 5  # rows to build an unbuilt model with
 
 
 def recalibrate_batch_normalization(
@@ -25,30 +25,30 @@ def recalibrate_batch_normalization(
 ) -> None:
     """Sets BatchNormalization's moving mean and variance to those of `x`.
 
-    While importance sampling draws hard examples more often, moving statistics follow
-    the examples drawn; `evaluate` and `predict` are then given those of other data. A
-    pass over `x` in training mode, without a gradient, takes them anew. Nothing else
-    changes: weights, the seeds of Dropout and layers that are not `trainable` stay.
+    Importance sampling draws hard examples more often, and the moving statistics follow
+    the examples drawn. `evaluate` and `predict` then normalize by statistics of other
+    data. A pass over `x` in training mode, without a gradient, recomputes them. Nothing
+    else changes: weights, Dropout's seeds and layers that are not `trainable` stay.
 
-    With batches of m_b values a channel, means mu_b and variances s_b^2, the mean is
-    mu = sum_b m_b mu_b / sum_b m_b and the variance sum_b m_b (s_b^2 + (mu_b - mu)^2) /
-    sum_b m_b: that of all values at once, so exact for the first such layer, whatever
-    the batches. Layers behind it see values that were normalized batch by batch, as in
-    training; at prediction these are normalized by the moving statistics. The larger
-    the batches, the closer these two are, so take the largest that fits in memory, and
-    no less than in training.
+    Batch b has m_b values a channel, of mean mu_b and variance s_b^2. The mean is set
+    to mu = sum_b m_b mu_b / sum_b m_b, and the variance to
+    sum_b m_b (s_b^2 + (mu_b - mu)^2) / sum_b m_b. These are the statistics of all
+    values at once, so they are exact for the first such layer, whatever the batches.
+    Later layers see values normalized batch by batch, as in training; prediction
+    normalizes these by the moving statistics. The larger the batches, the closer the
+    two: take the largest that fits in memory, and no less than in training.
 
     Args:
         model: any Keras model, compiled or not; one that is not built is built.
-        x: inputs, arrays or tensors, nested or not: the training data. Or what
-            `data.indexed` returned.
-        batch_size: examples in a batch, at most; at least 2. All batches are of that
-            size or of equal size below it, so that none is left with a few examples.
-        seed: of the order of the examples, lest a batch be of one class alone.
+        x: inputs of the training data: arrays or tensors, nested or not, or the result
+            of `data.indexed`.
+        batch_size: examples in a batch, at most; at least 2. Sizes of batches differ by
+            at most one, so that none is left with a few examples.
+        seed: of a random order of the examples, so that no batch is of one class alone.
 
     Raises:
-        ValueError: if no BatchNormalization is trained, `x` is no array, or statistics
-            are not finite; nothing has changed then.
+        ValueError: if no BatchNormalization is trained, `x` is not an array, or
+            statistics are not finite; nothing has changed then.
 
     Example:
         >>> layers = [keras.Input((1,)), keras.layers.BatchNormalization()]
@@ -90,7 +90,7 @@ class _Total:
         self.count, self.mean, self.variance = 0.0, 0.0, 0.0
 
     def add(self, count: float, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Adds a batch: the two variances, and that of the two means."""
+        """Adds a batch: the mean of both variances, and the variance of both means."""
         if count == 0:
             return
         share = count / (self.count + count)
@@ -117,9 +117,9 @@ def _trained_layers(model: keras.Model) -> list[keras.Layer]:
 
 
 def _counted(layer: keras.Layer, original: Callable, totals: dict) -> Callable:
-    """Returns `original`, and adds what its momentum of 0 leaves behind to the total.
+    """Returns `original` that also adds each call's batch statistics to the total.
 
-    Call by call, as a layer may be called twice by a model.
+    A momentum of 0 leaves these behind, call by call: a layer may be called twice.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def _counted(layer: keras.Layer, original: Callable, totals: dict) -> Callable:
         if made.arguments.get("training", True):
             mask = made.arguments.get("mask")
             values = tf.size(made.inputs) // made.inputs.shape[layer.axis]
-            if mask is not None:  # without an axis of channels
+            if mask is not None:  # a mask has no axis of channels
                 values = tf.math.count_nonzero(mask)
             mean, variance = map(np.float64, (layer.moving_mean, layer.moving_variance))
             totals[layer].add(float(values), mean, variance)
@@ -139,7 +139,7 @@ def _counted(layer: keras.Layer, original: Callable, totals: dict) -> Callable:
 
 @contextlib.contextmanager
 def _momentum_of_zero(layers: list[keras.Layer]) -> Iterator[None]:
-    """Lets moving statistics be those of the last batch."""
+    """Makes moving statistics those of the last batch, by a momentum of 0."""
     momenta = [layer.momentum for layer in layers]
     try:
         for layer in layers:
@@ -156,7 +156,7 @@ def _momentum_of_zero(layers: list[keras.Layer]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _eagerly() -> Iterator[None]:
-    """Has compiled functions, with a momentum inside them, run as they are written."""
+    """Runs functions eagerly, as compiled ones contain the usual momentum."""
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:

@@ -1,4 +1,4 @@
-"""What importance sampling may save, estimated before a long training."""
+"""Estimates the time that importance sampling may save in a long training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import tensorflow as tf
 
 from keras_osgd.base.refusals import line_of
 from keras_osgd.data import training_data
-from keras_osgd.data.datasets import as_in_fit
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.draws.blocks import LEAST_FLOOR, block_steps
 from keras_osgd.draws.reshuffled import reshuffled
+from keras_osgd.fit.held import as_in_fit
 from keras_osgd.gain.gain_ratio import MAX_GAIN
 from keras_osgd.losses.described import describe
 from keras_osgd.model import accelerate
@@ -36,26 +36,26 @@ __all__ = [
     "planning_seconds",
 ]
 
-# Mean gain less 1, over the attainable one's after the probe: the least and the most in
-# the experiments (examples/results/speedup.md).
+# (Mean gain ratio - 1) over (attainable gain ratio after the probe - 1): the least and
+# the most in the experiments (examples/results/speedup.md).
 _SHARES = (0.25, 1.5)
-_ROWS = 4096  # whose norms are taken, or 16 batches
-_ROUNDS = 5  # of steps of either kind, in turn
+_ROWS = 4096  # whose norms are taken; 16 batches if these are more
+_ROUNDS = 5  # of steps of both kinds, in turn
 _NOT_TIMED = 5  # steps at the start of a round
 
 
 class SpeedupEstimate(NamedTuple):
-    """What training may save; `str` of it is a short account.
+    """Savings to expect in training; `str` of it is a short account.
 
     Attributes:
         verdict: "likely", "uncertain" or "unlikely" to save time, or "will not help".
-        seconds: (low, high), of importance-sampled training over uniform training's:
-            with planning done while a core is idle, and with all of it added.
+        seconds: (low, high), of importance-sampled training over uniform training's.
+            `low` has planning on an idle core, `high` adds all of it.
         steps: (low, high), likewise, of steps for the same progress.
-        overhead: the time of a step over that of a uniform one.
-        step_milliseconds: of a uniform step.
-        planning_milliseconds: of planning, beside each step in a thread of its own.
-        variance_ratio: A_U/A_O, second moments of single draws: uniform ones over the
+        overhead: time of a sampled step over that of a uniform one.
+        step_milliseconds: time of a uniform step.
+        planning_milliseconds: time of planning for a step, in a thread of its own.
+        variance_ratio: A_U/A_O, second moment of single uniform draws over that of the
             best ones.
         attainable_gain: r of equation (4) for the best draws at this batch size.
         batch_size: m.
@@ -109,27 +109,27 @@ def estimate_speedup(
     seed: int = 0,
     sample_weight: Any = None,
 ) -> SpeedupEstimate:
-    """Returns what importance sampling may save of a training, and whether it may.
+    """Returns an estimate of the time that importance sampling may save.
 
-    An untrained model says little about gradients later on. So a copy trains for some
-    `steps`, uniformly, at its own rate; then the gradient norms of up to 4096 examples
-    say what the best draws could gain. Another copy trains with importance sampling, in
-    turn, and both are timed. The model, its optimizer and its scores are not touched.
-    It takes the time of about 2 `steps` steps and of setting up training twice.
+    An untrained model says little about later gradients. So a copy trains uniformly for
+    `steps` steps, at its own rate. Then gradient norms of up to 4096 examples, or 16
+    batches, tell what the best draws could gain. Another copy trains with importance
+    sampling, in turn, and both are timed. The model, its optimizer and its scores are
+    not touched. All takes the time of about 2 `steps` steps and two setups of training.
 
     Args:
-        model: a compiled Keras model, of whatever class, that can be copied.
+        model: a compiled Keras model of any class that can be copied.
         x: inputs, arrays or tensors, nested or not, n examples; or, without y, a
-            dataset, or what `data.indexed` or `data.records` returned.
+            dataset, or the result of `data.indexed` or `data.records`.
         y: targets.
         batch_size: m, of the training to come; 32, or that of a dataset.
-        steps: of the probe, at least 35, and more with `steps_per_execution`. A fifth
-            of an epoch says little; more than an epoch says more.
-        seed: of the copy's examples and draws. Times are no part of what it fixes.
+        steps: length of the probe, at least 35, and more with `steps_per_execution`. A
+            fifth of an epoch says little; more than an epoch says more.
+        seed: of the copies' examples and draws. It does not fix the measured times.
         sample_weight: as for `fit`.
 
     Raises:
-        ValueError: for what `fit` refuses, and models that cannot be copied.
+        ValueError: for arguments that `fit` refuses, and models that cannot be copied.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -146,13 +146,13 @@ def estimate_speedup(
             f"`steps_per_execution`. Received: steps={steps}. Pass more."
         )
     x = as_in_fit(model, x)
-    given = x, y, sample_weight
-    data = training_data.prepare(*given, None, batch_size, None)
+    arrays = x, y, sample_weight
+    data = training_data.prepare(*arrays, None, batch_size, None)
     with randomness_kept():
         plain, sampled = (
             accelerate(copied(model), s) for s in ("uniform", RAIS(seed=seed))
         )
-        times = train_in_turn(plain, sampled, given, data, steps, seed)
+        times = train_in_turn(plain, sampled, arrays, data, steps, seed)
         times = (*times, planning_seconds(sampled, data))
         squared, gradient = norms_of(plain, data, seed)
     return _estimate(times, np.sqrt(squared), gradient, data.batch_size, steps)
@@ -163,7 +163,7 @@ def attainable_gain(
 ) -> tuple[float, float]:
     """Returns A_U/A_O and r of equation (4) for p in proportion to the norms.
 
-    A_U = mean v^2 and A_O = (mean v)^2, by (3) the least there is;
+    A_U = mean v^2 and A_O = (mean v)^2, the least possible by (3);
     r = E||g_U||^2 / (E||g_U||^2 - (A_U - A_O)/m).
 
     Args:
@@ -172,8 +172,8 @@ def attainable_gain(
         batch_size: m.
 
     Returns:
-        Both at least 1, and r at most the first and at most 8; 1 where no norm is
-        above 0.
+        A_U/A_O and r, both at least 1; r at most A_U/A_O and at most 8. Both are 1
+        where no norm is above 0.
 
     Example:
         >>> attainable_gain(np.array([0.0, 2.0]), 1.0, 2)  # A_U = 2, A_O = 1
@@ -196,9 +196,9 @@ def _estimate(
     batch_size: int,
     steps: int,
 ) -> SpeedupEstimate:
-    """Returns the estimate; times: seconds of a step, a sampled one, its planning."""
+    """Returns the estimate; times: seconds of a uniform step, a sampled one, a plan."""
     variance_ratio, gain = attainable_gain(norms, squared_gradient, batch_size)
-    overhead = max(times[1] / times[0], 1.0)  # what is below is the clock's noise
+    overhead = max(times[1] / times[0], 1.0)  # below 1 is the clock's noise
     slow, fast = (min(1 + share * (gain - 1), MAX_GAIN) for share in _SHARES)
     by_steps = 1 / fast, 1 / slow
     by_seconds = overhead / fast, (overhead + times[2] / times[0]) / slow
@@ -218,13 +218,13 @@ def _estimate(
 
 
 def _verdict(low: float, high: float) -> str:
-    """Returns what a range of the ratio of seconds comes to.
+    """Returns the verdict on a range of the ratio of seconds.
 
     Example:
         >>> [_verdict(*r) for r in ((0.5, 0.9), (0.6, 1.2), (0.8, 1.3), (1.0, 1.1))]
         ['likely', 'uncertain', 'unlikely', 'will not help']
     """
-    if low >= 0.97:  # what a few per cent save, no one will notice
+    if low >= 0.97:  # no one notices savings of a few per cent
         return "will not help"
     if high < 1:
         return "likely"
@@ -232,7 +232,7 @@ def _verdict(low: float, high: float) -> str:
 
 
 def least_steps(steps_per_execution: int) -> int:
-    """Returns how many steps there must be, lest a round have none that is timed.
+    """Returns the least number of steps that gives every round some to time.
 
     Example:
         >>> least_steps(1), least_steps(10)
@@ -243,9 +243,9 @@ def least_steps(steps_per_execution: int) -> int:
 
 
 def copied(model: keras.Model) -> keras.Model:
-    """Returns a copy, with weights and optimizer; raises a ValueError that says how."""
+    """Returns a copy with weights and optimizer; raises a ValueError if that fails."""
     try:
-        with warnings.catch_warnings():  # of an optimizer that has made no step
+        with warnings.catch_warnings():  # if the optimizer has made no step
             warnings.filterwarnings("ignore", "Skipping variable loading")
             return copy.deepcopy(model)
     except Exception as error:
@@ -259,7 +259,7 @@ def copied(model: keras.Model) -> keras.Model:
 
 @contextlib.contextmanager
 def randomness_kept() -> Iterator[None]:
-    """Puts Python's and NumPy's generators back, from which seeds are made."""
+    """Restores Python's and NumPy's generators, from which seeds are made."""
     held, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
@@ -271,20 +271,20 @@ def randomness_kept() -> Iterator[None]:
 def train_in_turn(
     plain: keras.Model,
     sampled: keras.Model,
-    given: tuple[Any, Any, Any],
+    arrays: tuple[Any, Any, Any],
     data: TrainingData,
     steps: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Trains both in turn; returns the seconds of a step of each.
+    """Trains both models in turn; returns the seconds of a step of each.
 
-    Medians over the rounds, of a round's medians and, for the second, of its ratio to
-    the first in the same round: what else the machine does changes slowly.
+    The first is the median of the rounds' medians. The second is the first times the
+    median of the ratios in each round: other load on the machine changes slowly.
 
     Args:
         plain: trains uniformly.
         sampled: trains by importance.
-        given: (x, y, sample_weight) for `fit`.
+        arrays: (x, y, sample_weight) for `fit`.
         data: the same, prepared.
         steps: of each.
         seed: of the uniform order.
@@ -297,10 +297,10 @@ def train_in_turn(
         # Shuffled here: Keras would take its numbers from TensorFlow's generator.
         rows = order[part[0] * m : (part[-1] + 1) * m]
         once = {"verbose": 0, "callbacks": [timers[1]], "steps_per_epoch": len(part)}
-        _fit(sampled, given, batch_size=m, **once)  # first: it refuses what must be
+        _fit(sampled, arrays, batch_size=m, **once)  # first: it refuses bad arguments
         once |= {"shuffle": False, "callbacks": [timers[0]]}
-        if isinstance(given[0], Indexed):  # read and mapped as in the other's steps
-            batches = given[0].dataset(m, seed=int(rng.integers(2**31)))
+        if isinstance(arrays[0], Indexed):  # read and mapped as in the other's steps
+            batches = arrays[0].dataset(m, seed=int(rng.integers(2**31)))
             plain.fit(batches.repeat(), **once)
         else:
             taken = keras.tree.map_structure(
@@ -312,13 +312,13 @@ def train_in_turn(
     return typical, typical * float(np.median(ours / uniform))
 
 
-def _fit(model: keras.Model, given: tuple[Any, Any, Any], **options: Any) -> None:
-    x, y, sample_weight = given
+def _fit(model: keras.Model, arrays: tuple[Any, Any, Any], **options: Any) -> None:
+    x, y, sample_weight = arrays
     model.fit(x, y, sample_weight=sample_weight, **options)
 
 
 class _Timer(keras.callbacks.Callback):
-    """Times the steps from one's beginning to the next one's, without the first."""
+    """Times steps, each until the next one begins, without the first of a round."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -327,12 +327,12 @@ class _Timer(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         self._begun.append([])
 
-    # Keras calls the beginning in line; for the end it would wait for the logs.
+    # Keras calls this hook at once; for one at a step's end it waits for the logs.
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self._begun[-1].append(time.perf_counter())
 
     def seconds(self) -> np.ndarray:
-        """Returns `[rounds]`, the median of a step."""
+        """Returns `[rounds]`, the median seconds of a step."""
         at_once = self.model.steps_per_execution
         skipped = -(-_NOT_TIMED // at_once)
         between = [np.diff(times)[skipped:] for times in self._begun]
@@ -340,9 +340,9 @@ class _Timer(keras.callbacks.Callback):
 
 
 def planning_seconds(sampled: keras.Model, data: TrainingData) -> float:
-    """Returns the seconds that p and the draws of a block take, over its steps.
+    """Returns the seconds that p and draws of a block take, divided by its steps.
 
-    They pass in another thread: where a core is idle, they cost nothing.
+    Planning runs in another thread: where a core is idle, it costs nothing.
     """
     state = sampled.sampling_state
     steps = block_steps(RAIS(), data.n, data.batch_size, sampled.steps_per_execution)

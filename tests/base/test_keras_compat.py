@@ -93,6 +93,15 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
         lambda: compiled(),
         "forget_initial_epoch: Checkpoint beside BackupAndRestore",
     ),
+    **{
+        name: (keras.Model, "UnderStrategy: training with several workers")
+        for name in (
+            "_distribute_strategy",
+            "_make_function",
+            "_maybe_symbolic_build",
+            "_symbolic_build",
+        )
+    },
     "_iterations": (
         keras.optimizers.SGD,
         "reading_rate: schedules; steps_taken: where effective iterations begin",

@@ -560,6 +560,6 @@ def test_a_checkpoint_of_the_first_version_loads_for_ever(tmp_path, capsys):
     for order, variable in enumerate(model.variables):
         saved = arrays[f"variables/model/{order}"]
         np.testing.assert_array_equal(variable.numpy(), saved)
-    for name, value in model.sampling_state.collect().items():
+    for name, value in model.sampling_state.state_dict().items():
         if name in ("gain", "lead", "owed") or name.startswith("table."):
             np.testing.assert_array_equal(value, arrays[f"state/{name}"])

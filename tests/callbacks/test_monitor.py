@@ -16,6 +16,7 @@ import keras_osgd
 from keras_osgd import run_directory
 from keras_osgd.callbacks import Checkpoint, SamplingMonitor
 from keras_osgd.data import training_data
+from keras_osgd.fit.fit_callback import FitCallback
 from keras_osgd.run_directory import PERCENTILES, RunFiles, load
 from tests.helpers import small
 
@@ -51,7 +52,7 @@ class Dies(keras.callbacks.Callback):
 
 def look(model):
     run, state = model.sampling_run, model.sampling_state
-    window, fitted = run.planner.window.snapshot(), state.uncertainty_set
+    window, fitted = run.planner.window.state_dict(), state.uncertainty_set
     return (
         run.probabilities(),
         model.sampling.most_sampled(1000),
@@ -274,8 +275,8 @@ def test_uniform_training_and_plain_keras_are_logged_too(tmp_path, plain):
 
 
 def test_seconds_are_those_of_training_without_validation(tmp_path):
-    class Clock(keras.callbacks.Callback):
-        before_other_callbacks = True  # so that it begins before the monitor
+    class Clock(FitCallback):
+        adds_to_logs = True  # so that it begins before the monitor
 
         def on_epoch_begin(self, epoch, logs=None):
             self.begun = time.perf_counter()
@@ -351,7 +352,6 @@ _DATASET = tf.data.Dataset.from_tensor_slices((small.X, small.Y)).batch(4)
 def test_the_sizes_of_uniform_training_are_those_of_its_data(
     x, batch_size, split, expected
 ):
-    given = {"x": x, "batch_size": batch_size, "validation_split": split}
-    assert training_data.sizes(given) == expected
+    assert training_data.sizes(x, batch_size, split) == expected
     indexed = keras_osgd.data.indexed(_DATASET, verbose=False)
-    assert training_data.sizes(given | {"x": indexed}) == (60, batch_size or 4)
+    assert training_data.sizes(indexed, batch_size, split) == (60, batch_size or 4)

@@ -78,14 +78,14 @@ def test_a_fit_that_fails_leaves_the_last_good_one_is_counted_and_warned_of_once
 def test_without_any_fit_draws_follow_the_norms_last_observed(monkeypatch):
     failing(monkeypatch, Window, "fit")
     made = model(floor=0.1)
-    planned, original = [], planner.Planner._candidate
+    planned, original = [], planner.RAISPlanner._candidate
 
     def noted(self):
         found = original(self)
         planned.append((self._state.table.last_norms(), *found))
         return found
 
-    monkeypatch.setattr(planner.Planner, "_candidate", noted)
+    monkeypatch.setattr(planner.RAISPlanner, "_candidate", noted)
     assert len(trained(made)) == 1
     assert made.sampling_state.uncertainty_set is None
     norms, probability, importance = planned[-1]

@@ -17,9 +17,9 @@ from keras_osgd.draws import reshuffled
 from keras_osgd.draws import reshuffled as draws
 from keras_osgd.draws.observations import ObservationLog
 from keras_osgd.draws.pipeline import Plan, PlanBuffers, batches
-from keras_osgd.draws.planner import Planner
+from keras_osgd.draws.planner import RAISPlanner
 from keras_osgd.draws.reshuffled import systematic
-from keras_osgd.fit.run import Run
+from keras_osgd.fit.run import RunKey, RunVariables
 from keras_osgd.losses import described
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores import distributions
@@ -65,7 +65,7 @@ def _candidate(n):
     """Returns p as the planner makes it of table and uncertainty set."""
     buffers = PlanBuffers(60, M)
     sampling, log = RAIS(floor=0.2), ObservationLog(buffers)
-    planner = Planner(sampling, _state(n), buffers, log, 1)
+    planner = RAISPlanner(sampling, _state(n), buffers, log, 1)
     planner.plan(0, 0)
     planner.finish(0)
     return planner.candidate
@@ -215,8 +215,8 @@ def test_a_first_block_of_reshuffled_draws_has_it_too(name, float64):
 def test_the_steps_of_training_have_it_from_plan_to_weights(name, weighted):
     """Every outcome is a step of one block, planned, gathered and trained on."""
     task, p = Task(4, weighted, keras_osgd.Sequential), DISTRIBUTIONS[name](4)
-    p, run = np.array(p), Run(RAIS(), _state(4), 4, M, 1, False, Share())
-    run.losses = task.losses
+    key = RunKey(4, M, 1, adapt=False, share=Share())
+    p, run = np.array(p), RunVariables(RAIS(), _state(4), key, task.losses, None)
     task.model.optimizer.build(task.model.trainable_weights)
     outcomes = np.array(list(itertools.product(range(4), repeat=M)))
     steps = run.buffers.block_steps
@@ -225,7 +225,8 @@ def test_the_steps_of_training_have_it_from_plan_to_weights(name, weighted):
     features = run.state.table.features_of(index)
     plan = Plan(0, index, p[index], candidate, features, True, 1.0, 1.0, 1.0)
     run.buffers.write(plan)
-    step = tf.function(sampled_step.make_core(task.model, run, False), autograph=False)
+    core = sampled_step.make_core(task.model, run.step_state, False)
+    step = tf.function(core, autograph=False)
     before, mean = task.model.get_weights(), 0.0
     full, dataset = task.full_gradient(), batches(run.buffers, Rows(task.data.arrays))
     for outcome, batch in zip(outcomes, dataset, strict=False):

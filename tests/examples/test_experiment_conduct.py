@@ -3,20 +3,17 @@
 import concurrent.futures
 import dataclasses
 import os
-import sys
 import threading
 import time
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from examples.common.records import Records
+from examples.experiments import choice, conduct, pool, progress
+from examples.experiments.setting import Setting
+from examples.experiments.studies import Contender, Study, group
 
-sys.path.insert(0, str(ROOT / "examples"))
-
-from benchmark_records import Records  # noqa: E402
-from experiments import choice, conduct, pool, progress  # noqa: E402
-from experiments.setting import Setting  # noqa: E402
-from experiments.studies import Contender, Study, group  # noqa: E402
+pytestmark = pytest.mark.examples
 
 STUDY = Study(
     "made",

@@ -1,6 +1,5 @@
 """The experiments' networks: seeded, trainable both ways, augmented inside."""
 
-import sys
 import types
 
 import keras
@@ -8,17 +7,15 @@ import numpy as np
 import pytest
 
 import keras_osgd
-from tests.helpers.paths import ROOT
-from tests.helpers.small import warned
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-import models  # noqa: E402
-from experiments import networks  # noqa: E402
-from experiments.augmentation import (  # noqa: E402
+from examples.common import models
+from examples.experiments import networks
+from examples.experiments.augmentation import (
     ShiftAndFlip,
     shifted_and_flipped,
 )
+from tests.helpers.small import warned
+
+pytestmark = pytest.mark.examples
 
 KINDS = {
     "mlp": "image",
@@ -146,10 +143,10 @@ def test_norms_are_known_to_all_layers_also_while_images_are_augmented(name):
     given = data(KINDS[name], shift=1, flip=True)
     model = compiled(name, given, sampling=keras_osgd.sampling.RAIS(norm="exact"))
     model.fit(*given.train, batch_size=8, epochs=1, verbose=0)
-    assert model.sampling_run.scorer.worked_out == []
+    assert model.sampling_run.step_state.scorer.worked_out == []
 
 
-def test_the_networks_of_the_quickstart_are_the_same_here():
+def test_the_networks_of_the_benchmarks_are_the_same_here():
     given = data("image")
     given.classes = 10
     for name, builder in models.BUILDERS.items():

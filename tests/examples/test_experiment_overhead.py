@@ -1,6 +1,5 @@
 """What a step's time consists of is measured without tracing or a first plan."""
 
-import sys
 import types
 
 import keras
@@ -8,11 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.helpers.paths import ROOT
+from examples.experiments import overhead
 
-sys.path.insert(0, str(ROOT / "examples"))
-
-from experiments import overhead  # noqa: E402
+pytestmark = pytest.mark.examples
 
 _rng = np.random.default_rng(0)
 DATA = types.SimpleNamespace(

@@ -3,21 +3,18 @@
 import collections
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from tests.helpers.paths import ROOT
+from examples.common.records import Records
+from examples.experiments import studies
+from examples.experiments.reporting import write
+from examples.experiments.reporting.comparison import compare
+from examples.experiments.reporting.runs import group_runs
+from examples.experiments.studies import Contender
 
-sys.path.insert(0, str(ROOT / "examples"))
-
-from benchmark_records import Records  # noqa: E402
-from experiments import studies  # noqa: E402
-from experiments.reporting import write  # noqa: E402
-from experiments.reporting.comparison import compare  # noqa: E402
-from experiments.reporting.runs import group_runs  # noqa: E402
-from experiments.studies import Contender  # noqa: E402
+pytestmark = pytest.mark.examples
 
 STEPS = 100  # in an epoch of uniform training: n = 6400, m = 64
 LENGTHS = (4, 6, 8, 12)

@@ -1,21 +1,14 @@
 """The rivals' rules by enumeration, and the loop against Keras."""
 
 import itertools
-import sys
 
 import keras
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tests.helpers.paths import ROOT
-
-EXAMPLES = ROOT / "examples"
-if str(EXAMPLES) not in sys.path:
-    sys.path.insert(0, str(EXAMPLES))
-
-from experiments import rivals  # noqa: E402
-from experiments.rivals import (  # noqa: E402
+from examples.experiments import rivals
+from examples.experiments.rivals import (
     effective_minibatch,
     infobatch,
     loop,
@@ -23,7 +16,9 @@ from experiments.rivals import (  # noqa: E402
     presampling,
     selective_backprop,
 )
-from experiments.rivals.rival import Rival  # noqa: E402
+from examples.experiments.rivals.rival import Rival
+
+pytestmark = pytest.mark.examples
 
 M = 32
 

@@ -1,17 +1,17 @@
 """The data sets of the experiments: three parts that share nothing, and true labels."""
 
+import functools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from examples.experiments import debian, sets
+from examples.experiments.sets import images, tables
 from tests.helpers.paths import ROOT
 
-sys.path.insert(0, str(ROOT / "examples"))
-
-from experiments import sets  # noqa: E402
-from experiments.sets import debian, images, tables  # noqa: E402
+pytestmark = pytest.mark.examples
 
 SIZES = {
     "fashion": (50_000, 10_000, 10_000),
@@ -23,6 +23,14 @@ SIZES = {
     "letter": (11_996, 4_002, 4_002),
 }
 FORM = {"image": (28, 28, 1), "text": (16,), "word": (16,)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once():
+    """Keeps Fashion-MNIST as it is read; what is made of it is made each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "fashion_mnist", functools.cache(images.fashion_mnist))
+        yield
 
 
 def load(name: str, smoke: bool = False) -> sets.Data:
@@ -131,7 +139,7 @@ def test_a_missing_set_names_the_places_and_the_command(
 ):
     monkeypatch.setenv("KERAS_OSGD_CACHE", str(tmp_path))
     monkeypatch.setattr(debian, "_SYSTEM", tmp_path / "system")
-    with pytest.raises(sets.Missing, match="sets/debian.py") as caught:
+    with pytest.raises(sets.Missing, match="examples.experiments.debian") as caught:
         sets.load(name)
     for part in (package, str(tmp_path / "system"), str(tmp_path / "debian")):
         assert part in str(caught.value)
@@ -143,7 +151,7 @@ def test_missing_images_lists_and_readers_name_their_commands(tmp_path, monkeypa
     def fail():
         raise RuntimeError("Tried everything.")
 
-    monkeypatch.setattr(images.datasets, "fashion_mnist", fail)
+    monkeypatch.setattr(images, "fashion_mnist", fail)
     with pytest.raises(sets.Missing, match="apt-get install dataset-fashion-mnist"):
         sets.load("rotated-50k")
     monkeypatch.setattr(debian, "_run", lambda command, folder: "\n")
@@ -163,7 +171,8 @@ def test_an_unknown_name_is_refused():
 def test_the_command_that_fetches_runs_by_itself(tmp_path):
     # Without apt on the path it ends with the message, not with a failed import.
     done = subprocess.run(
-        [sys.executable, ROOT / "examples/experiments/sets/debian.py"],
+        [sys.executable, "-m", "examples.experiments.debian"],
+        cwd=ROOT,
         env={"PATH": str(tmp_path), "KERAS_OSGD_CACHE": str(tmp_path)},
         capture_output=True,
         text=True,

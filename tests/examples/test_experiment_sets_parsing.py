@@ -1,15 +1,12 @@
 """What the experiments' data sets are made by: from small made-up files, anywhere."""
 
-import sys
-
 import numpy as np
+import pytest
 from scipy import ndimage
 
-from tests.helpers.paths import ROOT
+from examples.experiments.sets import data, images, tables, texts, words
 
-sys.path.insert(0, str(ROOT / "examples"))
-
-from experiments.sets import data, images, tables, texts, words  # noqa: E402
+pytestmark = pytest.mark.examples
 
 DUMP = """Package: secretname-dev
 Section: libdevel

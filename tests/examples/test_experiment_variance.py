@@ -1,20 +1,17 @@
 """The variance on frozen weights: enumerated, and by single examples."""
 
 import itertools
-import sys
 
 import keras
 import numpy as np
 import pytest
 
-from tests.helpers.paths import ROOT
+from examples.experiments import variance
 from tests.helpers.small import X as x
 from tests.helpers.small import Y as y
 from tests.helpers.small import fit, flat, model
 
-sys.path.insert(0, str(ROOT / "examples"))
-
-from experiments import variance  # noqa: E402
+pytestmark = pytest.mark.examples
 
 _rng = np.random.default_rng(0)
 GRADIENTS = _rng.normal(size=(4, 3)) * [[0.1], [1], [2], [5]]

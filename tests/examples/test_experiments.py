@@ -12,30 +12,29 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.helpers.paths import ROOT
-
-sys.path.append(str(ROOT / "examples"))
-
-from benchmark_records import Records  # noqa: E402
-from experiments import (  # noqa: E402
+import keras_osgd
+from examples.common.records import Records
+from examples.experiments import (
     ablations,
     choice,
     cleaning,
     networks,
+    run,
+    runner,
     sets,
     studies,
-    training,
     tuning,
 )
-from experiments.methods import METHODS, Parameter  # noqa: E402
-from experiments.setting import Setting  # noqa: E402
+from examples.experiments.methods import METHODS, Parameter
+from examples.experiments.setting import Setting
+from keras_osgd.draws.planner import RAISPlanner
+from keras_osgd.gain import gain_ratio
+from keras_osgd.sampling import RAIS
+from keras_osgd.scores.table import ScoreTable
+from keras_osgd.scores.uncertainty_set import UncertaintySet
+from tests.helpers.paths import ROOT
 
-import keras_osgd  # noqa: E402
-from keras_osgd.draws.planner import Planner  # noqa: E402
-from keras_osgd.gain import gain_ratio  # noqa: E402
-from keras_osgd.sampling import RAIS  # noqa: E402
-from keras_osgd.scores.table import ScoreTable  # noqa: E402
-from keras_osgd.scores.uncertainty_set import UncertaintySet  # noqa: E402
+pytestmark = pytest.mark.examples
 
 N = 1200
 
@@ -152,7 +151,7 @@ def test_without_robustness_p_is_proportional_to_the_predicted_norms():
     )
 
     def candidate():
-        return Planner._candidate(planner)[0]
+        return RAISPlanner._candidate(planner)[0]
 
     predicted = table.combine(fitted.mean).numpy()
     with ablations.without_robustness():
@@ -214,7 +213,7 @@ def test_errors_are_those_of_a_slow_count():
     y = rng.choice(3, p=[0.9, 0.08, 0.02], size=2500).astype("int32")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     predicted = model.predict(x, verbose=0).argmax(axis=1)
-    found = training.errors(model, (x, y), 3)
+    found = runner.errors(model, (x, y), 3)
     wrong = [int(a != b) for a, b in zip(predicted, y, strict=True)]
     within = [
         np.mean([w for w, b in zip(wrong, y, strict=True) if b == k]) for k in range(3)
@@ -225,15 +224,15 @@ def test_errors_are_those_of_a_slow_count():
 
 def test_the_test_part_is_never_read_in_tuning(monkeypatch):
     unreadable = dataclasses.replace(_small(), test=None)
-    monkeypatch.setattr(training, "_load", lambda name, smoke: unreadable)
+    monkeypatch.setattr(runner, "_load", lambda name, smoke: unreadable)
     setting = Setting("letter", "table", "uniform", 2, 0.05, purpose="tune")
-    measured = training.run(setting, True)
-    monkeypatch.setattr(training, "_load", lambda name, smoke: _small())
+    measured = runner.run(setting, True)
+    monkeypatch.setattr(runner, "_load", lambda name, smoke: _small())
     assert "test" not in measured and not measured["history"]["validation_error"]
-    assert "test" not in training.run(
+    assert "test" not in runner.run(
         dataclasses.replace(setting, purpose="seconds"), True
     )
-    final = training.run(dataclasses.replace(setting, purpose="error"), True)
+    final = runner.run(dataclasses.replace(setting, purpose="error"), True)
     assert 0 <= final["test"]["error"] <= 100
     assert len(final["history"]["validation_error"]) == 2
     assert final["steps"] == 2 * 10 and final["failed"] is None
@@ -251,14 +250,14 @@ def _small():
 def test_a_run_that_diverges_says_so_in_a_record_that_is_whole(
     method, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(training, "_load", lambda name, smoke: _small())
+    monkeypatch.setattr(runner, "_load", lambda name, smoke: _small())
     setting = Setting("letter", "table", method, 3, 1e30, optimizer="sgd")
-    measured = training.run(setting, True)
+    measured = runner.run(setting, True)
     assert "finite" in measured["failed"]
     records = Records(tmp_path / "runs.jsonl")
     records.append(setting.key, measured)
     kept = Records(tmp_path / "runs.jsonl")[setting.key]
-    whole = training.run(dataclasses.replace(setting, rate=0.01), True)
+    whole = runner.run(dataclasses.replace(setting, rate=0.01), True)
     assert whole["failed"] is None
     assert kept.keys() - {"key", "environment"} == whole.keys()
     assert kept["history"].keys() == whole["history"].keys()
@@ -286,20 +285,25 @@ def test_the_variance_clock_is_the_ratio_of_the_traces_of_covariance():
     )
 
 
-@pytest.mark.parametrize("name", ["oracle"])
-def test_a_study_runs_whole_and_is_not_repeated(name, tmp_path):
-    command = [sys.executable, ROOT / "examples" / "experiments" / "run.py", name]
-    command += ["--smoke", "--results", tmp_path]
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-
-    def carried_out():
-        finished = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False
-        )
-        assert finished.returncode == 0, finished.stderr[-2000:]
-        assert "FAILED" not in finished.stdout, finished.stdout
-        return (tmp_path / "runs.jsonl").read_text()
-
-    first = carried_out()
-    assert (tmp_path / "report.md").exists()
-    assert carried_out() == first
+def test_a_study_runs_whole_and_is_not_repeated(tmp_path, monkeypatch, capsys):
+    arguments = ["oracle", "--smoke", "--results", str(tmp_path)]
+    finished = subprocess.run(
+        [sys.executable, "-m", "examples.experiments.run", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "FAILED" not in finished.stdout, finished.stdout
+    first = (tmp_path / "runs.jsonl").read_text()
+    assert first
+    report = (tmp_path / "report.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["run", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 0
+    assert "FAILED" not in capsys.readouterr().out
+    assert (tmp_path / "runs.jsonl").read_text() == first
+    assert (tmp_path / "report.md").read_text() == report

@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.examples
+
 GUIDES = ROOT / "examples" / "guides"
 PAGES = sorted(p for p in GUIDES.glob("*.py") if p.name != "guide_data.py")
 NAMES = [page.stem for page in PAGES]
@@ -58,8 +60,7 @@ def pictures(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_OSGD_SMOKE", "1")
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.syspath_prepend(GUIDES.parent)
-    monkeypatch.syspath_prepend(GUIDES)
+    monkeypatch.syspath_prepend(GUIDES)  # as Python has a script's folder
     return tmp_path
 
 

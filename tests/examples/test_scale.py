@@ -7,15 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tests.helpers.paths import ROOT
+from examples.benchmarks import scale, scale_report, scale_shards, synthetic_planner
+from examples.common.records import Records
 
-sys.path.append(str(ROOT / "examples"))
-
-import benchmark_scale  # noqa: E402
-import benchmark_scale_report  # noqa: E402
-import scale_shards  # noqa: E402
-import synthetic_planner  # noqa: E402
-from benchmark_records import Records  # noqa: E402
+pytestmark = pytest.mark.examples
 
 N = 6
 
@@ -100,21 +95,21 @@ def test_the_benchmark_measures_once_and_leaves_out_what_is_not_installed(
     tmp_path, capsys
 ):
     n, records = 20_000, Records(tmp_path / "runs.jsonl")
-    benchmark_scale.compute_shards(records, n)
+    scale.compute_shards(records, n)
     for part, measure in (
-        ("memory", benchmark_scale._bytes_of),
-        ("refresh", benchmark_scale._seconds_of),
+        ("memory", scale._bytes_of),
+        ("refresh", scale._seconds_of),
     ):
         records.append({"part": part, "examples": n}, measure(n))
     ours = {"block draws": ("block draws", n // 8, sys.executable)}
     missing = {"absent": ("cpprb", n // 8, sys.executable)}
     key = {"part": "draws", "examples": n}
-    benchmark_scale._race(records, key, ours | missing, 2, n)
+    scale._race(records, key, ours | missing, 2, n)
     assert "absent is left out" in capsys.readouterr().out
     measured = dict(records[key])
     assert list(measured["draws_a_second"]) == ["block draws"]
-    benchmark_scale._race(records, key, ours, 2, n)  # it is there already
+    scale._race(records, key, ours, 2, n)  # it is there already
     assert records[key] == measured
-    benchmark_scale_report.write(Records(tmp_path / "runs.jsonl"), tmp_path)
+    scale_report.write(Records(tmp_path / "runs.jsonl"), tmp_path)
     written = (tmp_path / "scale.md").read_text()
     assert written.count("### ") == 5 and "| 20,000 | 24 | 24.0 |" in written

@@ -84,7 +84,7 @@ def test_an_optimizer_without_a_rule_keeps_its_rate_and_says_so():
     messages = small.warned(small.fit, model, epochs=EPOCHS)
     assert len(messages) == 1 and "Lion: no rule is known" in messages[0]
     assert model.sampling_state.lead.numpy() == 0.0
-    assert not model.sampling_run.adapt
+    assert not model.sampling_run.step_state.adapt
 
 
 def test_a_rate_that_is_not_to_be_adapted_needs_no_rule():

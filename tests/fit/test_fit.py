@@ -398,7 +398,7 @@ def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
     plan = model.sampling_run.planner.last_plan
     assert not plan.importance
     np.testing.assert_allclose(plan.probability, plan.credit / N)
-    assert model.sampling_run.figures()["candidate_gain_ratio"] > 1.1
+    assert model.sampling_run.logged()["candidate_gain_ratio"] > 1.1
     assert model.optimizer.iterations.numpy() > 3.5 * STEPS  # no gain was applied
 
 

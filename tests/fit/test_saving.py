@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd.draws.blocks import lead_steps
-from keras_osgd.draws.planner import Planner
+from keras_osgd.draws.planner import RAISPlanner
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores.table import ScoreTable
 from tests.helpers import small
@@ -87,8 +87,8 @@ def trained():
 
 def _assert_same_state(a, b):
     left, right = a.sampling_state, b.sampling_state
-    for name, value in left.table.state().items():
-        np.testing.assert_array_equal(value, right.table.state()[name])
+    for name, value in left.table.state_dict().items():
+        np.testing.assert_array_equal(value, right.table.state_dict()[name])
     np.testing.assert_array_equal(left.owed, right.owed)
     np.testing.assert_array_equal(left.uncertainty_set.mean, right.uncertainty_set.mean)
     for name in ("armed", "blocks", "drawn", "observed", "seed", "fingerprint", "norm"):
@@ -325,8 +325,10 @@ def test_accelerate_called_again_trains_by_the_new_method():
         assert keras_osgd.accelerate(model, method) is model
         model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
         planners.append(type(model.sampling_run.planner).__name__)
-        assert (model.sampling_run.scorer is None) == (model.sampling.norm != "exact")
-    assert planners == ["Planner", "OraclePlanner", "Planner"]
+        assert (model.sampling_run.step_state.scorer is None) == (
+            model.sampling.norm != "exact"
+        )
+    assert planners == ["RAISPlanner", "OraclePlanner", "RAISPlanner"]
     model.train_on_batch(X[:16], Y[:16])
     keras_osgd.accelerate(model, "uniform")
     model.fit(X, Y, batch_size=16, verbose=0)
@@ -469,7 +471,7 @@ def _planner_amid_observing(model, monkeypatch):
     """
     run, half, go_on = model.sampling_run, threading.Event(), threading.Event()
     steps = run.buffers.block_steps
-    planner = Planner(RAIS(seed=0), run.state, run.buffers, run.log, 1)
+    planner = RAISPlanner(RAIS(seed=0), run.state, run.buffers, run.log, 1)
     planner.start()
     write = ScoreTable._write
 
@@ -490,14 +492,14 @@ def test_what_is_saved_while_a_block_is_planned_is_the_state_before_or_after(
 ):
     model = _trained(MODELS["sequential"])
     state, before = model.sampling_state, {}
-    plan = Planner.plan
+    plan = RAISPlanner.plan
 
     def keeping(planner, start, observed_until):
         if start > 0:
             before.update(_saved(state))
         plan(planner, start, observed_until)
 
-    monkeypatch.setattr(Planner, "plan", keeping)
+    monkeypatch.setattr(RAISPlanner, "plan", keeping)
     planner, go_on, steps = _planner_amid_observing(model, monkeypatch)
     saved = _saved(state)
     go_on.set()

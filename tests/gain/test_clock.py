@@ -96,9 +96,9 @@ def test_a_clock_goes_on_with_all_that_it_had():
         clock.advance(tf.constant(1.2), None)
         clock.decide()
         clock.count_execution()
-    saved, (other, *_) = clock.snapshot(mid_epoch=True), _clock()
-    other.resume(saved)
-    again = other.snapshot(mid_epoch=True)
+    saved, (other, *_) = clock.state_dict(mid_epoch=True), _clock()
+    other.load_state_dict(saved)
+    again = other.state_dict(mid_epoch=True)
     assert 0.2 < saved["done"] < 0.5
     for name, value in saved.items():
         np.testing.assert_array_equal(again[name], value)

@@ -6,15 +6,13 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.base.replicas import Share
 from keras_osgd.data import training_data
 from keras_osgd.draws.pipeline import Sample
-from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.losses import described
 from keras_osgd.norms import last_layer
 from keras_osgd.step import sampled_step
-from keras_osgd.step.skipping import Skips
 from tests.helpers import oracles_norms
+from tests.helpers.steps import step_state
 
 _LAYERS = keras.layers
 _M, _CLASSES = 5, 3
@@ -457,28 +455,16 @@ def _sampled_step(build, reduction, x, y, n=20, sample_weight=None, **options):
     model.compile(optimizer, loss, **options)
     model.optimizer.build(model.trainable_weights)
     data = training_data.prepare(x, y, sample_weight, None, len(x), None)
-    clock = types.SimpleNamespace(
-        lead=tf.Variable(0.0, dtype=tf.float64), advance=lambda *_: None
-    )
-    run = types.SimpleNamespace(
-        n=n,
-        batch_size=len(x),
-        losses=described.describe(model, data),
-        gain=GainRatio(),
-        skips=Skips(),
-        scorer=None,
-        adapt=False,
-        clock=clock,
-        share=Share(),
-    )
+    state = step_state(n, described.describe(model, data))
     probability = np.random.default_rng(0).uniform(0.5, 2.0, len(x)) / n
     p = tf.constant(probability, tf.float32)
     index = tf.range(len(x), dtype=tf.int64)
     sample = Sample(index, p, p, index, data.arrays[2])
     rows = (tf.constant(x), tf.constant(y), sample)
-    core = sampled_step.make_core(model, run, model.jit_compile)
+    core = sampled_step.make_core(model, state, model.jit_compile)
     norms = core(rows)[1]
-    return norms.numpy(), run.gain.averages.numpy() / 0.02, 1 / (n * probability), model
+    moments = state.gain.averages.numpy() / 0.02
+    return norms.numpy(), moments, 1 / (n * probability), model
 
 
 def _classifier(shape=(4,)):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from examples import norm_cases
+from tests.helpers import norm_cases
 
 CASES = list(norm_cases.CASES)
 # A convolution in each of its ways, each form, shared weights, and unknown layers.

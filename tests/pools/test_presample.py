@@ -12,6 +12,7 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd.base.refusals import Refusals
 from keras_osgd.fit import check
+from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.pools import pool as pools
 from keras_osgd.pools.pool_gain import (
     PoolGain,
@@ -72,8 +73,16 @@ def pooling(once_learned):
 def stream_run(trained, data, sampling=EAGER, adapt=False):
     """Returns a run, not started, as `fit` makes it."""
     refusals = Refusals()
-    given = (*data[:2], data[2], None, len(data[0]), 1, False)
-    _, described, _ = check.examine_stream(refusals, trained, sampling, given)
+    x, y, sample_weight = data
+    arguments = FitArguments(
+        x,
+        y,
+        batch_size=len(x),
+        sample_weight=sample_weight,
+        steps_per_epoch=1,
+        shuffle=False,
+    )
+    described = check.examine_stream(refusals, trained, sampling, arguments).losses
     refusals.end()
     state = trained.sampling_state
     state.start_clock()
@@ -93,10 +102,12 @@ def test_steps_drawn_from_a_pool_have_its_gradient_for_mean(floor, weighted):
     trained = model(optimizer=keras.optimizers.SGD(1.0))
     run = stream_run(trained, (x, y, own))
     trained.optimizer.build(trained.trainable_variables)
-    scores = pools.pool_scores(trained, run.losses, (x, y, own))
+    scores = pools.pool_scores(trained, run.step_state.losses, (x, y, own))
     p = np.array(pool_probability(scores, floor), np.float64)
     assert floor == 1 or p.max() > 2 * p.min()
-    step = tf.function(sampled_step.make_core(trained, run, False), autograph=False)
+    step = tf.function(
+        sampled_step.make_core(trained, run.step_state, False), autograph=False
+    )
     ends = np.unique(np.concatenate([[0, 1], drawn * np.cumsum(p / p.sum()) % 1]))
     before, mean = trained.get_weights(), 0.0
     for left, right in itertools.pairwise(ends):
@@ -124,7 +135,7 @@ def test_scores_are_gradient_norms_with_dropout_off_and_change_nothing():
     own = np.linspace(0, 2, 8).astype("float32")
     run = stream_run(trained, (X[:8], Y[:8], own))
     before = [v.numpy() for v in trained.variables]
-    scores = pools.pool_scores(trained, run.losses, (X[:8], Y[:8], own))
+    scores = pools.pool_scores(trained, run.step_state.losses, (X[:8], Y[:8], own))
     last, expected = trained.layers[-1], []
     for x, y, weight in zip(X[:8], Y[:8], own, strict=True):
         with tf.GradientTape() as tape:
@@ -146,7 +157,7 @@ def test_scores_of_several_outputs_are_of_all_their_last_layers():
     trained.compile("sgd", losses, loss_weights=[1.0, 0.5], sampling=EAGER)
     y = (Y[:8], np.linspace(0, 1, 8).astype("float32"))
     run, expected = stream_run(trained, (X[:8], y, None)), []
-    scores = pools.pool_scores(trained, run.losses, (X[:8], y, None))
+    scores = pools.pool_scores(trained, run.step_state.losses, (X[:8], y, None))
     for row in range(8):
         x, (label, value) = X[row : row + 1], (part[row : row + 1] for part in y)
         with tf.GradientTape() as tape:
@@ -173,9 +184,12 @@ def test_a_pool_s_p_is_proportional_to_the_scores_with_a_floor():
 
 
 def test_what_is_drawn_is_each_example_s_share_rounded_down_or_up():
-    p = tf.constant([0.0, 0.55, 0.05, 0.4, 0.0])
+    scores, five = tf.constant([0.0, 0.55, 0.05, 0.4, 0.0]), tf.zeros([5, 1])
+    p = pool_probability(scores, 0.0)
     for offset in np.linspace(0, np.nextafter(1, 0), 41):
-        index = pools.systematic(p, tf.constant(4), tf.constant(offset))
+        size = tf.constant(4)
+        drawn = pools.drawn_at((five, five, None), scores, 0.0, size, offset)
+        index = drawn.batch[-1].index
         count = np.bincount(index, minlength=5)
         assert (np.floor(4 * p - 1e-6) <= count).all()
         assert (count <= np.ceil(4 * p + 1e-6)).all() and count[[0, 4]].sum() == 0
@@ -277,9 +291,9 @@ def test_the_norms_of_a_smaller_batch_are_those_of_its_examples():
     trained = model()
     run = stream_run(trained, (X[:M], Y[:M], None))
     batch = tuple(map(tf.constant, (X[:3], Y[:3])))
-    scores = pools.pool_scores(trained, run.losses, (*batch, None))
+    scores = pools.pool_scores(trained, run.step_state.losses, (*batch, None))
     trained.optimizer.build(trained.trainable_variables)
-    core = sampled_step.make_core(trained, run, False)
+    core = sampled_step.make_core(trained, run.step_state, False)
     _, norms, _ = core(pools.plain((*batch, None)))
     np.testing.assert_allclose(norms, scores, rtol=1e-5)
     assert float(run.gain.averages[0]) == pytest.approx(0.02 * np.mean(scores**2))

@@ -117,7 +117,7 @@ def test_counts_go_on_in_a_loaded_model_and_probabilities_are_there(trained, tmp
 
 
 def test_a_file_from_before_draws_were_counted_loads_with_none_counted(trained):
-    store = dict(trained[0].sampling_state.collect())
+    store = dict(trained[0].sampling_state.state_dict())
     del store["times_drawn"]
     state = SamplingState()
     state.load_own_variables(store)
@@ -125,7 +125,7 @@ def test_a_file_from_before_draws_were_counted_loads_with_none_counted(trained):
 
 
 def test_state_takes_twenty_four_bytes_an_example(trained):
-    held = trained[0].sampling_state.collect().values()
+    held = trained[0].sampling_state.state_dict().values()
     # The bytes of averages, of the last norm, classes, owed mass and counts.
     assert sum(a.nbytes for a in held if a.shape == (N,)) == 24 * N
 
@@ -138,7 +138,7 @@ def test_history_has_the_figures_of_every_epoch_and_keras_has_only_its_own(train
     assert set(history.history) == {"loss", "accuracy"}
     assert {len(values) for values in found.values()} == {small.EPOCHS}
     assert found["steps"][-1] == model.optimizer.iterations
-    assert found["gain_ratio"][-1] == model.sampling_run.planner.figures["gain_ratio"]
+    assert found["gain_ratio"][-1] == model.sampling_run.planner.logged["gain_ratio"]
     model.compile("sgd", small.crossentropy(), sampling="uniform")
     small.fit(model)
     assert model.sampling.history == {} and model.sampling.probabilities() is not None

@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as arrays_of
 
 from keras_osgd.draws import reshuffled
 from keras_osgd.scores import distributions, uncertainty_set
-from keras_osgd.scores.table import LARGE_FEATURES, ScoreTable
+from keras_osgd.scores.checks import LARGE_FEATURES
+from keras_osgd.scores.table import ScoreTable
 from tests.helpers import planned
 
 LARGEST = np.finfo(np.float32).max  # that a score table holds
@@ -176,12 +177,12 @@ def test_no_score_that_is_not_finite_is_ever_written(data, norms_of, weights_of)
         index = data.draw(st.lists(st.integers(0, n - 1), min_size=k, max_size=k))
         weights = data.draw(st.lists(weights_of, min_size=k, max_size=k))
         norms = data.draw(st.lists(norms_of, min_size=k, max_size=k))
-        before = table.state()
+        before = table.state_dict()
         _, refused = refusal(table.observe, index, weights, norms, block)
         bad = is_bad(norms, weights) or 0 in weights
         assert refused is not None if bad else True
         if refused is not None:
-            for name, value in table.state().items():
+            for name, value in table.state_dict().items():
                 np.testing.assert_array_equal(value, before[name])
         for values in (table.features_of(np.arange(n)), table.mean_features()):
             assert not is_bad(values)
@@ -224,7 +225,7 @@ def test_a_table_with_any_number_put_into_its_file_loads_well_or_not_at_all(data
     n = 5
     table = ScoreTable(n, np.arange(n) % 2, LARGE_FEATURES)
     table.observe([0, 1, 0], [1.0, 0.5, 2.0], [3.0, 1e-3, 1e20], 4)
-    before = table.state()
+    before = table.state_dict()
     arrays = {name: np.array(value) for name, value in before.items()}
     name = data.draw(st.sampled_from(sorted(arrays)))
     values = arrays[name].reshape(-1)
@@ -233,14 +234,14 @@ def test_a_table_with_any_number_put_into_its_file_loads_well_or_not_at_all(data
         values[place] = np.float64(bad).astype(values.dtype)
     arrays[name] = values.reshape(arrays[name].shape)
     other = ScoreTable(n, np.arange(n) % 2, LARGE_FEATURES)
-    fresh = other.state()
-    _, refused = refusal(other.load, arrays)
+    fresh = other.state_dict()
+    _, refused = refusal(other.load_state_dict, arrays)
     if refused is None:
         assert not is_bad(other.features_of(np.arange(n)), other.mean_features())
         p = distributions.oracle(other.combine(np.full(6, 0.1)))
         assert_above_floor(distributions.with_floor(p, 0.05), 0.05)
     else:
-        for key, value in other.state().items():
+        for key, value in other.state_dict().items():
             np.testing.assert_array_equal(value, fresh[key])
 
 

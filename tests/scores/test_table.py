@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from keras_osgd.scores import table as score_table
-from keras_osgd.scores.table import DEFAULT_FEATURES, LARGE_FEATURES, ScoreTable
+from keras_osgd.scores.checks import DEFAULT_FEATURES, LARGE_FEATURES
+from keras_osgd.scores.table import ScoreTable
 from tests.helpers import oracles_norms
 
 _ALL = ("constant", "unseen", "average_0.5", "last", "age", "class_mean", "average_0.9")
@@ -130,7 +131,7 @@ def test_a_table_of_many_examples_is_read_to_its_end():
     np.testing.assert_allclose(combined, matrix @ coefficients, rtol=1e-12)
     other = ScoreTable(n, rng.integers(0, 3, n), _ALL)
     other.mean_features()
-    other.load(table.state())
+    other.load_state_dict(table.state_dict())
     np.testing.assert_array_equal(other.mean_features(), table.mean_features())
 
 
@@ -143,24 +144,24 @@ def test_the_table_takes_sixteen_bytes_an_example_and_with_owed_mass_twenty_four
     table = ScoreTable(1000, np.arange(1000) % 10, DEFAULT_FEATURES)
     assert table.bytes_per_example <= 16
     assert table.bytes_per_example + np.zeros(1).nbytes <= 24
-    held = {name: a for name, a in table.state().items() if np.ndim(a) == 1}
+    held = {name: a for name, a in table.state_dict().items() if np.ndim(a) == 1}
     assert sum(a.nbytes for a in held.values()) == 1000 * table.bytes_per_example
 
 
 @pytest.mark.parametrize("classes", [None, 4])
 def test_a_loaded_table_goes_on_as_the_saved_one(classes):
     table = _filled(features=_ALL, classes=classes)
-    state = table.state()
+    state = table.state_dict()
     other = ScoreTable(40, state.get("classes"), _ALL)
     assert other.holds(state, _ALL)
-    other.load(state)
+    other.load_state_dict(state)
     rows = range(40)
     np.testing.assert_array_equal(other.features_of(rows), table.features_of(rows))
     kept = {name: np.copy(value) for name, value in state.items()}
     for both in (table, other):
         both.observe([3, 39, 3], [1.0, 2.0, 3.0], [7.0, 8.0, 9.0], 12)
-    for name, value in table.state().items():
-        np.testing.assert_array_equal(other.state()[name], value, err_msg=name)
+    for name, value in table.state_dict().items():
+        np.testing.assert_array_equal(other.state_dict()[name], value, err_msg=name)
     for name, value in kept.items():  # neither table writes into what was saved
         np.testing.assert_array_equal(state[name], value, err_msg=name)
     assert table.share_unseen == other.share_unseen
@@ -168,18 +169,18 @@ def test_a_loaded_table_goes_on_as_the_saved_one(classes):
 
 def test_a_table_holds_only_states_of_its_own_size_classes_and_features():
     table = _filled()
-    assert table.holds(table.state(), DEFAULT_FEATURES)
-    assert not table.holds(table.state(), LARGE_FEATURES)
-    assert not table.holds(_filled(n=41).state(), DEFAULT_FEATURES)
-    assert not table.holds(_filled(classes=None).state(), DEFAULT_FEATURES)
-    assert not table.holds(_filled(classes=9).state(), DEFAULT_FEATURES)
+    assert table.holds(table.state_dict(), DEFAULT_FEATURES)
+    assert not table.holds(table.state_dict(), LARGE_FEATURES)
+    assert not table.holds(_filled(n=41).state_dict(), DEFAULT_FEATURES)
+    assert not table.holds(_filled(classes=None).state_dict(), DEFAULT_FEATURES)
+    assert not table.holds(_filled(classes=9).state_dict(), DEFAULT_FEATURES)
 
 
 def test_the_table_does_not_change_the_classes_it_was_given():
     classes = np.arange(4, dtype=np.int32)
     table = ScoreTable(4, classes)
-    state = ScoreTable(4, [3, 2, 1, 0]).state()
-    table.load(state)
+    state = ScoreTable(4, [3, 2, 1, 0]).state_dict()
+    table.load_state_dict(state)
     np.testing.assert_array_equal(classes, np.arange(4))
 
 
@@ -197,4 +198,4 @@ def test_the_table_does_not_change_the_classes_it_was_given():
 )
 def test_unknown_repeated_or_unordered_features_are_refused(features):
     with pytest.raises(ValueError, match="must begin with 'constant'.*Received"):
-        score_table.check_features(features)
+        score_table.require_features(features)

@@ -1,25 +1,21 @@
 """A training step with exact norms: what it observes, and what it does to weights."""
 
-import types
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.base.replicas import Share
 from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.data import training_data
 from keras_osgd.draws.pipeline import Sample
-from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.losses import described as losses
 from keras_osgd.norms import scorer as scoring
 from keras_osgd.norms.verification import verify
 from keras_osgd.sampling import RAIS
 from keras_osgd.step import sampled_step
-from keras_osgd.step.skipping import Skips
 from tests.helpers import oracles_norms, small
+from tests.helpers.steps import step_state
 
 L = keras.layers
 M, N = 5, 20
@@ -76,31 +72,18 @@ def step(model, x, y, norm, sample_weight=None):
     if norm == "exact":
         scorer = scoring.Scorer(model, described, data)
         verify(scorer, in_training=False)
-    clock = types.SimpleNamespace(
-        lead=tf.Variable(0.0, dtype=tf.float64), advance=lambda *_: None
-    )
-    run = types.SimpleNamespace(
-        n=N,
-        batch_size=len(x),
-        losses=described,
-        gain=GainRatio(),
-        skips=Skips(),
-        last_layer_gain=GainRatio(),
-        scorer=scorer,
-        adapt=False,
-        clock=clock,
-        share=Share(),
-    )
+    state = step_state(N, described, scorer)
     probability = np.random.default_rng(0).uniform(0.5, 2.0, len(x)) / N
     p = tf.constant(probability, tf.float32)
     index = tf.range(len(x), dtype=tf.int64)
     rows = [tf.constant(a) for a in (x, y)]
     sample = Sample(index, p, p, index, data.arrays[2])
-    core = sampled_step.make_core(model, run, model.jit_compile)
+    core = sampled_step.make_core(model, state, model.jit_compile)
     if not model.run_eagerly and not model.jit_compile:
         core = tf.function(core, autograph=False)
     norms = core((*rows, sample))[1]
-    moments = [gain.averages.numpy() / 0.02 for gain in (run.gain, run.last_layer_gain)]
+    gains = state.gain, state.last_layer_gain
+    moments = [gain.averages.numpy() / 0.02 for gain in gains]
     return norms.numpy(), *moments, 1 / (N * probability)
 
 

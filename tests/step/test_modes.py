@@ -40,7 +40,7 @@ def one_block(path, steps=BLOCK, **options):
     sampling = RAIS(seed=0, adapt_learning_rate=False)
     model, plans = small.model(sampling=sampling, **options), Plans()
     model.load_weights(path)
-    before = model.sampling_state.table.state()
+    before = model.sampling_state.table.state_dict()
     small.fit(model, steps_per_epoch=steps, callbacks=[plans])
     return model, plans.first, before
 
@@ -59,9 +59,9 @@ def test_the_same_table_gives_the_same_draws_and_the_same_table_a_block_later(
     assert plan.importance and plan.start == 0
     for name in plan._fields:  # draws, probabilities, features: to the bit
         np.testing.assert_array_equal(getattr(plan, name), getattr(expected_plan, name))
-    for name, value in model.sampling_state.table.state().items():
+    for name, value in model.sampling_state.table.state_dict().items():
         np.testing.assert_array_equal(before[name], expected_before[name])
-        other = expected.sampling_state.table.state()[name]
+        other = expected.sampling_state.table.state_dict()[name]
         # Norms are float32, by kernels that add in another order: 50 steps of 1e-6.
         np.testing.assert_allclose(value, other, rtol=1e-4, err_msg=name)
     changed = model.sampling_state.table.last_norms() != before["last"]
@@ -76,6 +76,6 @@ def test_the_same_table_gives_the_same_draws_and_the_same_table_a_block_later(
 
 def test_in_one_mode_steps_at_once_change_no_bit(learned, reference):
     model, _, _ = one_block(learned, steps_per_execution=5)
-    other = reference[0].sampling_state.table.state()
-    for name, value in model.sampling_state.table.state().items():
+    other = reference[0].sampling_state.table.state_dict()
+    for name, value in model.sampling_state.table.state_dict().items():
         np.testing.assert_array_equal(value, other[name])

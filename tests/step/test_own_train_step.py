@@ -81,7 +81,7 @@ def reference():
     model = made(weighted_metrics=["accuracy"])
     history = fit(model)
     assert model.sampling_run.planner.last_plan.importance
-    assert model.sampling_run.figures()["effective_epochs"] > 4 * 1.001
+    assert model.sampling_run.logged()["effective_epochs"] > 4 * 1.001
     return model, history
 
 

@@ -99,7 +99,7 @@ def test_an_estimate_is_the_closed_form_for_known_norms(form):
 
 def test_an_estimate_touches_nothing_and_one_seed_gives_one_estimate():
     def arrays(model):
-        tables = model.sampling_state.collect()
+        tables = model.sampling_state.state_dict()
         return [*model.get_weights(), *map(np.array, model.optimizer.variables)], tables
 
     def start():

@@ -1,5 +1,5 @@
 """From the recorded runs alone to `report.md` and its figures."""
 
-from experiments.reporting.report import write
+from examples.experiments.reporting.report import write
 
 __all__ = ["write"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.optimize
 import scipy.stats
-from benchmark_studies import equal_error_length
 
-from experiments.reporting.runs import Group, Runs
+from examples.common.estimates import equal_error_length
+from examples.experiments.reporting.runs import Group, Runs
 
 RESAMPLES = 1000
 _LEVELS = (0.025, 0.975)

@@ -3,10 +3,9 @@
 import statistics
 from collections.abc import Iterable
 
-from benchmark_report import markdown_table
-
-from experiments.reporting.runs import Group, Runs
-from experiments.reporting.wording import Titles
+from examples.common import markdown
+from examples.experiments.reporting.runs import Group, Runs
+from examples.experiments.reporting.wording import Titles
 
 _DIGITS = 4
 
@@ -111,4 +110,4 @@ def _table(corner: str, rows: dict[str, dict[str, str]]) -> str:
         [title, *(row.get(name, "-") for name in columns)]
         for title, row in rows.items()
     ]
-    return markdown_table([corner, *(x.replace("_", " ") for x in columns)], lines)
+    return markdown.table([corner, *(x.replace("_", " ") for x in columns)], lines)

@@ -5,14 +5,14 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from benchmark_studies import t_interval
-from error_plot import STYLES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.reporting.runs import Group, Runs
-from experiments.reporting.wording import Titles
+from examples.common.estimates import t_interval
+from examples.common.palette import STYLES
+from examples.experiments.reporting.runs import Group, Runs
+from examples.experiments.reporting.wording import Titles
 
 Style = tuple[str, str, str]
 

@@ -5,16 +5,19 @@ import pathlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from benchmark_records import Records
-
-from experiments.reporting import plots, summary_plot, verdicts
-from experiments.reporting.comparison import Comparison, compare
-from experiments.reporting.measures import measures_section
-from experiments.reporting.runs import Group, group_runs
-from experiments.reporting.tables import best_rival_line, comparisons_table, runs_table
-from experiments.reporting.targets import TARGETS, Target, targets_table
-from experiments.reporting.wording import Titles
-from experiments.studies import Study
+from examples.common.records import Records
+from examples.experiments.reporting import plots, summary_plot, verdicts
+from examples.experiments.reporting.comparison import Comparison, compare
+from examples.experiments.reporting.measures import measures_section
+from examples.experiments.reporting.runs import Group, group_runs
+from examples.experiments.reporting.tables import (
+    best_rival_line,
+    comparisons_table,
+    runs_table,
+)
+from examples.experiments.reporting.targets import TARGETS, Target, targets_table
+from examples.experiments.reporting.wording import Titles
+from examples.experiments.studies import Study
 
 _PLOTTED = ("main",)
 _LEGEND = """\

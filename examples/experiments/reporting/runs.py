@@ -6,9 +6,8 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 
-from benchmark_records import Record
-
-from experiments.studies import Contender, Study
+from examples.common.records import Record
+from examples.experiments.studies import Contender, Study
 
 _NAMES = ("data", "network", "method", "epochs", "optimizer", "batch_size")
 # Records keep six significant digits.

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.reporting.comparison import Comparison, Estimate
-from experiments.reporting.plots import Style
-from experiments.reporting.verdicts import OURS, distinct
-from experiments.reporting.wording import Titles
+from examples.experiments.reporting.comparison import Comparison, Estimate
+from examples.experiments.reporting.plots import Style
+from examples.experiments.reporting.verdicts import OURS, distinct
+from examples.experiments.reporting.wording import Titles
 
 _RANGE = (0.2, 4.0)
 _TICKS = (0.25, 0.5, 1.0, 2.0)

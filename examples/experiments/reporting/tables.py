@@ -3,14 +3,13 @@
 import statistics
 from collections.abc import Collection, Iterable
 
-from benchmark_report import markdown_table, with_interval
-from benchmark_studies import t_interval
-
-from experiments.reporting import wording
-from experiments.reporting.comparison import Comparison
-from experiments.reporting.runs import Group, Runs
-from experiments.reporting.verdicts import best_rival
-from experiments.reporting.wording import Titles, optional
+from examples.common import markdown
+from examples.common.estimates import t_interval
+from examples.experiments.reporting import wording
+from examples.experiments.reporting.comparison import Comparison
+from examples.experiments.reporting.runs import Group, Runs
+from examples.experiments.reporting.verdicts import best_rival
+from examples.experiments.reporting.wording import Titles, optional
 
 _AFTER_ERRORS = (
     "validation {metric}, %",
@@ -32,7 +31,7 @@ def runs_table(group: Group, titles: Titles) -> str:
     if group.metric != "error":
         columns.append(f"test {metric}, %")
     columns += [name.format(metric=metric) for name in _AFTER_ERRORS]
-    return markdown_table(columns, [_row(group, runs, titles) for runs in group.runs])
+    return markdown.table(columns, [_row(group, runs, titles) for runs in group.runs])
 
 
 def _row(group: Group, runs: Runs, titles: Titles) -> list[str]:
@@ -48,7 +47,7 @@ def _row(group: Group, runs: Runs, titles: Titles) -> list[str]:
         return [*row, _remarks(runs)]
     for name in names:
         errors = runs.values("test", name)
-        row.append(with_interval(statistics.fmean(errors), t_interval(errors)))
+        row.append(markdown.with_interval(statistics.fmean(errors), t_interval(errors)))
     timed = runs.timed
     first = statistics.median(x["first_step_seconds"] for x in timed) if timed else None
     step = 1000 * statistics.median(runs.step_seconds) if timed else None
@@ -103,7 +102,7 @@ def comparisons_table(comparisons: Iterable[Comparison], titles: Titles) -> str:
         ]
         for item in comparisons
     ]
-    return markdown_table(columns, rows)
+    return markdown.table(columns, rows)
 
 
 def best_rival_line(

@@ -3,12 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmark_report import markdown_table
-
-from experiments.reporting import wording
-from experiments.reporting.comparison import Comparison, Estimate
-from experiments.reporting.verdicts import OURS, best_rival, distinct
-from experiments.reporting.wording import Titles
+from examples.common import markdown
+from examples.experiments.reporting import wording
+from examples.experiments.reporting.comparison import Comparison, Estimate
+from examples.experiments.reporting.verdicts import OURS, best_rival, distinct
+from examples.experiments.reporting.wording import Titles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ def targets_table(
             _target_row(target, titles.comparison(item), figure, titles)
             for item, figure in measured
         ] or [_target_row(target, None, None, titles)]
-    return markdown_table(["target", "at most", "where", "measured", ""], rows)
+    return markdown.table(["target", "at most", "where", "measured", ""], rows)
 
 
 def _concerns(target: Target, item: Comparison) -> bool:

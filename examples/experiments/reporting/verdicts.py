@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments.reporting import wording
-from experiments.reporting.comparison import Comparison, Estimate
-from experiments.reporting.runs import Group
-from experiments.reporting.wording import Titles
-from experiments.studies import Contender
+from examples.experiments.reporting import wording
+from examples.experiments.reporting.comparison import Comparison, Estimate
+from examples.experiments.reporting.runs import Group
+from examples.experiments.reporting.wording import Titles
+from examples.experiments.studies import Contender
 
 OURS = "rais"
 

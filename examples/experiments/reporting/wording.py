@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from experiments.reporting.comparison import Comparison, Estimate
-from experiments.reporting.runs import Group
-from experiments.studies import Contender
+from examples.experiments.reporting.comparison import Comparison, Estimate
+from examples.experiments.reporting.runs import Group
+from examples.experiments.studies import Contender
 
 _SIGNS = {"=": "", "<=": "at most ", ">=": "at least ", "?": "about "}
 _DEFAULTS = {"optimizer": "momentum", "batch_size": 64}

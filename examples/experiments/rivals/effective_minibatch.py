@@ -28,7 +28,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from experiments.rivals.rival import Draw, Observed, Rival, Score
+from examples.experiments.rivals.rival import Draw, Observed, Rival, Score
 from keras_osgd.draws import reshuffled as draws
 from keras_osgd.gain import gain_ratio
 from keras_osgd.scores import distributions

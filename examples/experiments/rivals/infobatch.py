@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.rivals.rival import Draw, Observed, Rival, Score
+from examples.experiments.rivals.rival import Draw, Observed, Rival, Score
 
 _DELTA = 0.875
 

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from experiments.rivals import steps
-from experiments.rivals.rival import Observed, Rival
+from examples.experiments.rivals import steps
+from examples.experiments.rivals.rival import Observed, Rival
 from keras_osgd.data.rows import Rows
 from keras_osgd.gain import learning_rate
 

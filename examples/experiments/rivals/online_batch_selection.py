@@ -21,7 +21,7 @@ import math
 
 import numpy as np
 
-from experiments.rivals.rival import Draw, Rival, Score
+from examples.experiments.rivals.rival import Draw, Rival, Score
 
 
 def rank_probability(n: int, pressure: float) -> np.ndarray:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.rivals.rival import Draw, Observed, Rival, Score
+from examples.experiments.rivals.rival import Draw, Observed, Rival, Score
 from keras_osgd.draws import reshuffled as draws
 
 _POOL = 3  # B over m

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.rivals.rival import Draw, Rival, Score
+from examples.experiments.rivals.rival import Draw, Rival, Score
 
 
 class Reshuffled(Rival):

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from experiments.rivals.passes import Passes
+from examples.experiments.rivals.passes import Passes
 
 Score = Callable[[np.ndarray], "Observed"]
 Draw = tuple[np.ndarray, np.ndarray]  # index [m] int64 and weights [m] float32

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from experiments.rivals.rival import Observed
+from examples.experiments.rivals.rival import Observed
 from keras_osgd.base import keras_compat
 from keras_osgd.data.rows import Rows
 from keras_osgd.norms import last_layer

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from experiments.sets import images, tables, texts, words
-from experiments.sets.data import Data, Split, smaller
-from experiments.sets.debian import Missing
+from examples.experiments.debian import Missing
+from examples.experiments.sets import images, tables, texts, words
+from examples.experiments.sets.data import Data, Split, smaller
 
 __all__ = ["NAMES", "Data", "Missing", "Split", "load", "metric"]
 

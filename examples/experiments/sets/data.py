@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.sets import debian
+from examples.experiments import debian
 
 Split = tuple[np.ndarray, np.ndarray]
 Arrays = dict[str, np.ndarray]

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import datasets
 import numpy as np
 
-from experiments.sets.data import Arrays, Data, Split, cached
-from experiments.sets.debian import Missing
+from examples.common.data import fashion_mnist
+from examples.experiments.debian import Missing
+from examples.experiments.sets.data import Arrays, Data, Split, cached
 
 _SIZES = {"fashion-5k": 5_000, "fashion-10k": 10_000, "fashion-25k": 25_000}
 _COPIES = {"rotated-50k": 1, "rotated-200k": 4}
@@ -82,7 +82,7 @@ def rotated(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
 
 def _fashion(name: str) -> Data:
     try:
-        train, validation, test = datasets.fashion_mnist()
+        train, validation, test = fashion_mnist()
     except RuntimeError as error:
         raise Missing(
             f"Fashion-MNIST must be on this machine. {error} On Debian: "

@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 
-from experiments.sets import debian
-from experiments.sets.data import Arrays, Data, cached, split_indices
+from examples.experiments import debian
+from examples.experiments.sets.data import Arrays, Data, cached, split_indices
 
 _FILES = {
     "shuttle": ("Shuttle", "Class"),

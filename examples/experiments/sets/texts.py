@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from experiments.sets import debian
-from experiments.sets.data import Arrays, Data, cached, split_indices
+from examples.experiments import debian
+from examples.experiments.sets.data import Arrays, Data, cached, split_indices
 
 NAMES = ("descriptions",)
 

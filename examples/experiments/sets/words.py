@@ -5,8 +5,8 @@ from collections.abc import Mapping, Set
 
 import numpy as np
 
-from experiments.sets import debian
-from experiments.sets.data import Arrays, Data, cached
+from examples.experiments import debian
+from examples.experiments.sets.data import Arrays, Data, cached
 
 NAMES = ("words",)
 

@@ -1,0 +1,1 @@
+"""Examples, guides, benchmarks and experiments; `README.md` says what is where."""

@@ -1,0 +1,1 @@
+"""Measurements; `examples/README.md` has the command of each."""

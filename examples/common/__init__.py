@@ -1,0 +1,1 @@
+"""Parts that benchmarks and experiments share."""

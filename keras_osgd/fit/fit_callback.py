@@ -1,0 +1,72 @@
+"""Callbacks that take part in a `fit` before and after Keras' own hooks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import keras
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keras_osgd.data.training_data import TrainingData
+    from keras_osgd.fit.run import RunVariables
+
+__all__ = ["FitCallback", "ResumingCallback", "Resumed"]
+
+
+class FitCallback(keras.callbacks.Callback):
+    """A callback with a part in `fit` beyond Keras' hooks.
+
+    Attributes:
+        adds_to_logs: whether it comes before other callbacks, which read the logs.
+    """
+
+    adds_to_logs = False
+
+    def close(self) -> None:
+        """Ends what it began; called when a `fit` is over, however that ended."""
+
+
+class Resumed(NamedTuple):
+    """The point at which a `fit` goes on.
+
+    Attributes:
+        epoch: index of its first epoch.
+        saved: for `Run.start`, to go on bit for bit, or `None`.
+        done: part of the epoch that was trained already, where `saved` is `None`.
+        line: to print; "" for none.
+    """
+
+    epoch: int
+    saved: Mapping[str, Any] | None = None
+    done: float = 0.0
+    line: str = ""
+
+
+class ResumingCallback(FitCallback):
+    """A callback that decides where a `fit` begins; at most one in a `fit`."""
+
+    def after(self, callbacks: list[keras.callbacks.Callback]) -> None:
+        """Moves to its place in the list of all callbacks."""
+
+    def begin(
+        self,
+        variables: RunVariables | None,
+        data: TrainingData | None,
+        epochs: int,
+        initial_epoch: int,
+    ) -> Resumed:
+        """Returns where to begin; called before the run is made.
+
+        Args:
+            variables: of the run; `None` without importance sampling.
+            data: that the run trains on; `None` likewise.
+            epochs: as in `fit`.
+            initial_epoch: as in `fit`.
+        """
+        return Resumed(initial_epoch)
+
+    def where_saved(self) -> str:
+        """Returns a sentence on the last checkpoint, or nothing."""
+        return ""

@@ -1,0 +1,139 @@
+"""The sampling that a model holds, out of sight of Keras and TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from keras_osgd.data.datasets import from_dataset
+from keras_osgd.fit.run import Run, RunVariables
+from keras_osgd.pools.stream_run import StreamRun
+from keras_osgd.sampling import Sampling, get
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.step.state import StepState
+
+__all__ = ["Held", "as_in_fit"]
+
+
+class Held:
+    """Method, state and run of a model's sampling; Keras neither tracks nor saves it.
+
+    Other modules read the attributes, and change them only by the methods.
+
+    Attributes:
+        sampling: the method given to `compile`.
+        state: the sampling state.
+        run: the `fit` with importance sampling under way, or the last one; `None` after
+            one without.
+        kept: variables of the last run, to be used again; `None` if there are none.
+        history: numbers logged in the last `fit`, by epoch.
+        targets: y of the last `fit`.
+        sizes: n and m of a uniform `fit`, as far as they are known.
+        importance_weights: of the sampled step that is being traced or run, else
+            `None`.
+    """
+
+    def __init__(self) -> None:
+        """Starts with RAIS and without a run."""
+        self.sampling: Sampling = get("rais")
+        self.state = SamplingState()
+        self.run: Run | StreamRun | None = None
+        self.history: dict[str, list[float]] = {}
+        self.targets: Any = None
+        self.sizes: tuple[int | None, int | None] = (None, None)
+        self.importance_weights: tuple | None = None
+        self.kept: RunVariables | StreamRun | None = None
+        self._traced: StepState | None = None  # the one `train_function` is for
+        self._dataset: tuple | None = None  # of the last `fit`, and its examples
+        self._stop_requested = self._epoch_complete = False
+
+    def configure(self, sampling: Sampling) -> None:
+        """Sets the method; forgets earlier runs, which planned by another."""
+        self.sampling, self.run, self.kept = sampling, None, None
+
+    def read(self, x: Any, verbose: bool) -> Any:
+        """Returns x as `fit` uses it; a dataset is read once for all fits."""
+        x, self._dataset = from_dataset(x, self._dataset, verbose)
+        return x
+
+    def seen(self, x: Any) -> Any:
+        """Returns the same as `read`, but prints and remembers nothing."""
+        return from_dataset(x, self._dataset, verbose=False)[0]
+
+    def keep(self, kept: RunVariables | StreamRun) -> None:
+        """Keeps variables, or a stream's run, for the next `fit` that they serve."""
+        self.kept = kept
+
+    def begin(self, model: keras.Model, run: Run | StreamRun, targets: Any) -> None:
+        """Begins a `fit` with importance sampling.
+
+        Keras makes a new training function unless the last one refers to the same
+        variables.
+
+        Args:
+            model: the owner of this object.
+            run: of the `fit`.
+            targets: y, nested arrays, or `None`.
+        """
+        self.run, self.targets, self.history = run, targets, {}
+        if self._traced is not run.step_state:
+            model.train_function = None
+
+    def leave(self, model: keras.Model, sizes: tuple[int | None, int | None]) -> None:
+        """Lets the model train as in Keras.
+
+        Args:
+            model: the owner of this object.
+            sizes: n and m of the `fit`, as far as they are known.
+        """
+        if self._traced is not None:
+            model.train_function = None
+        self.sizes, self._traced = sizes, None
+        self.run, self.kept, self.history = None, None, {}
+
+    def trained_by(self, keras_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Returns the training function of a model whose steps are sampled.
+
+        Args:
+            keras_function: made by Keras from the step of `run`.
+        """
+        self._traced = self.run.step_state
+
+        def function(iterator: Any) -> Any:
+            if self.run is None or not self.run.active:  # as in `train_on_batch`
+                return keras_function(iterator)
+            logs, self._epoch_complete = self.run.execution(keras_function, iterator)
+            return logs
+
+        return function
+
+    @contextlib.contextmanager
+    def weighting(self, importance: tuple) -> Iterator[None]:
+        """Weights metrics in the block by (importance weights, the user's weights)."""
+        self.importance_weights = importance
+        try:
+            yield
+        finally:
+            self.importance_weights = None
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether `fit` is to stop; briefly also true when an epoch is complete."""
+        return self._stop_requested or self._epoch_complete
+
+    def request_stop(self, value: bool) -> None:
+        """Takes the value assigned to `model.stop_training`."""
+        self._stop_requested = value
+
+    def begin_next_epoch(self) -> None:
+        """Lets `fit` go on after an epoch that ended early."""
+        self._epoch_complete = False
+
+
+def as_in_fit(model: keras.Model, x: Any) -> Any:
+    """Returns x as a `fit` of this model uses it; prints nothing."""
+    held = getattr(model, "sampling_held", None)
+    return (held or Held()).seen(x)

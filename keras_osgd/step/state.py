@@ -1,0 +1,86 @@
+"""The state of a training step: all that it reads and updates beside the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from keras_osgd.base.replicas import Share
+from keras_osgd.gain.gain_ratio import GainRatio
+from keras_osgd.losses.described import OutputLoss
+from keras_osgd.norms.scorer import Scorer
+from keras_osgd.step.skipping import Skips
+
+__all__ = ["StepState"]
+
+
+class Gain(Protocol):
+    """Estimates the gain ratio from the moments of the steps before."""
+
+    averages: tf.Variable
+
+    def moments(self, *arrays: tf.Tensor) -> tf.Tensor:
+        """Returns one batch's estimates of the moments."""
+
+    def current(self, batch_size: tf.Tensor) -> tf.Tensor:
+        """Returns the gain ratio r from the steps before this one."""
+
+    def update(self, observed: tf.Tensor, counts: Any) -> None:
+        """Adds one batch's moments, if its step `counts`."""
+
+
+class StepClock(Protocol):
+    """Counts steps and effective iterations, inside the step."""
+
+    lead: tf.Variable
+    gain: tf.Variable
+
+    def advance(self, gain: tf.Tensor, applied: tf.Tensor | None) -> None:
+        """Counts one step."""
+
+    def decide(self) -> None:
+        """Sets the end of the epoch once it is near; runs on the host."""
+
+
+class StepLog(Protocol):
+    """Records the norms and the gain ratio of each step."""
+
+    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
+        """Records a step's norms `[m]` and gain ratio `[]`; part of the step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepState:
+    """All that a sampled step reads and updates beside the model.
+
+    The step knows neither who plans its draws nor what a `fit` is. A run makes this
+    once and keeps it while the sizes stay: the traced step refers to its variables.
+
+    Attributes:
+        n: number of examples that p is defined on, including those of other workers.
+            It is 1 for pools: there `Sample` carries p times the pool's size.
+        share: this process's part of the work.
+        losses: the model's losses, described.
+        adapt: whether the learning rate follows the gain ratio.
+        scorer: takes exact norms; `None` where those of the last layer serve.
+        gain: estimates the gain ratio.
+        last_layer_gain: estimates the gain ratio by the last layer, to compare with
+            exact norms; `None` in runs that never take these.
+        clock: counts effective iterations.
+        skips: decides whether a step counts.
+        log: takes norms and gain ratio of each step.
+    """
+
+    n: int
+    share: Share
+    losses: Sequence[OutputLoss]
+    adapt: bool
+    scorer: Scorer | None
+    gain: Gain
+    last_layer_gain: GainRatio | None
+    clock: StepClock
+    skips: Skips
+    log: StepLog
