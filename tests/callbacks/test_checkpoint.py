@@ -35,34 +35,49 @@ class Draws(keras.callbacks.Callback):
 
 
 CASES = {
-    # Sampling, steps per execution, epochs, and of how many states one is restored.
-    "rais": (lambda: RAIS(seed=3), 1, 6, 3),
-    "executions": (lambda: RAIS(seed=3), 5, 6, 1),
-    "independent": (lambda: RAIS(seed=3, draws="independent"), 1, 5, 7),
-    "ordinary epochs": (lambda: RAIS(seed=3, adapt_learning_rate=False), 1, 5, 7),
-    "oracle": (lambda: Oracle(seed=3, refresh=10), 1, 3, 4),
+    # Sampling, steps per execution and epochs.
+    "rais": (lambda: RAIS(seed=3), 1, 6),
+    "executions": (lambda: RAIS(seed=3), 5, 6),
+    "independent": (lambda: RAIS(seed=3, draws="independent"), 1, 5),
+    "ordinary epochs": (lambda: RAIS(seed=3, adapt_learning_rate=False), 1, 5),
+    "oracle": (lambda: Oracle(seed=3, refresh=10), 1, 3),
 }
-NEW_EVERY = 20  # states; the model of the last state is at another one, with its traces
+
+
+def one_of_each_kind(saved, epoch, block):
+    """Returns a checkpoint of each kind of state that a run goes through, latest first.
+
+    Args:
+        saved: files of all its checkpoints; the last one is of its end.
+        epoch: steps of the first epoch.
+        block: steps of a block of draws.
+    """
+    steps = [checkpoint_files._read(path).details["step"] for path in saved[:-1]]
+    planning = next(i for i, step in enumerate(steps) if step >= block - block // 4)
+    edge = next(i for i, step in enumerate(steps) if step >= block)
+    places = 0, steps.index(epoch), planning, edge, len(steps) - 1
+    return [saved[place] for place in sorted(places, reverse=True)]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_restore_of_any_state_goes_on_bit_for_bit(case, tmp_path, capsys):
-    sampling, per_execution, epochs, one_of = CASES[case]
+    sampling, per_execution, epochs = CASES[case]
     whole, everywhere = net(sampling(), per_execution), Draws()
     saving = EveryState(tmp_path / "all", every=1, keep=10**6)
     history = small.fit(whole, epochs=epochs, callbacks=[saving, everywhere])
     saved = sorted((tmp_path / "all").glob("*.npz"))
-    steps = int(whole.optimizer.iterations)
+    steps, block = int(whole.optimizer.iterations), whole.sampling_run.buffers
+    block, epoch = block.block_steps, whole.sampling.history["steps"][0]
     assert len(saved) >= steps // per_execution
-    assert steps > 50 or case == "oracle"  # into the second block
+    assert steps > block + block // 4  # well into the second block
     expected = state_of(whole)
-    for number, path in enumerate(saved[::one_of]):
+    # The last state goes into a new model; then it is at another one, with its traces.
+    model = net(sampling(), per_execution)
+    for number, path in enumerate(one_of_each_kind(saved, epoch, block)):
         directory = tmp_path / path.stem
         directory.mkdir()
         for suffix in (".npz", ".json"):
             shutil.copy(path.with_suffix(suffix), directory)
-        if number % NEW_EVERY == 0:
-            model = net(sampling(), per_execution)
         keras.utils.set_random_seed(number)  # nothing of the process may matter
         goes_on, draws = Checkpoint(directory, every=10**6), Draws()
         resumed = small.fit(model, epochs=epochs, callbacks=[goes_on, draws], verbose=2)
@@ -74,9 +89,33 @@ def test_a_restore_of_any_state_goes_on_bit_for_bit(case, tmp_path, capsys):
             assert values == history.history[name][-len(values) :]
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The directory of a run that was killed after 20 steps; not to be written in."""
+    directory = tmp_path_factory.mktemp("begun")
+    saved_midway(directory, RAIS(seed=3))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory):
+    """The directory of one killed after 70 steps, in the second block; likewise."""
+    directory = tmp_path_factory.mktemp("far")
+    saved_midway(directory, RAIS(seed=3), epochs=9, stop_after=70)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def four():
+    """A model that trained four epochs without a checkpoint; to look at."""
+    model = net(RAIS(seed=3))
+    small.fit(model, epochs=4)
+    return model
+
+
 def going_on(directory, sampling, capsys, x=small.X, y=small.Y, **options):
     """Goes on from a directory and returns the model and what was printed."""
-    model = net(sampling)
+    model = options.pop("model", None) or net(sampling)
     capsys.readouterr()
     callback = Checkpoint(directory, scores=options.pop("scores", "keep"))
     options = {"epochs": 4, "verbose": 2, "callbacks": [callback], **options}
@@ -84,8 +123,8 @@ def going_on(directory, sampling, capsys, x=small.X, y=small.Y, **options):
     return model, capsys.readouterr().out
 
 
-def test_another_number_of_examples_is_refused_with_the_remedy(tmp_path, capsys):
-    saved_midway(tmp_path, RAIS(seed=3))
+def test_another_number_of_examples_is_refused_with_the_remedy(begun, tmp_path, capsys):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     x, y = small.X[:59], small.Y[:59]
     message = "was made for 60 examples, the data has 59.*start the scores afresh"
     with pytest.raises(ValueError, match=message):
@@ -95,15 +134,14 @@ def test_another_number_of_examples_is_refused_with_the_remedy(tmp_path, capsys)
     assert model.sampling_state.table.size == 59
 
 
-def test_rows_in_another_order_are_refused_with_how_many_differ(tmp_path, capsys):
-    saved_midway(tmp_path, RAIS(seed=3))
+def test_rows_in_another_order_are_refused_with_how_many_differ(begun, capsys):
     order = np.arange(60)
     order[[0, 59]] = order[[59, 0]]
     # Of 64 probes in 60 rows, two see the first and two the last.
     differ = np.isin(np.linspace(0, 59, 64).astype(int), [0, 59]).sum()
     message = rf"fingerprint differs \({differ} of 64 probe rows\).*scores=\"reset\""
     with pytest.raises(ValueError, match=message):
-        going_on(tmp_path, RAIS(seed=3), capsys, small.X[order], small.Y[order])
+        going_on(begun, RAIS(seed=3), capsys, small.X[order], small.Y[order])
 
 
 CHANGES = {
@@ -116,10 +154,10 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_settings_are_taken_and_said_not_to_be_bit_exact(
-    change, tmp_path, capsys
+    change, far, tmp_path, capsys
 ):
     sampling, options = CHANGES[change]
-    saved_midway(tmp_path, RAIS(seed=3), epochs=9, stop_after=70)
+    shutil.copytree(far, tmp_path, dirs_exist_ok=True)
     Checkpoint(tmp_path).restore(before := net(RAIS(seed=3)))
     iterations = 70 + float(before.sampling_state.lead)
     options = {"epochs": 6, **options}
@@ -137,8 +175,10 @@ def test_other_settings_are_taken_and_said_not_to_be_bit_exact(
     assert abs(steps - left) < 3
 
 
-def test_schedules_go_on_where_they_were_if_the_scores_start_afresh(tmp_path, capsys):
-    saved_midway(tmp_path, RAIS(seed=3), epochs=9, stop_after=70)
+def test_schedules_go_on_where_they_were_if_the_scores_start_afresh(
+    far, tmp_path, capsys
+):
+    shutil.copytree(far, tmp_path, dirs_exist_ok=True)
     saved = Checkpoint(tmp_path).restore(model := net(RAIS(seed=3)))
     lead = float(model.sampling_state.lead)
     assert lead != 0
@@ -148,9 +188,9 @@ def test_schedules_go_on_where_they_were_if_the_scores_start_afresh(tmp_path, ca
 
 
 def test_scores_are_reset_once_and_an_interrupted_run_on_the_data_goes_on(
-    tmp_path, capsys
+    begun, tmp_path, capsys
 ):
-    saved_midway(tmp_path, RAIS(seed=3), stop_after=4)
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     x, y = small.X[:59], small.Y[:59]
 
     class Stop(keras.callbacks.Callback):
@@ -168,15 +208,15 @@ def test_scores_are_reset_once_and_an_interrupted_run_on_the_data_goes_on(
     assert "complete after epoch 2" in said
     for a, b in zip(state_of(model), state_of(again), strict=True):
         np.testing.assert_array_equal(a, b)
+    options["model"] = model  # at its end, too
     _, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=3, **options)
     assert "not bit-exact: scores start afresh" in said  # another training
 
 
-def test_another_model_or_optimizer_is_refused_before_any_step(tmp_path):
-    saved_midway(tmp_path, RAIS(seed=3))
+def test_another_model_or_optimizer_is_refused_before_any_step(begun):
     other = small.model()
     with pytest.raises(ValueError, match="made with this model.*the model has 2"):
-        small.fit(other, callbacks=[Checkpoint(tmp_path)])
+        small.fit(other, callbacks=[Checkpoint(begun)])
     model = net(RAIS(seed=3))
     # One has other variables, the other variables of the same shapes.
     for optimizer, named in (("adam", "Adam"), ("rmsprop", "RMSprop")):
@@ -184,28 +224,28 @@ def test_another_model_or_optimizer_is_refused_before_any_step(tmp_path):
         weights = model.get_weights()
         message = f"made with this optimizer. Received: SGD in .* has {named}"
         with pytest.raises(ValueError, match=message):
-            small.fit(model, callbacks=[Checkpoint(tmp_path)])
+            small.fit(model, callbacks=[Checkpoint(begun)])
         for before, after in zip(weights, model.get_weights(), strict=True):
             np.testing.assert_array_equal(before, after)
     model.compile("sgd", small.crossentropy())
     message = "made with this optimizer. Received: 8 variables .* has 2"
     with pytest.raises(ValueError, match=message):
-        Checkpoint(tmp_path).restore(model)
+        Checkpoint(begun).restore(model)
 
 
-def test_a_finished_training_is_loaded_and_one_of_more_epochs_goes_on(tmp_path, capsys):
-    whole = net(RAIS(seed=3))
-    small.fit(whole, epochs=6, callbacks=[Checkpoint(tmp_path / "six")])
+def test_a_finished_training_is_loaded_and_one_of_more_epochs_goes_on(
+    four, tmp_path, capsys
+):
     shorter = net(RAIS(seed=3))
-    small.fit(shorter, epochs=4, callbacks=[Checkpoint(tmp_path / "four")])
-    model, said = going_on(tmp_path / "four", RAIS(seed=3), capsys)
-    assert "complete after epoch 4: its end is loaded" in said
+    small.fit(shorter, epochs=2, callbacks=[Checkpoint(tmp_path)])
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=2)
+    assert "complete after epoch 2: its end is loaded" in said
     for a, b in zip(state_of(shorter), state_of(model), strict=True):
         np.testing.assert_array_equal(a, b)
-    model, said = going_on(tmp_path / "four", RAIS(seed=3), capsys, epochs=6)
-    assert "Resumed epoch 5" in said
-    assert "bit-exact" in said
-    for a, b in zip(state_of(whole), state_of(model), strict=True):
+    model, said = going_on(tmp_path, RAIS(seed=3), capsys)
+    assert "Resumed epoch 3" in said
+    assert ", bit-exact" in said
+    for a, b in zip(state_of(four), state_of(model), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -257,7 +297,7 @@ def test_it_goes_with_keras_callbacks_all_at_once(tmp_path):
         (tmp_path / name).mkdir(exist_ok=True)
         best = tmp_path / name / "best.weights.h5"
         return [
-            keras.callbacks.BackupAndRestore(tmp_path / name / "backup", save_freq=3),
+            keras.callbacks.BackupAndRestore(tmp_path / name / "backup", save_freq=10),
             keras.callbacks.ModelCheckpoint(
                 best, save_best_only=True, save_weights_only=True
             ),
@@ -407,10 +447,8 @@ class Signal(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("number", ENDS)
 def test_a_signal_ends_training_after_its_step_with_a_checkpoint(
-    number, tmp_path, capsys
+    number, four, tmp_path, capsys
 ):
-    whole = net(RAIS(seed=3))
-    small.fit(whole, epochs=4)
     handlers = [signal.getsignal(n) for n in ENDS]
     given = [Checkpoint(tmp_path), Signal(number, step=22)]
     with pytest.raises(ENDS[number]) as raised:
@@ -423,7 +461,7 @@ def test_a_signal_ends_training_after_its_step_with_a_checkpoint(
     assert [signal.getsignal(n) for n in ENDS] == handlers
     model, said = going_on(tmp_path, RAIS(seed=3), capsys)
     assert "at step 22, bit-exact" in said
-    for a, b in zip(state_of(whole), state_of(model), strict=True):
+    for a, b in zip(state_of(four), state_of(model), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -457,8 +495,9 @@ def test_a_signal_in_validation_saves_what_was_trained_at_once(tmp_path, capsys)
     assert len(list(own.glob("*.json"))) == 2  # the other one after validation
     whole = net(RAIS(seed=3))
     small.fit(whole, epochs=3, **validation)
+    options = {"epochs": 3, "model": net(RAIS(seed=3)), **validation}
     for directory in (own, then):
-        model, said = going_on(directory, RAIS(seed=3), capsys, epochs=3, **validation)
+        model, said = going_on(directory, RAIS(seed=3), capsys, **options)
         assert "Resumed epoch 2" in said
         assert "at step 15, bit-exact" in said
         for a, b in zip(state_of(whole), state_of(model), strict=True):

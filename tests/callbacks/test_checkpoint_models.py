@@ -97,16 +97,17 @@ MODELS = {
 def test_all_kinds_of_models_go_on_bit_for_bit(case, tmp_path, capsys):
     make, y, others = MODELS[case]
     whole = make()
-    saving = EveryState(tmp_path / "all", every=1, keep=10**6)
+    saving = EveryState(tmp_path / "all", every=10, keep=10**6)
     history = small.fit(whole, y=y, epochs=4, callbacks=[*others(), saving])
-    # Midway, after the first epoch, and while the second block is planned.
-    for number in (4, 16, 30):
+    # Step 30, while the second block is planned, into a new model; 20 and 10, after
+    # the first epoch and within it, into one that is at another state.
+    model = make()
+    for number in (3, 2, 1):
         directory = tmp_path / str(number)
         directory.mkdir()
         for path in (tmp_path / "all").glob(f"checkpoint-{number:08d}.*"):
             shutil.copy(path, directory)
         keras.utils.set_random_seed(99)
-        model = make()
         given = {"callbacks": [*others(), Checkpoint(directory)], "verbose": 2}
         resumed = small.fit(model, y=y, epochs=4, **given)
         assert ", bit-exact" in capsys.readouterr().out
@@ -159,9 +160,17 @@ def fail():
     raise Ends
 
 
-def test_a_fit_that_fails_leaves_no_thread_and_no_handler_and_can_go_on(tmp_path):
-    whole = net(RAIS(seed=3))
-    small.fit(whole, epochs=3)
+@pytest.fixture(scope="module")
+def whole():
+    """A model that trained three epochs without a checkpoint; to look at."""
+    model = net(RAIS(seed=3))
+    small.fit(model, epochs=3)
+    return model
+
+
+def test_a_fit_that_fails_leaves_no_thread_and_no_handler_and_can_go_on(
+    whole, tmp_path
+):
     threads, handlers = threading.active_count(), [signal.getsignal(n) for n in ENDS]
     saving = Checkpoint(tmp_path, every=1)
     with pytest.raises(Ends):
@@ -257,12 +266,11 @@ def test_a_period_of_time_is_counted_from_one_checkpoint_to_the_next(monkeypatch
     assert found == [False, False, True, False, False, True]
 
 
-def test_the_epoch_is_the_checkpoints_whatever_backup_and_restore_says(tmp_path):
+def test_the_epoch_is_the_checkpoints_whatever_backup_and_restore_says(whole, tmp_path):
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path / "backup")
 
-    whole, own = net(RAIS(seed=3)), tmp_path / "own"
-    small.fit(whole, epochs=3)
+    own = tmp_path / "own"
     options = {"stop_after": 32, "callbacks": [backup()]}
     saved_midway(tmp_path / "later", RAIS(seed=3), **options)
     saved_midway(own, RAIS(seed=3), stop_after=10)

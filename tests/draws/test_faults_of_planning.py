@@ -15,7 +15,7 @@ from tests.helpers.small import EPOCHS, X, Y
 # Row 41
 
 N = len(X)
-LONG = 3 * EPOCHS  # well into the blocks that are planned by the scores
+LONG = 14  # epochs: well into the blocks that are planned by the scores
 
 
 def model(**options):
@@ -37,7 +37,7 @@ def failing(monkeypatch, owner, name, from_call=1, error=RuntimeError, until=10*
     return calls
 
 
-def trained(made, epochs=LONG):
+def trained(made, epochs=EPOCHS):
     """Returns the warnings; the model has trained to the end."""
     messages = small.warned(small.fit, made, epochs=epochs)
     assert made.sampling_run.clock.effective_iterations() >= epochs * 15 - 1e-6
@@ -47,12 +47,12 @@ def trained(made, epochs=LONG):
 
 def test_where_nothing_fails_nothing_is_counted_nor_warned_of():
     made = model()
-    assert trained(made) == []
+    assert trained(made, LONG) == []
     assert made.sampling_state.fit_failures == 0
     assert made.sampling_run.probabilities().std() > 1e-3 / N
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, MemoryError, KeyError])
+@pytest.mark.parametrize("error", [MemoryError, KeyError])
 def test_a_fit_that_fails_leaves_the_last_good_one_is_counted_and_warned_of_once(
     error, monkeypatch
 ):
@@ -65,7 +65,7 @@ def test_a_fit_that_fails_leaves_the_last_good_one_is_counted_and_warned_of_once
     monkeypatch.setattr(Window, "fit", noted)
     calls = failing(monkeypatch, Window, "fit", from_call=3, error=error)
     made = model()
-    [message] = trained(made)
+    [message] = trained(made, LONG)
     state = made.sampling_state
     assert len(fits) == 2 and state.uncertainty_set is fits[-1]
     assert state.fit_failures == len(calls) - 2 >= 2
@@ -145,7 +145,7 @@ def test_after_a_plan_that_failed_the_next_is_by_the_scores_again(monkeypatch):
 
     monkeypatch.setattr(blocks.Blocks, "make_uniform", noted)
     made = model()
-    assert len(trained(made)) == 1
+    assert len(trained(made, LONG)) == 1
     state = made.sampling_state
     assert state.fit_failures == 1
     assert made.sampling_run.planner.last_plan.importance

@@ -415,7 +415,7 @@ def test_a_bar_names_the_first_scoring_of_a_fit(capsys):
 def test_stale_scores_that_do_not_pay_are_retreated_from(refresh, monkeypatch, capsys):
     monkeypatch.setattr(oracle, "_RETREAT_BELOW", 7.9)  # never reached
     model = _model(sampling=Oracle(refresh, seed=0))
-    model.fit(X, Y, batch_size=M, epochs=12, verbose=2)
+    model.fit(X, Y, batch_size=M, epochs=8, verbose=2)
     out = capsys.readouterr().out
     stale = refresh > 1
     assert out.count("Draws are uniform and independent until") == stale
@@ -424,5 +424,5 @@ def test_stale_scores_that_do_not_pay_are_retreated_from(refresh, monkeypatch, c
     if stale:
         np.testing.assert_allclose(plan.probability, plan.credit / N)
         monkeypatch.setattr(oracle, "_RETREAT_BELOW", 0.5)
-        _fit(model, epochs=12)
+        _fit(model, epochs=8)
         assert model.sampling_run.planner.last_plan.importance

@@ -1,5 +1,6 @@
 """Equation (1) exactly: the mean over every outcome of a draw is the full gradient."""
 
+import functools
 import itertools
 
 import keras
@@ -150,6 +151,13 @@ class Task:
         return _flat(tape.gradient(loss, self.model.trainable_weights))
 
 
+@functools.cache
+def _task(n, weighted):
+    """Returns the task in float64; cases share it, as its graph takes any p."""
+    assert keras.config.floatx() == "float64"
+    return Task(n, weighted)
+
+
 def _flat(arrays):
     return tf.concat([tf.reshape(a, [-1]) for a in arrays], axis=0)
 
@@ -177,7 +185,7 @@ def _law(p):
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 @pytest.mark.parametrize("n", [4, 5, 6])
 def test_independent_draws_have_the_full_gradient_for_mean(n, name, weighted, float64):
-    task, p = Task(n, weighted), np.array(DISTRIBUTIONS[name](n))
+    task, p = _task(n, weighted), np.array(DISTRIBUTIONS[name](n))
     assert name == "uniform" or p.std() > 0.1 / n
     law, mean = _law(p), 0.0
     for outcome in itertools.product(range(n), repeat=M):
@@ -189,7 +197,7 @@ def test_independent_draws_have_the_full_gradient_for_mean(n, name, weighted, fl
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_a_first_block_of_reshuffled_draws_has_it_too(name, float64):
     n, size = 4, 3
-    task, p = Task(n, "both"), np.array(DISTRIBUTIONS[name](n))
+    task, p = _task(n, "both"), np.array(DISTRIBUTIONS[name](n))
     density, credit = reshuffled.block_density(np.zeros(n), p, size)
     mean, orders = 0.0, list(itertools.permutations(range(n)))
     for order in map(np.array, orders):

@@ -54,10 +54,10 @@ def test_the_bar_shows_gain_and_effective_epochs_while_an_epoch_runs(capsys):
 def test_one_line_an_epoch_shows_them_too_and_nothing_else_of_the_monitors(
     norm, capsys
 ):
-    small.fit(small.model(), verbose=2)
+    model = small.model(sampling=RAIS(seed=0, norm=norm))
+    small.fit(model, verbose=2)
     (line,) = lines(capsys)
     assert list(line) == ["loss", "gain_ratio", "effective_epochs"]
-    model = small.model(sampling=RAIS(seed=0, norm=norm))
     history = small.fit(model, verbose=2, callbacks=[SamplingMonitor()])
     (line,) = lines(capsys)
     assert list(line) == ["loss", "gain_ratio", "effective_epochs"]
@@ -107,7 +107,7 @@ class Left(keras.callbacks.Callback):
 
 
 def test_an_epochs_end_is_known_near_it_and_expected_by_the_gain_before():
-    x, y = np.tile(small.X, (8, 1)), np.tile(small.Y, 8)
+    x, y = np.tile(small.X, (6, 1)), np.tile(small.Y, 6)
     model, left = small.model(), Left()
     small.fit(model, x=x, y=y, epochs=4, callbacks=[left])
     assert model.sampling_held.history["gain_ratio"][-1] > 1.1

@@ -1,12 +1,15 @@
 """Saving, loading, exporting, and models that join later."""
 
 import copy
+import functools
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from keras_osgd.draws.planner import RAISPlanner
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores.table import ScoreTable
 from tests.helpers import small
+from tests.helpers.paths import ROOT
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 8)).astype("float32")
@@ -71,8 +75,14 @@ def _trained(make, **compile_arguments):
         metrics=["accuracy"],
         **compile_arguments,
     )
-    model.fit(X, Y, batch_size=16, epochs=6, verbose=0)
+    model.fit(X, Y, batch_size=16, epochs=4, verbose=0)  # into the second block
     return model
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Returns the model of a kind, trained; the same for all tests, to look at."""
+    return functools.cache(lambda kind: _trained(MODELS[kind]))
 
 
 def _assert_same_state(a, b):
@@ -100,17 +110,50 @@ def test_a_keras_file_brings_everything_back_and_trains_on(kind, tmp_path, capsy
     for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     for each in (model, loaded):
-        each.fit(X, Y, batch_size=16, epochs=3, verbose=2)
+        each.fit(X, Y, batch_size=16, epochs=2, verbose=2)
     assert "afresh" not in capsys.readouterr().out
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_keras_file_of_version_0_1_0_loads_for_ever_and_trains_on(tmp_path, capsys):
+    path = ROOT / "tests" / "fixtures" / "model_0.1.0.keras"
+    model = keras.models.load_model(path)
+    with zipfile.ZipFile(path) as file:
+        file.extract("model.weights.h5", tmp_path)
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        saved = {}
+        file.visititems(lambda name, item: saved.update({name: item}))
+        saved = {k: v[()] for k, v in saved.items() if isinstance(v, h5py.Dataset)}
+    scores = "sampling_state/vars/"
+    assert type(model) is type(_functional(keras_osgd.Model)) and model.name == "old"
+    assert (model.sampling.floor, model.sampling.seed) == (0.1, 0)
+    for i, weight in enumerate(model.get_layer("dense").get_weights()):
+        np.testing.assert_array_equal(weight, saved[f"layers/dense/vars/{i}"])
+    for i, variable in enumerate(model.optimizer.variables):
+        np.testing.assert_array_equal(variable.numpy(), saved[f"optimizer/vars/{i}"])
+    # All that is known of the examples and of where training was, under its old name.
+    state = _saved(model.sampling_state)
+    for name in (name for name in saved if name.startswith(scores)):
+        found = state[name.removeprefix(scores)]
+        np.testing.assert_array_equal(found, saved[name], err_msg=name)
+    assert len(model.sampling_state.table.last_norms()) == len(small.X)
+    assert (model.sampling_state.table.last_norms() > 0).all()
+    lead, before = saved[scores + "lead"], small.flat(model)
+    assert float(model.sampling_state.lead) == lead > 0
+    blocks = model.sampling_state.blocks
+    small.fit(model, verbose=2)
+    assert "afresh" not in capsys.readouterr().out  # the rows are known again
+    assert model.sampling_state.blocks > blocks
+    assert float(model.optimizer.iterations) > saved["optimizer/vars/0"] > 75
+    assert (small.flat(model) != before).all()
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_weights_files_carry_the_scores_and_a_plain_keras_model_can_load_them(
-    kind, tmp_path
+    kind, trained, tmp_path
 ):
-    model = _trained(MODELS[kind])
+    model = trained(kind)
     model.save_weights(tmp_path / "w.weights.h5")
     other = MODELS[kind]()
     other.build((None, 8))
@@ -125,10 +168,12 @@ def test_weights_files_carry_the_scores_and_a_plain_keras_model_can_load_them(
         np.testing.assert_array_equal(a, b)
 
 
-def test_weights_made_without_the_add_on_load_and_keep_the_scores_there_are(tmp_path):
+def test_weights_made_without_the_add_on_load_and_keep_the_scores_there_are(
+    trained, tmp_path
+):
     plain = _sequential(keras.Sequential)
     plain.save_weights(tmp_path / "w.weights.h5")
-    model = _trained(MODELS["sequential"])
+    model = copy.deepcopy(trained("sequential"))
     norms = model.sampling_state.table.last_norms()
     model.load_weights(tmp_path / "w.weights.h5")
     np.testing.assert_array_equal(model.sampling_state.table.last_norms(), norms)
@@ -154,9 +199,10 @@ def test_weights_made_without_the_add_on_start_with_fresh_scores_and_say_so(
         assert model.sampling_state.table.share_unseen < 1
 
 
-def test_scores_of_other_data_loaded_inside_fit_are_refused(tmp_path):
-    model = _trained(MODELS["sequential"])
-    model.save_weights(tmp_path / "w.weights.h5")
+def test_scores_of_other_data_loaded_inside_fit_are_refused(trained, tmp_path):
+    trained("sequential").save_weights(tmp_path / "w.weights.h5")
+    model = MODELS["sequential"]()
+    model.compile("sgd", "sparse_categorical_crossentropy")
 
     class Load(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -166,10 +212,10 @@ def test_scores_of_other_data_loaded_inside_fit_are_refused(tmp_path):
         model.fit(X[:100], Y[:100], epochs=2, verbose=0, callbacks=[Load()])
 
 
-def test_scores_of_another_norm_loaded_inside_fit_are_refused(tmp_path):
-    model = _trained(MODELS["sequential"])
-    model.save_weights(tmp_path / "w.weights.h5")
-    model.compile("sgd", model.loss, sampling=RAIS(norm="exact", seed=0))
+def test_scores_of_another_norm_loaded_inside_fit_are_refused(trained, tmp_path):
+    trained("sequential").save_weights(tmp_path / "w.weights.h5")
+    model, loss = MODELS["sequential"](), "sparse_categorical_crossentropy"
+    model.compile("sgd", loss, sampling=RAIS(norm="exact", seed=0))
 
     class Load(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -194,8 +240,8 @@ def test_files_bring_back_the_norm_and_those_without_one_have_the_last_layer_s(n
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_scores_are_no_weights_and_no_part_of_an_export(kind, tmp_path):
-    model = _trained(MODELS[kind])
+def test_the_scores_are_no_weights_and_no_part_of_an_export(kind, trained, tmp_path):
+    model = trained(kind)
     assert len(model.weights) == 4
     assert model.count_params() == 8 * 8 + 8 + 8 * 3 + 3
     model.export(tmp_path / "export", verbose=False)
@@ -239,14 +285,14 @@ def test_an_export_and_an_accelerated_models_file_load_without_the_add_on(tmp_pa
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_deepcopy_and_pickle_work(kind):
-    model = _trained(MODELS[kind])
+def test_deepcopy_and_pickle_work(kind, trained):
+    model = trained(kind)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(copied) is type(model)
         np.testing.assert_array_equal(
             copied.predict(X, verbose=0), model.predict(X, verbose=0)
         )
-        copied.fit(X, Y, epochs=1, verbose=0)
+    copied.fit(X, Y, epochs=1, verbose=0)  # Python makes both by `__reduce__`
 
 
 def test_accelerate_and_release_keep_weights_and_optimizer():
@@ -262,7 +308,7 @@ def test_accelerate_and_release_keep_weights_and_optimizer():
     after = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
-    model.fit(X, Y, batch_size=16, epochs=6, verbose=0)
+    model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
     assert model.sampling_state.observed > 0
     iterations = int(model.optimizer.iterations.numpy())
     assert keras_osgd.release(model) is model
@@ -484,7 +530,7 @@ def test_files_saved_inside_fit_can_be_loaded_and_change_no_draw(tmp_path):
         keras.utils.set_random_seed(0)
         model = _sequential(keras_osgd.Sequential)
         model.compile("sgd", "sparse_categorical_crossentropy", sampling=RAIS(seed=0))
-        model.fit(X, Y, batch_size=4, epochs=4, verbose=0, callbacks=callbacks)
+        model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=callbacks)
         return model
 
     path = tmp_path / "{epoch}-{batch}.keras"

@@ -18,13 +18,18 @@ def _clock(steps_per_execution=1):
 def _train(clock, end, gains, epochs, effective_iterations, size=1):
     """Follows the training loop; returns the steps each epoch ended at."""
     ends, step = [], 0
+
+    @tf.function(autograph=False)
+    def train_step(gain):
+        clock.advance(gain, None)
+        clock.decide()
+
     for _ in range(epochs):
         clock.begin_epoch(effective_iterations)
         complete = False
         while not complete:
             for _ in range(min(size, int(min(int(end), step + size)) - step)):
-                clock.advance(tf.constant(gains[step]), None)
-                clock.decide()
+                train_step(tf.constant(gains[step]))
                 step += 1
             complete = clock.count_execution()
         ends.append(step)

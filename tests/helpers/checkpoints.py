@@ -52,7 +52,7 @@ def state_of(model):
 
 
 def saved_midway(directory, sampling, epochs=4, stop_after=20, callbacks=(), **options):
-    """Trains with a checkpoint at every state, until a step ends it like a kill."""
+    """Trains until a step ends it like a kill, after a checkpoint of the one before."""
 
     class Killed(Exception):
         pass
@@ -66,7 +66,7 @@ def saved_midway(directory, sampling, epochs=4, stop_after=20, callbacks=(), **o
                 raise Killed
 
     model = net(sampling)
-    given = [*callbacks, Kill(), EveryState(directory, every=1)]
+    given = [*callbacks, Kill(), EveryState(directory, every=stop_after)]
     with pytest.raises(Killed):
         small.fit(model, epochs=epochs, callbacks=given, **options)
     return model

@@ -75,7 +75,8 @@ def replay(start, index, probability) -> Replayed:
     averages, norms, gains = np.zeros(4), [], []
     for rows, p in zip(index, probability, strict=True):
         m, w = len(rows), 1 / (N * p.astype(np.float64))
-        each = [_gradient(weights, row) for row in rows]
+        each = [_gradient([w.value() for w in weights], row) for row in rows]
+        each = [[g.numpy() for g in gradient] for gradient in each]
         mean = [
             sum(a * g for a, g in zip(w, parts, strict=True)) / m
             for parts in zip(*each, strict=True)
@@ -93,12 +94,18 @@ def replay(start, index, probability) -> Replayed:
     return Replayed(flat, np.array(norms), np.array(gains))
 
 
-def _gradient(weights, row) -> list[np.ndarray]:
+def _gradient(weights, row) -> list[tf.Tensor]:
+    return _gradient_of(weights, tf.constant(X[row], tf.float64), tf.constant(Y[row]))
+
+
+@tf.function
+def _gradient_of(weights, x, label) -> list[tf.Tensor]:
     with tf.GradientTape() as tape:
-        hidden = tf.tanh(tf.tensordot(X[row].astype(float), weights[0], 1) + weights[1])
+        tape.watch(weights)
+        hidden = tf.tanh(tf.tensordot(x, weights[0], 1) + weights[1])
         logits = tf.tensordot(hidden, weights[2], 1) + weights[3]
-        loss = -tf.nn.log_softmax(logits)[int(Y[row])]
-    return [g.numpy() for g in tape.gradient(loss, weights)]
+        loss = -tf.gather(tf.nn.log_softmax(logits), label)
+    return tape.gradient(loss, weights)
 
 
 def _ratio(averages, m) -> float:

@@ -1,4 +1,4 @@
-"""One of two processes that train together, for `fit/test_replicas.py`.
+"""One of two processes that train together, for `fit/test_workers.py`.
 
 python -m tests.helpers.workers RANK PORT PORT DIRECTORY
 """
