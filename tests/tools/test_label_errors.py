@@ -190,7 +190,7 @@ def test_models_without_draws_and_other_data_are_refused():
     ):
         with pytest.raises(ValueError, match="60 examples in their order.*validation_"):
             find(model, x, y)
-    with pytest.raises(ValueError, match="`k`.*of at least 1. Received: k=0"):
+    with pytest.raises(ValueError, match="`k` must be.*at least 1. Received: k=0"):
         find(model, small.X, small.Y, k=0)
 
 
