@@ -72,4 +72,14 @@ def saved_midway(directory, sampling, epochs=4, stop_after=20, callbacks=(), **o
     return model
 
 
+def going_on(directory, sampling, capsys, x=small.X, y=small.Y, **options):
+    """Goes on from a directory and returns the model and what was printed."""
+    model = options.pop("model", None) or net(sampling)
+    capsys.readouterr()
+    callback = Checkpoint(directory, scores=options.pop("scores", "keep"))
+    options = {"epochs": 4, "verbose": 2, "callbacks": [callback], **options}
+    small.fit(model, x, y, **options)
+    return model, capsys.readouterr().out
+
+
 ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
