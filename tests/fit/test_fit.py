@@ -202,11 +202,11 @@ def test_metrics_and_loss_shown_estimate_the_whole_training_set(draws):
     _fit(model, epochs=4)
     model.optimizer.learning_rate = 0.0  # frozen: what is shown has one true value
     _fit(model, epochs=1)  # the momentum runs out
-    shown = _fit(model, epochs=12).history
+    shown = _fit(model, epochs=16).history
     loss, accuracy = model.evaluate(X, Y, verbose=0)
     assert model.sampling_run.planner.last_plan.importance
     for name, true in (("accuracy", accuracy), ("loss", loss)):
-        standard_error = np.std(shown[name], ddof=1) / np.sqrt(12)
+        standard_error = np.std(shown[name], ddof=1) / np.sqrt(16)
         assert standard_error < 0.02 * true  # or the test could not fail
         assert abs(np.mean(shown[name]) - true) < 5 * standard_error
 
