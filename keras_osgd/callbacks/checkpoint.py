@@ -101,7 +101,7 @@ class Checkpoint(ResumingCallback):
         epochs: int,
         initial_epoch: int,
     ) -> Resumed:
-        """Finds where a `fit` resumes; called by `fit` before anything else begins.
+        """Finds where a `fit` resumes; called by `fit` before its run is made.
 
         Args:
             variables: the run's; `None` without importance sampling.

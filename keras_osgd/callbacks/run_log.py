@@ -180,7 +180,7 @@ def run_description(model: keras.Model, params: Mapping[str, Any]) -> dict[str, 
     }
     if run is not None:
         found |= {
-            "n": run.n,
+            "n": getattr(run, "n", None),  # a stream has no length
             "batch_size": run.batch_size,
             "seed": model.sampling_state.seed,
         }

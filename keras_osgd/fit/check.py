@@ -229,8 +229,7 @@ def examine(
         tried = model, described, data, method.norm
         refusals.tried(own_train_step.verify, *tried)
     adapt = bool(refusals.tried(checks.rate_can_follow, model, method))
-    key = RunKey.of(model, data, adapt)
-    if earlier is not None and earlier.serves(key, described):
+    if earlier is not None and earlier.serves(RunKey.of(model, data, adapt), described):
         return Examined(data, described, adapt, earlier.step_state.scorer, line)
     scorer = None
     if model.trainable_weights:

@@ -22,7 +22,7 @@ from keras_osgd.fit.callback_list import callback_list
 from keras_osgd.fit.check import Examined, examine
 from keras_osgd.fit.fit_callback import FitCallback, Resumed, ResumingCallback
 from keras_osgd.fit.held import Held
-from keras_osgd.fit.logged import progress, record
+from keras_osgd.fit.logged import progress
 from keras_osgd.fit.run import Run, RunKey, RunVariables
 
 __all__ = [
@@ -197,8 +197,7 @@ def _callbacks(
     model: keras.Model, held: Held, run: Run, arguments: FitArguments, steps: int
 ) -> keras.callbacks.CallbackList:
     bar = functools.partial(progress, run)
-    at_end = functools.partial(record, run, held.history)
-    return callback_list(model, arguments, run.clock, steps, bar, at_end)
+    return callback_list(model, arguments, run.clock, steps, bar, held.record)
 
 
 def _begun(
@@ -212,21 +211,22 @@ def _begun(
     share = replicas.share_of(model.distribute_strategy)
     data = strategies.part_of(seen.data, share)
     line = continuation.prepare_state(model, held.sampling, data)
-    variables = _variables(model, held, seen)
-    lines, begun = [seen.line, line], Resumed(arguments.initial_epoch)
-    where_saved = str
+    held.prepare(data.arrays[1])
+    for told in filter(None, [seen.line, line] if arguments.verbose else []):
+        print(told)
+    variables = _kept_variables(model, held, seen)
+    begun, where_saved = Resumed(arguments.initial_epoch), str
     if checkpoint is not None:
         epochs, where_saved = arguments.epochs, checkpoint.where_saved
         begun = checkpoint.begin(variables, data, epochs, arguments.initial_epoch)
-        lines.append(begun.line)
     run = Run(model, variables, data, arguments.verbose, where_saved)
-    held.begin(model, run, data.arrays[1])
-    for line in filter(None, lines):
-        run.say(line)
+    held.begin(model, run)
+    if begun.line:
+        run.say(begun.line)
     return run, begun
 
 
-def _variables(model: keras.Model, held: Held, seen: Examined) -> RunVariables:
+def _kept_variables(model: keras.Model, held: Held, seen: Examined) -> RunVariables:
     key = RunKey.of(model, seen.data, seen.adapt)
     if held.kept is None or not held.kept.serves(key, seen.losses):
         made = (held.sampling, held.state, key, seen.losses, seen.scorer)

@@ -67,20 +67,32 @@ class Held:
         """Keeps variables, or a stream's run, for the next `fit` that they serve."""
         self.kept = kept
 
-    def begin(self, model: keras.Model, run: Run | StreamRun, targets: Any) -> None:
+    def prepare(self, targets: Any) -> None:
+        """Forgets the last run: the state belongs to the data of a new `fit` now.
+
+        Args:
+            targets: y of that data, nested arrays.
+        """
+        self.run, self.targets, self.history = None, targets, {}
+
+    def begin(self, model: keras.Model, run: Run | StreamRun) -> None:
         """Begins a `fit` with importance sampling.
 
         Keras makes a new training function unless the last one refers to the same
         variables.
 
         Args:
-            model: the owner of this object.
+            model: that keeps this.
             run: of the `fit`.
-            targets: y, nested arrays, or `None`.
         """
-        self.run, self.targets, self.history = run, targets, {}
+        self.run, self.history = run, {}
         if self._traced is not run.step_state:
             model.train_function = None
+
+    def record(self) -> None:
+        """Adds an epoch's numbers, and the steps since `fit` began, to the history."""
+        for name, value in {"steps": self.run.clock.step, **self.run.logged()}.items():
+            self.history.setdefault(name, []).append(value)
 
     def leave(self, model: keras.Model, sizes: tuple[int | None, int | None]) -> None:
         """Lets the model train as in Keras.
@@ -136,4 +148,4 @@ class Held:
 def as_in_fit(model: keras.Model, x: Any) -> Any:
     """Returns x as a `fit` of this model uses it; prints nothing."""
     held = getattr(model, "sampling_held", None)
-    return (held or Held()).seen(x)
+    return from_dataset(x, None, verbose=False)[0] if held is None else held.seen(x)

@@ -11,7 +11,7 @@ from keras_osgd.gain import learning_rate
 if TYPE_CHECKING:
     from keras_osgd.fit.run import Run
 
-__all__ = ["logged", "progress", "record"]
+__all__ = ["logged", "progress"]
 
 
 def progress(run: Run) -> dict[str, float]:
@@ -38,9 +38,3 @@ def logged(run: Run, optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
             optimizer, step.clock.gain, step.clock.lead
         ),
     }
-
-
-def record(run: Run, history: dict[str, list[float]]) -> None:
-    """Adds an epoch's numbers, and the steps since `fit` began, to a history."""
-    for name, value in {"steps": run.clock.step, **run.logged()}.items():
-        history.setdefault(name, []).append(value)

@@ -47,7 +47,7 @@ def pool_sampling(
     arguments = divided(refusals, arguments)
     seen = examine_stream(refusals, model, held.sampling, arguments)
     refusals.end()
-    run = _run(model, held, seen)
+    run = _begun_run(model, held, seen)
     stream, size = seen.stream, arguments.batch_size
     if stream.of_arrays:
         arguments = arguments.replace(y=None, sample_weight=None)
@@ -70,7 +70,7 @@ def pool_sampling(
         run.finish()
 
 
-def _run(model: keras.Model, held: Held, seen: ExaminedStream) -> StreamRun:
+def _begun_run(model: keras.Model, held: Held, seen: ExaminedStream) -> StreamRun:
     """Returns the run that this `fit` uses: the last one, if that serves."""
     held.state.start_clock()
     continuation.restart_clock(model)
@@ -78,5 +78,5 @@ def _run(model: keras.Model, held: Held, seen: ExaminedStream) -> StreamRun:
         seed = continuation.seed_of(held.sampling)
         parts = (held.sampling, held.state, seen.losses, seen.adapt, seed)
         held.keep(StreamRun(model, *parts))
-    held.begin(model, held.kept, targets=None)
+    held.begin(model, held.kept)
     return held.kept

@@ -159,8 +159,8 @@ class ImportanceSampled(UnderStrategy):
         if held.run is None or (self.train_function is not None and not force):
             return super().make_train_function(force)
         jit_compile, self.jit_compile = self.jit_compile, False
-        step = self._step_for(self.train_step, held.run.step_state, jit_compile)
         try:
+            step = self._step_for(self.train_step, held.run.step_state, jit_compile)
             with replaced(self, {"train_step": step}):
                 super().make_train_function(force)
         finally:

@@ -79,6 +79,7 @@ def drawn_at(
         offset: `[]` float64, in [0, 1), see `draws.reshuffled.systematic`.
     """
     p = pool_probability(scores, floor)
+    # On the host, wherever the model is: one place draws systematically.
     index = tf.numpy_function(_systematic, [p, size, offset], tf.int64)
     index = tf.ensure_shape(index, [None])
     # Examples whose scores are not finite cannot be drawn, and do not count.

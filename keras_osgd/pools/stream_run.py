@@ -131,6 +131,7 @@ class StreamRun:
         """Starts without pools."""
         self.model, self.sampling = model, sampling
         self.active, self.pooling = False, False
+        self.told: list[str] = []  # it has no alarms
         self.gain = PoolGain(sampling.ratio, sampling.floor)
         self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), SkipCount()
         self.step_state = StepState(
@@ -252,6 +253,9 @@ class StreamRun:
                 self.model.optimizer, clock.gain, clock.lead
             ),
         }
+
+    def settle(self) -> None:
+        """Has nothing to wait for."""
 
     def probabilities(self) -> None:
         """Returns `None`: a stream's examples have no p."""

@@ -56,8 +56,9 @@ class StepLog(Protocol):
 class StepState:
     """All that a sampled step reads and updates beside the model.
 
-    The step knows neither who plans its draws nor what a `fit` is. A run makes this
-    once and keeps it while the sizes stay: the traced step refers to its variables.
+    The step knows neither who plans its draws nor what a `fit` is. The traced step
+    refers to these variables, so they are kept from one `fit` to the next while the
+    sizes stay.
 
     Attributes:
         n: number of examples that p is defined on, including those of other workers.
