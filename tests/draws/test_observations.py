@@ -86,3 +86,10 @@ def test_the_log_gives_back_what_steps_left_across_its_end():
     np.testing.assert_array_equal(gains, 10 + np.arange(4, 9))
     expected = np.stack([np.arange(4, 9), np.arange(4, 9) + 0.5], axis=1).ravel()
     np.testing.assert_array_equal(norms, expected)
+
+
+def test_only_features_that_are_all_zero_stand_for_an_unknown_example():
+    window, norms = Window(100), np.array([2.0, 4.0])
+    window.add(np.array([[1.0, 0.0], [0.0, 0.0]]), np.ones(2), norms)
+    kept = window.state_dict()["features"]
+    np.testing.assert_array_equal(kept, [[1.0, 0.0], [3.0, 3.0]])
