@@ -37,7 +37,7 @@ class Model(ImportanceSampled, keras.Model):
     Example:
         >>> inputs = keras.Input((4,))
         >>> model = Model(inputs, keras.layers.Dense(1)(inputs))
-        >>> model.compile("sgd", "mse")  # sampling="rais" is the default
+        >>> model.compile("sgd", "mse")  # sampling="auto" is the default
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +70,7 @@ def _rebase(cls: type) -> None:
     cls.__bases__ = tuple(Functional if b is Model else b for b in cls.__bases__)
 
 
-def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
+def accelerate(model: keras.Model, sampling: Any = "auto") -> keras.Model:
     """Lets any model, new, compiled or loaded, train with importance sampling.
 
     The model itself is changed and returned; weights, optimizer and its state stay.

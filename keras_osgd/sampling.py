@@ -16,6 +16,7 @@ from keras_osgd.scores.checks import (
 )
 
 __all__ = [
+    "Auto",
     "Oracle",
     "Presample",
     "RAIS",
@@ -32,12 +33,19 @@ _FULL_PASS = 100_000  # up to this n, the first pass is uniform
 _COLD_START = 20_000  # examples; above it, this many are drawn uniformly first
 _FRESH = 10_000  # examples; up to here, the oracle scores all at every step
 _STALE_FLOOR = 0.1  # of an oracle that does not score at every step
+_LEAST_EXAMPLES = 1_000  # with fewer, importances are not learned in time
+_LEAST_STEPS = 16  # of an epoch, likewise
 
 
 class Sampling:
     """Base of the sampling methods; serializable like an optimizer."""
 
     norm: Literal["last_layer", "exact"] = "last_layer"
+
+    @property
+    def name(self) -> str:
+        """Name of the way in which examples are drawn."""
+        return type(self).__name__
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -162,6 +170,42 @@ class RAIS(Sampling):
     def uniform_draws(self, n: int) -> int:
         """Returns how many examples are drawn uniformly at the start."""
         return n if n <= _FULL_PASS else _COLD_START
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Auto(RAIS):
+    """`RAIS` where it can be applied and may pay, else Keras' own training.
+
+    The default. What cannot be drawn at random, has no loss of single examples or is
+    too little to learn importances from trains by Keras' own `fit`, to the bit, and a
+    line says why and what would change it. `RAIS` refuses the same things. All
+    arguments as in `RAIS`.
+
+    Example:
+        >>> get("auto").floor
+        0.05
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the way in which examples are drawn, where they are."""
+        return RAIS.__name__
+
+    def require_enough(self, n: int | None, steps: int) -> None:
+        """Raises where there is too little to learn importances from.
+
+        Args:
+            n: number of examples; `None` if it is not known.
+            steps: of an epoch.
+        """
+        if steps >= _LEAST_STEPS and (n is None or n >= _LEAST_EXAMPLES):
+            return
+        examples = "" if n is None else f"{n} examples in "
+        raise ValueError(
+            f"There must be {_LEAST_EXAMPLES} examples and {_LEAST_STEPS} batches an "
+            f"epoch, or more, for importance sampling to pay. Received: {examples}"
+            f'{steps} batches. sampling="rais" samples all the same.'
+        )
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -301,6 +345,7 @@ class Presample(Sampling):
 
 
 _BY_NAME = {
+    "auto": Auto,
     "oracle": Oracle,
     "presample": Presample,
     "rais": RAIS,
@@ -312,8 +357,8 @@ def get(identifier: str | Sampling | dict[str, Any]) -> Sampling:
     """Returns the sampling method that a user named or configured.
 
     Args:
-        identifier: "rais", "oracle", "presample", "uniform", a `Sampling` or its
-            serialized form.
+        identifier: "auto", "rais", "oracle", "presample", "uniform", a `Sampling` or
+            its serialized form.
 
     Raises:
         ValueError: if it is none of these.

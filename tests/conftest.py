@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import settings
 
+from keras_osgd import sampling
+
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
@@ -18,6 +20,13 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
+
+
+@pytest.fixture(autouse=True)
+def _sampled(request, monkeypatch):
+    """Lets small data be sampled by default; tests of the default are marked `auto`."""
+    if request.node.get_closest_marker("auto") is None:
+        monkeypatch.setitem(sampling._BY_NAME, "auto", sampling.RAIS)
 
 
 @pytest.fixture(autouse=True, scope="module")

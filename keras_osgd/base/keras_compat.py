@@ -1,6 +1,6 @@
-"""Every private name of Keras that the package cannot do without.
+"""Every private name of Keras and TensorFlow that the package cannot do without.
 
-`tests/base/test_keras_compat.py` fails, and says what broke, when Keras changes one.
+`tests/base/test_keras_compat.py` fails, and says what broke, when one changes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ __all__ = [
     "AVERAGES_SWAPPED",
     "Functional",
     "UnderStrategy",
+    "batch_size_of",
     "build_under_strategy",
     "call_model",
     "calling",
     "compiled_losses",
     "compute_loss",
     "copied",
+    "draws_at_random",
     "draws_random_numbers",
     "forget_initial_epoch",
     "layers_of",
@@ -39,6 +41,18 @@ __all__ = [
 ]
 
 AVERAGES_SWAPPED = "_ema_weights_in_model"  # attribute of `SwapEMAWeights`
+# Operations that give something else at every visit, by the beginnings of their names;
+# random layers assign their generators' states.
+_RANDOM = (
+    "Assign",
+    "Multinomial",
+    "Random",
+    "Rng",
+    "StatefulRandom",
+    "StatefulStandardNormal",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
+)
 
 
 def call_model(model: keras.Model, x: Any, training: bool) -> Any:
@@ -294,3 +308,49 @@ def build_under_strategy(model: keras.Model, batch: tuple) -> None:
     """
     with model.distribute_strategy.scope():
         model._symbolic_build(data_batch=batch)
+
+
+def draws_at_random(dataset: tf.data.Dataset) -> bool:
+    """Returns whether a dataset's functions are seen to differ from visit to visit.
+
+    They do where they draw random numbers that no seed decides, or change a variable,
+    as Keras' layers for augmentation do with their seeds. Nothing is read. What Python
+    functions do inside a dataset is not seen, and what `cache` keeps does not differ.
+
+    Example:
+        >>> dataset = tf.data.Dataset.range(3)
+        >>> draws_at_random(dataset.map(lambda i: tf.random.uniform([])))
+        True
+    """
+    return any(
+        name.startswith(_RANDOM)
+        for part in _parts(dataset, "CacheDataset")
+        for name in _operations(part)
+    )
+
+
+def batch_size_of(dataset: tf.data.Dataset) -> int | None:
+    """Returns the size of the batches that a dataset was divided into, or `None`.
+
+    Example:
+        >>> batch_size_of(tf.data.Dataset.range(7).batch(3).prefetch(1))
+        3
+    """
+    for part in _parts(dataset):
+        if hasattr(part, "_batch_size"):
+            return int(part._batch_size)
+    return None
+
+
+def _parts(dataset: tf.data.Dataset, end: str = "") -> Iterator[tf.data.Dataset]:
+    """Yields a dataset and those it is made of, down to any of the class `end`."""
+    yield dataset
+    for inner in dataset._inputs() if type(dataset).__name__ != end else ():
+        yield from _parts(inner, end)
+
+
+def _operations(dataset: tf.data.Dataset) -> Iterator[str]:
+    for function in dataset._functions():
+        graph = function.function.graph.as_graph_def()
+        for nodes in (graph.node, *(f.node_def for f in graph.library.function)):
+            yield from (node.op for node in nodes)

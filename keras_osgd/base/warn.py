@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 import warnings
+from collections.abc import Iterator
 
 import keras
 
-__all__ = ["warn", "warn_once", "warned_of"]
+__all__ = ["unless_it_fails", "warn", "warn_once", "warned_of"]
 
 _INSIDE = ("keras_osgd", "keras", "tensorflow", "contextlib", "functools")
 
@@ -36,3 +38,17 @@ def warn_once(model: keras.Model, key: str, message: str) -> None:
 def warned_of(model: keras.Model) -> list[str]:
     """Returns the texts of all that `warn_once` has given for a model."""
     return list(vars(model).get("_keras_osgd_warned", {}).values())
+
+
+@contextlib.contextmanager
+def unless_it_fails(model: keras.Model) -> Iterator[None]:
+    """Gives the warnings of the block at its end; none of them if it raises."""
+    before = dict(vars(model).get("_keras_osgd_warned", {}))
+    try:
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            yield
+    except Exception:
+        vars(model)["_keras_osgd_warned"] = before
+        raise
+    for told in caught:
+        warnings.warn_explicit(told.message, told.category, told.filename, told.lineno)

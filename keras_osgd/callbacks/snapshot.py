@@ -254,7 +254,7 @@ def draw_settings(variables: RunVariables) -> dict[str, Any]:
     steps = key.steps_per_execution
     alike = steps <= _ALIKE and not isinstance(sampling, Oracle)
     found = {
-        "sampling": type(sampling).__name__,
+        "sampling": sampling.name,
         "batch_size": key.batch_size,
         "steps_per_execution": f"up to {_ALIKE}" if alike else steps,
         "learning_rate_follows_the_gain": key.adapt,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import pathlib
+import random
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,10 +15,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.base import keras_compat
 from keras_osgd.base.refusals import NO_EXAMPLES
 from keras_osgd.data.arrays import as_array
 from keras_osgd.data.indexed_examples import Indexed
-from keras_osgd.data.stored_columns import in_memory, kept_in, on_disk, row_hashes
+from keras_osgd.data.stored_columns import (
+    in_memory,
+    kept_in,
+    on_disk,
+    row_hashes,
+    too_large,
+)
 from keras_osgd.data.uneven_columns import Uneven, uneven
 
 __all__ = [
@@ -25,19 +35,32 @@ __all__ = [
     "from_dataset",
     "indexed",
     "is_batched",
+    "is_dataset",
+    "length_of",
     "read",
     "require_batches",
+    "require_readable",
+    "stand_in",
 ]
 
-_MEMORY_LIMIT = 2**30
+MEMORY_LIMIT = 2**30
 _READ_AT_ONCE = 256  # examples
+_STANDING_IN = 8  # examples
+_INFINITE = tf.data.INFINITE_CARDINALITY
+_UNKNOWN = tf.data.UNKNOWN_CARDINALITY
+_FROZEN = (
+    "The dataset must give the same examples whenever it is read: what is drawn at "
+    "random would be frozen. Received: {}. Take the random part, such as augmentation, "
+    "out of the dataset and pass `keras_osgd.data.indexed(dataset, map=augment)` to "
+    "`fit`."
+)
 
 
 def indexed(
     dataset: tf.data.Dataset | keras.utils.PyDataset,
     map: Callable | None = None,
     cache: str | os.PathLike | None = None,
-    memory_limit: int = _MEMORY_LIMIT,
+    memory_limit: int = MEMORY_LIMIT,
     batched: bool | None = None,
     verbose: bool = True,
 ) -> Indexed:
@@ -76,18 +99,14 @@ def indexed(
         >>> len(examples), examples.batch_size
         (6, 2)
     """
-    if isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == -1:
-        raise ValueError(
-            "The dataset is infinite. Importance sampling needs random access to a "
-            "finite set: leave `.repeat()` out, or pass `dataset.take(n)`, or compile "
-            "with `sampling=keras_osgd.sampling.Presample(ratio=4)`, which draws from "
-            "what a stream gives next."
-        )
+    _require_finite(dataset)
     batched = is_batched(dataset) if batched is None else batched
+    directory = None if cache is None else pathlib.Path(cache)
+    if directory is None or kept_in(directory) is None:
+        require_readable(dataset, memory_limit if directory is None else None)
     first = next(batches(dataset, batched), None)
     if first is None:
         raise ValueError(NO_EXAMPLES)
-    directory = None if cache is None else pathlib.Path(cache)
     leaves = None if directory is None else _kept(directory, first)
     if leaves is None:
         leaves = read(dataset, batched, directory, memory_limit, verbose)
@@ -108,7 +127,7 @@ def from_dataset(x: Any, earlier: tuple | None, verbose: bool) -> tuple[Any, Any
     Raises:
         ValueError: if a dataset cannot be read once and drawn from; says what to do.
     """
-    if not isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
+    if not is_dataset(x):
         return x, earlier
     if earlier is not None and earlier[0]() is x:
         return earlier[1], earlier
@@ -130,6 +149,111 @@ def require_batches(dataset: Any, or_else: str = "") -> None:
         )
 
 
+def _require_finite(dataset: Any) -> None:
+    if isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == _INFINITE:
+        raise ValueError(
+            "The dataset is infinite. Importance sampling needs random access to a "
+            "finite set: leave `.repeat()` out, or pass `dataset.take(n)`, or compile "
+            "with `sampling=keras_osgd.sampling.Presample(ratio=4)`, which draws from "
+            "what a stream gives next."
+        )
+
+
+def require_readable(dataset: Any, memory_limit: int | None) -> None:
+    """Raises where it is known before reading that a dataset cannot be read once.
+
+    Nothing is read of a `tf.data.Dataset`, and the first batch of a `PyDataset`.
+
+    Args:
+        dataset: to be read.
+        memory_limit: bytes that may be kept; `None` where they are on disk.
+
+    Raises:
+        ValueError: if it draws at random, is infinite or does not fit into the memory.
+    """
+    if isinstance(dataset, keras.utils.PyDataset):
+        _length(dataset)
+        with _random_state_kept():
+            first, again = (
+                row_hashes(keras.tree.flatten(as_arrays(dataset[0]))) for _ in "12"
+            )
+        _refuse_new(first, again)
+        return
+    _require_finite(dataset)
+    if keras_compat.draws_at_random(dataset):
+        raise ValueError(_FROZEN.format("functions that draw at random"))
+    if memory_limit is not None and _least_bytes(dataset) > memory_limit:
+        raise ValueError(too_large(memory_limit))
+
+
+def _least_bytes(dataset: tf.data.Dataset) -> int:
+    """Returns the least size of all examples; axes of unknown length count as 1."""
+    size, total = keras_compat.batch_size_of(dataset) or 1, 0
+    for spec in tf.nest.flatten(dataset.element_spec, expand_composites=True):
+        if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+            first, *others = spec.shape
+            rows = (first or size) * math.prod(other or 1 for other in others)
+            total += spec.dtype.size * rows
+    return total * max(int(dataset.cardinality()) - 1, 0)  # the last may be smaller
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Restores the states of Python's and NumPy's own random generators."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def stand_in(dataset: Any) -> tuple | None:
+    """Returns a few rows shaped as those of a dataset, to try a model on; reads none.
+
+    Returns:
+        (x, y, ...) of arrays; x is normally distributed if it is floats, all else is 0.
+        The first batch of a `PyDataset`. `None` where the shapes are not known.
+    """
+    if isinstance(dataset, keras.utils.PyDataset):
+        with _random_state_kept():
+            return as_arrays(dataset[0])
+    specs, numbers = tf.nest.flatten(dataset.element_spec), np.random.default_rng(0)
+    for spec in specs:
+        if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
+            return None
+        if None in spec.shape.as_list()[1:]:
+            return None
+
+    def made(spec: tf.TensorSpec) -> np.ndarray:
+        shape = [spec.shape[0] or _STANDING_IN, *spec.shape[1:]]
+        if spec.dtype.is_floating:
+            return numbers.normal(size=shape).astype(spec.dtype.as_numpy_dtype)
+        return np.zeros(shape, spec.dtype.as_numpy_dtype)
+
+    return as_arrays(tf.nest.map_structure(made, dataset.element_spec))
+
+
+def length_of(dataset: Any) -> tuple[int | None, int]:
+    """Returns the number of examples, if it is known, and of batches.
+
+    Raises:
+        ValueError: if the number of batches is not known without reading.
+    """
+    if isinstance(dataset, keras.utils.PyDataset):
+        return None, _length(dataset)
+    count = int(dataset.cardinality())
+    if count == _UNKNOWN:
+        raise ValueError(
+            "The dataset's length must be known, for it is read once and kept. "
+            "Received: one of unknown length. Apply "
+            "`tf.data.experimental.assert_cardinality(batches)`, or pass "
+            "`keras_osgd.data.indexed(dataset)`."
+        )
+    size = keras_compat.batch_size_of(dataset)
+    return None if size is None else count * size, count
+
+
 def _kept(directory: pathlib.Path, first: Any) -> list[np.ndarray] | None:
     """Returns the stored columns or `None`; raises if they are not this dataset's."""
     leaves = kept_in(directory)
@@ -144,6 +268,11 @@ def _kept(directory: pathlib.Path, first: Any) -> list[np.ndarray] | None:
             "Delete it, or name another directory."
         )
     return leaves
+
+
+def is_dataset(x: Any) -> bool:
+    """Returns whether x is a dataset that `fit` reads once."""
+    return isinstance(x, tf.data.Dataset | keras.utils.PyDataset)
 
 
 def is_batched(dataset: Any) -> bool:
@@ -239,13 +368,15 @@ def read(
     else:
         found = on_disk(leaves_read(), directory)
     again = row_hashes(keras.tree.flatten(next(batches(dataset, batched))))
-    new = np.count_nonzero(~np.isin(again, np.concatenate(hashes)))
+    _refuse_new(np.concatenate(hashes), again)
+    return found
+
+
+def _refuse_new(known: np.ndarray, again: np.ndarray) -> None:
+    new = np.count_nonzero(~np.isin(again, known))
     if new:
         raise ValueError(
-            "The dataset must give the same examples whenever it is read: what is "
-            f"drawn at random would be frozen. Received: {new} of {len(again)} "
-            "examples that were not there the first time. Take the random part, such "
-            "as augmentation, out of the dataset and pass "
-            "`keras_osgd.data.indexed(dataset, map=augment)` to `fit`."
+            _FROZEN.format(
+                f"{new} of {len(again)} examples that were not there the first time"
+            )
         )
-    return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_osgd.data.uneven_columns import Uneven
 
-__all__ = ["Spec", "in_memory", "kept_in", "on_disk", "row_hashes"]
+__all__ = ["Spec", "in_memory", "kept_in", "on_disk", "row_hashes", "too_large"]
 
 ColumnArray = np.ndarray | Uneven
 _MANIFEST = "examples.json"
@@ -56,11 +56,7 @@ def in_memory(
     for leaves in _alike(batches):
         size += sum(leaf.nbytes for leaf in leaves)
         if size > limit:
-            raise ValueError(
-                f"The examples must fit into memory_limit={limit} bytes. Received: "
-                "more. Call `keras_osgd.data.indexed(dataset, cache=directory)`, which "
-                "keeps them on disk and reads them from there, or raise `memory_limit`."
-            )
+            raise ValueError(too_large(limit))
         held.append(leaves)
     return [
         column[0].joined(column)
@@ -68,6 +64,15 @@ def in_memory(
         else np.concatenate(column)
         for column in zip(*held, strict=True)
     ]
+
+
+def too_large(limit: int) -> str:
+    """Returns the error for more than `limit` bytes of examples."""
+    return (
+        f"The examples must fit into memory_limit={limit} bytes. Received: more. Call "
+        "`keras_osgd.data.indexed(dataset, cache=directory)`, which keeps them on disk "
+        "and reads them from there, or raise `memory_limit`."
+    )
 
 
 def on_disk(

@@ -12,7 +12,7 @@ from keras_osgd.fit.progress_bar import ProgressBar
 from keras_osgd.gain.clock import Clock
 from keras_osgd.pools.stream_run import StreamClock
 
-__all__ = ["EpochEnds", "callback_list"]
+__all__ = ["EpochEnds", "callback_list", "ends_on_nan"]
 
 
 class EpochEnds(keras.callbacks.Callback):
@@ -98,6 +98,12 @@ def callback_list(
     ends.set_model(model)
     callbacks.callbacks.insert(0, ends)
     return callbacks
+
+
+def ends_on_nan(callbacks: keras.callbacks.CallbackList) -> bool:
+    """Returns whether a callback ends training at a loss that is not finite."""
+    kind = keras.callbacks.TerminateOnNaN
+    return any(isinstance(callback, kind) for callback in callbacks.callbacks)
 
 
 def _is_bar(callback: keras.callbacks.Callback) -> bool:

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import keras
 
 from keras_osgd.base.refusals import Refusals
-from keras_osgd.data import streams, training_data
-from keras_osgd.data.datasets import from_dataset
+from keras_osgd.data import datasets, streams, training_data
+from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.streams import Stream
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.draws.oracle import refresh_steps
@@ -19,7 +19,7 @@ from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.run import RunKey, RunVariables
 from keras_osgd.losses.described import OutputLoss, describe
 from keras_osgd.norms.scorer import Scorer
-from keras_osgd.sampling import RAIS, Oracle, Presample, Sampling, Uniform
+from keras_osgd.sampling import RAIS, Auto, Oracle, Presample, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.step import own_train_step
 
@@ -30,6 +30,7 @@ __all__ = [
     "check",
     "examine",
     "examine_stream",
+    "require_worth_reading",
 ]
 
 
@@ -37,11 +38,12 @@ class Finding(NamedTuple):
     """One thing to know before training.
 
     Attributes:
-        kind: "error" (`fit` raises), "warning" (`fit` warns) or "note".
+        kind: "error" (`fit` raises), "reason" (`fit` trains as in Keras), "warning"
+            (`fit` warns) or "note".
         text: what must hold, what was found and what to do.
     """
 
-    kind: Literal["error", "warning", "note"]
+    kind: Literal["error", "reason", "warning", "note"]
     text: str
 
     def __str__(self) -> str:
@@ -86,7 +88,7 @@ def check(
         >>> finding.text[:51]
         'y has label 7 at index 0 but the model has 3 output'
     """
-    method = get_sampling(sampling or getattr(model, "sampling", "rais"))
+    method = get_sampling(sampling or getattr(model, "sampling", "auto"))
     warned = vars(model).pop("_keras_osgd_warned", None)
     try:
         arguments = FitArguments(
@@ -101,7 +103,12 @@ def check(
         vars(model).pop("_keras_osgd_warned", None)
         if warned is not None:
             vars(model)["_keras_osgd_warned"] = warned
-    findings.sort(key=lambda finding: ("error", "warning", "note").index(finding.kind))
+    if isinstance(method, Auto) and model.compiled:
+        findings = [
+            Finding("reason", f.text) if f.kind == "error" else f for f in findings
+        ]
+    kinds = ("error", "reason", "warning", "note")
+    findings.sort(key=lambda finding: kinds.index(finding.kind))
     for finding in findings if print_fn else ():
         print_fn(str(finding))
     return findings
@@ -125,11 +132,15 @@ def _findings(
             examine_stream(refusals, model, method, one)
         findings = [Finding("error", text) for text in refusals.texts]
         return findings + [Finding("warning", text) for text in _texts(caught)]
-    x, _ = refusals.tried(from_dataset, arguments.x, None, False) or (None, None)
+    if isinstance(method, Auto):
+        refusals.tried(require_worth_reading, model, method, arguments)
+        if refusals.texts:
+            return [Finding("error", text) for text in refusals.texts]
+    read = refusals.tried(datasets.from_dataset, arguments.x, None, False)
     if refusals.texts:
         return [Finding("error", text) for text in refusals.texts]
     with _caught() as caught:
-        seen = examine(refusals, model, method, arguments.replace(x=x))
+        seen = examine(refusals, model, method, arguments.replace(x=read[0]))
         if seen.data is not None and checks.has_no_bound(method, seen.data):
             checks.warn_of_floor(model, method)
     findings = [Finding("error", text) for text in refusals.texts]
@@ -219,6 +230,9 @@ def examine(
     if described:
         checks.warn_of_what_follows_the_draws(model)
     line = refusals.tried(checks.require_size, model, method, data)
+    if isinstance(method, Auto):
+        steps = arguments.steps_per_epoch or -(-data.n // data.batch_size)
+        refusals.tried(method.require_enough, data.n, steps)
     if isinstance(method, Oracle):
         sizes = data.n, data.batch_size, model.steps_per_execution
         refusals.tried(refresh_steps, method, *sizes)
@@ -235,6 +249,36 @@ def examine(
     if model.trainable_weights:
         scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
     return Examined(data, described, adapt, scorer, line)
+
+
+def require_worth_reading(
+    model: keras.Model, method: Auto, arguments: FitArguments
+) -> None:
+    """Raises where a dataset would be read to the end only to be refused.
+
+    Args:
+        model: compiled.
+        method: the sampling method.
+        arguments: of `fit`; anything but a dataset as x passes.
+
+    Raises:
+        ValueError: with all reasons that can be found before reading.
+    """
+    x, refusals = arguments.x, Refusals()
+    if not datasets.is_dataset(x):
+        return
+    refusals.tried(datasets.require_batches, x)
+    refusals.tried(datasets.require_readable, x, datasets.MEMORY_LIMIT)
+    refusals.end()
+    length = refusals.tried(datasets.length_of, x)
+    refusals.end()
+    refusals.tried(method.require_enough, *length)
+    rows = datasets.stand_in(x)
+    if rows is not None:
+        size = len(keras.tree.flatten(rows)[0])
+        trial = arguments.replace(x=Indexed((*rows, None, None)[:3], None, size))
+        examine(refusals, model, RAIS(**method.get_config()), trial)
+    refusals.end()
 
 
 def examine_stream(

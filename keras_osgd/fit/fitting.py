@@ -18,7 +18,7 @@ from keras_osgd.data import training_data
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.fit import continuation, strategies
 from keras_osgd.fit.arguments import FitArguments
-from keras_osgd.fit.callback_list import callback_list
+from keras_osgd.fit.callback_list import callback_list, ends_on_nan
 from keras_osgd.fit.check import Examined, examine
 from keras_osgd.fit.fit_callback import FitCallback, Resumed, ResumingCallback
 from keras_osgd.fit.held import Held
@@ -26,9 +26,10 @@ from keras_osgd.fit.logged import progress
 from keras_osgd.fit.run import Run, RunKey, RunVariables
 
 __all__ = [
+    "as_in_keras",
     "divided",
+    "examined",
     "importance_sampling",
-    "leave_run",
     "resumed",
     "with_fit_callbacks",
 ]
@@ -111,11 +112,58 @@ def _first_batch(x: Any) -> Any:
 
 
 @contextlib.contextmanager
+def as_in_keras(
+    model: keras.Model,
+    held: Held,
+    checkpoint: ResumingCallback | None,
+    arguments: FitArguments,
+) -> Iterator[FitArguments]:
+    """Lets the model train by Keras' own steps.
+
+    Args:
+        model: ours.
+        held: of the model.
+        checkpoint: a `Checkpoint` or `None`.
+        arguments: of `fit`.
+
+    Yields:
+        The arguments for Keras' `fit`.
+    """
+    x, size, part = arguments.x, arguments.batch_size, arguments.validation_split
+    held.leave(model, training_data.sizes(x, size, part))
+    yield resumed(model, checkpoint, arguments)
+
+
+def examined(
+    model: keras.Model,
+    held: Held,
+    checkpoint: ResumingCallback | None,
+    arguments: FitArguments,
+) -> tuple[FitArguments, FitArguments, Examined]:
+    """Examines a `fit` before anything is changed; reads a dataset.
+
+    Returns:
+        The arguments with the dataset read, the same with `validation_split` carried
+        out, and what was found.
+
+    Raises:
+        ValueError: for data, losses or models that cannot be sampled.
+    """
+    x = held.read(arguments.x, verbose=arguments.verbose != 0)
+    arguments, refusals = arguments.replace(x=x), Refusals()
+    split = divided(refusals, arguments)
+    seen = _examined(refusals, model, held, checkpoint, split)
+    return arguments, split, seen
+
+
+@contextlib.contextmanager
 def importance_sampling(
     model: keras.Model,
     held: Held,
     checkpoint: ResumingCallback | None,
     arguments: FitArguments,
+    split: FitArguments,
+    seen: Examined,
 ) -> Iterator[FitArguments]:
     """Begins training with importance sampling, and cleans up however it ends.
 
@@ -123,19 +171,13 @@ def importance_sampling(
         model: ours, compiled.
         held: of the model.
         checkpoint: a `Checkpoint` or `None`.
-        arguments: of `fit`.
+        arguments: of `fit`, from `examined`.
+        split: likewise.
+        seen: likewise.
 
     Yields:
         The arguments for Keras' `fit`.
-
-    Raises:
-        ValueError: for data, losses or models that cannot be sampled.
     """
-    x = held.read(arguments.x, verbose=arguments.verbose != 0)
-    arguments = arguments.replace(x=x)
-    refusals = Refusals()
-    split = divided(refusals, arguments)
-    seen = _examined(refusals, model, held, checkpoint, split)
     strategies.build(model, seen.data)
     m = seen.data.batch_size
     size = arguments.validation_batch_size or m
@@ -144,11 +186,12 @@ def importance_sampling(
         validation = training_data.held_out(validation, seen.data, size)
     run, begun = _begun(model, held, seen, checkpoint, arguments)
     steps = arguments.steps_per_epoch or math.ceil(seen.data.n / m)
+    callbacks = _callbacks(model, held, run, arguments, steps)
     try:
-        dataset = run.start(begun.saved, begun.done)
+        dataset = run.start(begun.saved, begun.done, ends_on_nan(callbacks))
         yield arguments.replace(
             x=strategies.distributed(model, dataset),
-            callbacks=_callbacks(model, held, run, arguments, steps),
+            callbacks=callbacks,
             initial_epoch=begun.epoch,
             validation_data=validation,
             validation_batch_size=size,
@@ -212,7 +255,8 @@ def _begun(
     data = strategies.part_of(seen.data, share)
     line = continuation.prepare_state(model, held.sampling, data)
     held.prepare(data.arrays[1])
-    for told in filter(None, [seen.line, line] if arguments.verbose else []):
+    lines = [seen.line, line, _line_on_epochs(arguments, seen)]
+    for told in filter(None, lines if arguments.verbose else []):
         print(told)
     variables = _kept_variables(model, held, seen)
     begun, where_saved = Resumed(arguments.initial_epoch), str
@@ -226,15 +270,19 @@ def _begun(
     return run, begun
 
 
+def _line_on_epochs(arguments: FitArguments, seen: Examined) -> str | None:
+    steps = arguments.steps_per_epoch
+    if steps is None or not seen.adapt:
+        return None
+    return (
+        f"An epoch is `steps_per_epoch`={steps} effective iterations: a step counts as "
+        "many as its gain ratio, so that an epoch has fewer steps."
+    )
+
+
 def _kept_variables(model: keras.Model, held: Held, seen: Examined) -> RunVariables:
     key = RunKey.of(model, seen.data, seen.adapt)
     if held.kept is None or not held.kept.serves(key, seen.losses):
         made = (held.sampling, held.state, key, seen.losses, seen.scorer)
         held.keep(RunVariables(*made))
     return held.kept
-
-
-def leave_run(model: keras.Model, held: Held, arguments: FitArguments) -> None:
-    """Lets the model train as in Keras, after a `fit` with importance sampling."""
-    x, size, part = arguments.x, arguments.batch_size, arguments.validation_split
-    held.leave(model, training_data.sizes(x, size, part))

@@ -37,8 +37,8 @@ class Held:
     """
 
     def __init__(self) -> None:
-        """Starts with RAIS and without a run."""
-        self.sampling: Sampling = get("rais")
+        """Starts with the default and without a run."""
+        self.sampling: Sampling = get("auto")
         self.state = SamplingState()
         self.run: Run | StreamRun | None = None
         self.history: dict[str, list[float]] = {}
@@ -58,6 +58,10 @@ class Held:
         """Returns x as `fit` uses it; a dataset is read once for all fits."""
         x, self._dataset = from_dataset(x, self._dataset, verbose)
         return x
+
+    def has_read(self, x: Any) -> bool:
+        """Returns whether x is the dataset that the last `fit` read."""
+        return self._dataset is not None and self._dataset[0]() is x
 
     def seen(self, x: Any) -> Any:
         """Returns the same as `read`, but prints and remembers nothing."""

@@ -26,7 +26,7 @@ class SamplingView:
     Example:
         >>> import keras, keras_osgd
         >>> model = keras_osgd.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        >>> model.compile("sgd", "mse")
+        >>> model.compile("sgd", "mse", sampling="rais")
         >>> history = model.fit(np.eye(2), np.array([1.0, 2.0]), epochs=3, verbose=0)
         >>> model.sampling.floor
         0.05

@@ -10,7 +10,7 @@ import keras
 from keras_osgd.base.refusals import Refusals
 from keras_osgd.fit import continuation
 from keras_osgd.fit.arguments import FitArguments
-from keras_osgd.fit.callback_list import callback_list
+from keras_osgd.fit.callback_list import callback_list, ends_on_nan
 from keras_osgd.fit.check import ExaminedStream, examine_stream
 from keras_osgd.fit.fit_callback import ResumingCallback
 from keras_osgd.fit.fitting import divided, resumed
@@ -62,7 +62,8 @@ def pool_sampling(
         callbacks=callback_list(model, arguments, run.clock, stream.steps),
     )
     arguments = resumed(model, checkpoint, arguments)
-    run.start(stream.steps, stream.first.batch_size)
+    ends = ends_on_nan(arguments.callbacks)
+    run.start(stream.steps, stream.first.batch_size, ends)
     try:
         yield arguments
     finally:

@@ -10,13 +10,13 @@ import tensorflow as tf
 from keras_osgd.base import replicas
 from keras_osgd.base.keras_compat import UnderStrategy
 from keras_osgd.draws.pipeline import Sample
-from keras_osgd.fit import continuation, fitting, strategies, streaming
+from keras_osgd.fit import continuation, fitting, strategies
 from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.beginning import beginning
 from keras_osgd.fit.held import Held
 from keras_osgd.fit.run import Run
 from keras_osgd.fit.sampling_view import SamplingView
 from keras_osgd.pools.stream_run import StreamRun
-from keras_osgd.sampling import Presample, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step import metrics
@@ -53,13 +53,14 @@ class ImportanceSampled(UnderStrategy):
         """The run of the current or last `fit` with importance sampling, or `None`."""
         return self.sampling_held.run
 
-    def compile(self, *args: Any, sampling: Any = "rais", **kwargs: Any) -> None:
+    def compile(self, *args: Any, sampling: Any = "auto", **kwargs: Any) -> None:
         """Configures the model for training, as `keras.Model.compile`.
 
         Args:
             *args: as in Keras.
-            sampling: "rais", "oracle", "presample" (for streams), "uniform" (Keras' own
-                training to the bit) or an object such as
+            sampling: "auto" ("rais" where it can be applied and may pay, else Keras'
+                own training), "rais", "oracle", "presample" (for streams), "uniform"
+                (Keras' own training to the bit) or an object such as
                 `keras_osgd.sampling.RAIS(floor=0.1)`.
             **kwargs: as in Keras.
         """
@@ -115,13 +116,14 @@ class ImportanceSampled(UnderStrategy):
         """Trains the model as `keras.Model.fit`, with importance sampling.
 
         An epoch is an epoch's worth of progress (see `sampling.RAIS`). All arguments as
-        in Keras; x, y and `sample_weight` are arrays or tensors, nested or not, and
-        `class_weight` and `sample_weight` may be given together. Streams: see
-        `sampling.Presample`.
+        in Keras; `class_weight` and `sample_weight` may be given together. What cannot
+        be sampled trains by Keras' own `fit`, after a line that says why; other methods
+        than `sampling.Auto`, the default, refuse it. Streams: see `sampling.Presample`.
 
         Raises:
-            ValueError: before any step, for data, losses or models that cannot be
-                sampled. One error lists all that `check` finds, each with its remedy.
+            ValueError: before any step, for data, losses or models that the method
+                given to `compile` cannot sample. One error lists all that `check`
+                finds, each with its remedy.
         """
         arguments = FitArguments(
             x,
@@ -142,16 +144,11 @@ class ImportanceSampled(UnderStrategy):
             validation_freq,
         )
         held = self.sampling_held
-        with fitting.with_fit_callbacks(arguments) as (arguments, checkpoint):
-            if isinstance(held.sampling, Uniform) or not self.compiled:
-                fitting.leave_run(self, held, arguments)
-                arguments = fitting.resumed(self, checkpoint, arguments)
-                return super().fit(**arguments.for_keras())
-            begin = fitting.importance_sampling
-            if isinstance(held.sampling, Presample):
-                begin = streaming.pool_sampling
-            with begin(self, held, checkpoint, arguments) as prepared:
-                return super().fit(**prepared.for_keras())
+        with (
+            fitting.with_fit_callbacks(arguments) as (arguments, checkpoint),
+            beginning(self, held, checkpoint, arguments) as prepared,
+        ):
+            return super().fit(**prepared.for_keras())
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes Keras' training function, with planning around each execution."""

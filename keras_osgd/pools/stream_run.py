@@ -21,7 +21,7 @@ from keras_osgd.pools.pool_gain import PoolGain
 from keras_osgd.sampling import Presample
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
-from keras_osgd.step.skipping import Skips
+from keras_osgd.step.skipping import Skips, lost
 from keras_osgd.step.state import StepState
 
 __all__ = ["StreamClock", "StreamRun"]
@@ -130,7 +130,7 @@ class StreamRun:
     ) -> None:
         """Starts without pools."""
         self.model, self.sampling = model, sampling
-        self.active, self.pooling = False, False
+        self.active, self.pooling, self.ends_on_nan = False, False, False
         self.told: list[str] = []  # it has no alarms
         self.gain = PoolGain(sampling.ratio, sampling.floor)
         self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), SkipCount()
@@ -156,11 +156,19 @@ class StreamRun:
         step = self.step_state
         return step.losses == described and step.adapt == adapt
 
-    def start(self, steps: int, batch_size: int) -> None:
-        """Begins a `fit` with epochs of `steps` effective iterations."""
+    def start(self, steps: int, batch_size: int, ends_on_nan: bool = False) -> None:
+        """Begins a `fit` with epochs of `steps` effective iterations.
+
+        Args:
+            steps: effective iterations.
+            batch_size: m.
+            ends_on_nan: whether a callback of Keras ends training at a loss that is not
+                finite; else such steps are skipped.
+        """
         self.steps, self.batch_size, self._decide_at = steps, batch_size, 0
         self.clock.restart()
-        self.skips.restart()
+        self.ends_on_nan = ends_on_nan
+        self.skips.restart(1 if ends_on_nan else MOST_IN_A_ROW)
         self.log.skipped.assign(0)
         self.active = True
 
@@ -182,6 +190,8 @@ class StreamRun:
         if first is None:
             raise StopIteration
         logs = function(itertools.chain([first], steps))
+        if self.ends_on_nan and int(self.skips.in_a_row):
+            return lost(self.model, logs), self.clock.complete()
         self._end_if_too_many(self.clock.step)
         return logs, self.clock.complete()
 

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base import replicas
-from keras_osgd.base.keras_compat import layers_of, tensor_of
+from keras_osgd.base.keras_compat import layers_of, tensor_of, track_loss
 from keras_osgd.base.placement import step_variable
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 
 __all__ = [
     "Skips",
     "all_finite",
+    "lost",
     "put_back",
     "put_back_unless",
     "shown",
@@ -27,8 +29,9 @@ _POLL = 8  # steps between two looks, as in the clock
 class Skips:
     """Decides inside the step whether it counts, and counts steps skipped in a row.
 
-    After `MOST_IN_A_ROW` skipped steps every step is skipped until `restart`, so that
-    the weights do not depend on when the training thread looks.
+    After `MOST_IN_A_ROW` skipped steps, or as few as `restart` was told, every step is
+    skipped until the next `restart`, so that the weights do not depend on when the
+    training thread looks.
 
     Example:
         >>> skips = Skips()
@@ -39,11 +42,17 @@ class Skips:
     def __init__(self) -> None:
         """Starts with nothing skipped."""
         self.in_a_row = step_variable(0, tf.int64)
+        self._most = step_variable(MOST_IN_A_ROW, tf.int64)
         self._poll_at = _POLL
 
-    def restart(self) -> None:
-        """Starts counting for a new `fit`."""
+    def restart(self, most_in_a_row: int = MOST_IN_A_ROW) -> None:
+        """Starts counting for a new `fit`.
+
+        Args:
+            most_in_a_row: steps skipped in a row after which all are.
+        """
         self.in_a_row.assign(0)
+        self._most.assign(most_in_a_row)
         self._poll_at = _POLL
 
     def admit(self, finite: tf.Tensor) -> tf.Tensor:
@@ -53,7 +62,7 @@ class Skips:
             finite: `[]`, whether the step's loss and gradient are finite.
         """
         before = self.in_a_row.read_value()
-        counts = finite & (before < MOST_IN_A_ROW)
+        counts = finite & (before < self._most.read_value())
         self.in_a_row.assign(tf.where(counts, tf.zeros_like(before), before + 1))
         return counts
 
@@ -68,6 +77,13 @@ class Skips:
                 return False
             self._poll_at = step + _POLL
         return int(self.in_a_row) >= MOST_IN_A_ROW
+
+
+def lost(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
+    """Returns logs with a loss of NaN, which the epoch shows from now on too."""
+    nan = tf.constant(np.nan)
+    track_loss(model, nan, tf.ones([]))
+    return {**logs, "loss": nan}
 
 
 def all_finite(loss: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:

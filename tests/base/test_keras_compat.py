@@ -40,6 +40,10 @@ def _loss(model):
     return model._compile_loss._flat_losses[0]
 
 
+def dataset():
+    return tf.data.Dataset.range(7).batch(3).map(lambda i: i)
+
+
 NAMES = {  # name: (where it is looked for, what breaks without it)
     "_call_has_training_arg": (compiled, "call_model: layers with a training mode"),
     "_get_call_context": (compiled, "calling: layers called again in training mode"),
@@ -106,6 +110,14 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
         keras.optimizers.SGD,
         "reading_rate: schedules; steps_taken: where effective iterations begin",
     ),
+    **{
+        name: (dataset, "draws_at_random: augmentation in a dataset, before reading")
+        for name in ("_functions", "_inputs")
+    },
+    "_batch_size": (
+        lambda: dataset()._inputs()[0],
+        "batch_size_of: datasets that are too large, before reading",
+    ),
 }
 
 
@@ -122,6 +134,41 @@ def test_every_private_name_in_the_module_is_looked_for_here():
     strings = {s for s in strings if isinstance(s, str) and s.isidentifier()}
     private = {s for s in attributes | strings if s.startswith("_") and s[1] != "_"}
     assert private == set(NAMES)
+
+
+GENERATOR = tf.random.Generator.from_seed(0)
+DROPOUT = keras.layers.Dropout(0.5)
+RANDOM = {
+    "random_uniform": (lambda i: tf.random.uniform([], seed=1), True),
+    "random_shuffle": (lambda i: tf.random.shuffle(tf.range(3)), True),
+    "in a branch": (
+        lambda i: tf.cond(i > 1, lambda: tf.random.normal([]), lambda: 0.0),
+        True,
+    ),
+    "a generator": (
+        lambda i: GENERATOR.normal([]),
+        True,
+    ),
+    "a layer": (
+        lambda i: DROPOUT(tf.ones([2]), training=True),
+        True,
+    ),
+    "stateless": (lambda i: tf.random.stateless_normal([], [i, 0]), False),
+    "no numbers": (lambda i: 2 * i, False),
+}
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_a_dataset_that_draws_at_random_is_known_before_it_is_read(kind):
+    function, expected = RANDOM[kind]
+    drawn = tf.data.Dataset.range(4).map(function)
+    assert keras_compat.draws_at_random(drawn.batch(2).prefetch(1)) == expected
+    assert not keras_compat.draws_at_random(drawn.cache().batch(2))
+
+
+def test_the_size_of_batches_is_known_before_they_are_read():
+    assert keras_compat.batch_size_of(dataset()) == 3
+    assert keras_compat.batch_size_of(tf.data.Dataset.range(7)) is None
 
 
 def test_a_loss_knows_its_path_and_its_loss():

@@ -382,6 +382,17 @@ def test_a_py_dataset_that_augments_is_not_frozen_in_silence():
 def test_random_examples_are_not_frozen_in_silence():
     generator = tf.random.Generator.from_seed(0)
     random = EXAMPLES.map(lambda x, y: (x + generator.normal([4]), y))
+    with pytest.raises(ValueError, match="functions that draw.*map=augment"):
+        small.model().fit(random.batch(4), verbose=0)
+
+
+def test_examples_that_a_python_function_draws_are_found_when_they_are_read():
+    def drawn(x):
+        return (x + np.random.default_rng().normal(size=4)).astype("float32")
+
+    random = EXAMPLES.map(
+        lambda x, y: (tf.ensure_shape(tf.numpy_function(drawn, [x], x.dtype), [4]), y)
+    )
     with pytest.raises(ValueError, match="60 of 60 examples.*map=augment"):
         indexed(random, verbose=False)
     with pytest.raises(ValueError, match="4 of 4 examples.*map=augment"):
