@@ -52,7 +52,7 @@ def beginning(
         reasons = getattr(error, "texts", (_text(error),))
         if arguments.verbose:
             print(_told(reasons))
-        return fitting.as_in_keras(*common, arguments)
+        return fitting.as_in_keras(*common, arguments, reasons)
     return fitting.importance_sampling(*common, *found)
 
 

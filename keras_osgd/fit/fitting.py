@@ -117,6 +117,7 @@ def as_in_keras(
     held: Held,
     checkpoint: ResumingCallback | None,
     arguments: FitArguments,
+    reasons: tuple[str, ...] = (),
 ) -> Iterator[FitArguments]:
     """Lets the model train by Keras' own steps.
 
@@ -125,12 +126,13 @@ def as_in_keras(
         held: of the model.
         checkpoint: a `Checkpoint` or `None`.
         arguments: of `fit`.
+        reasons: why it is not sampled, though it is to be where it can.
 
     Yields:
         The arguments for Keras' `fit`.
     """
     x, size, part = arguments.x, arguments.batch_size, arguments.validation_split
-    held.leave(model, training_data.sizes(x, size, part))
+    held.leave(model, training_data.sizes(x, size, part), reasons)
     yield resumed(model, checkpoint, arguments)
 
 

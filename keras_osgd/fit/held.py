@@ -32,6 +32,7 @@ class Held:
         history: numbers logged in the last `fit`, by epoch.
         targets: y of the last `fit`.
         sizes: n and m of a uniform `fit`, as far as they are known.
+        reasons: why the last `fit` trained as in Keras although the method is `Auto`.
         importance_weights: of the sampled step that is being traced or run, else
             `None`.
     """
@@ -44,6 +45,7 @@ class Held:
         self.history: dict[str, list[float]] = {}
         self.targets: Any = None
         self.sizes: tuple[int | None, int | None] = (None, None)
+        self.reasons: tuple[str, ...] = ()
         self.importance_weights: tuple | None = None
         self.kept: RunVariables | StreamRun | None = None
         self._traced: StepState | None = None  # the one `train_function` is for
@@ -78,6 +80,7 @@ class Held:
             targets: y of that data, nested arrays.
         """
         self.run, self.targets, self.history = None, targets, {}
+        self.reasons = ()
 
     def begin(self, model: keras.Model, run: Run | StreamRun) -> None:
         """Begins a `fit` with importance sampling.
@@ -98,16 +101,22 @@ class Held:
         for name, value in {"steps": self.run.clock.step, **self.run.logged()}.items():
             self.history.setdefault(name, []).append(value)
 
-    def leave(self, model: keras.Model, sizes: tuple[int | None, int | None]) -> None:
+    def leave(
+        self,
+        model: keras.Model,
+        sizes: tuple[int | None, int | None],
+        reasons: tuple[str, ...] = (),
+    ) -> None:
         """Lets the model train as in Keras.
 
         Args:
             model: the owner of this object.
             sizes: n and m of the `fit`, as far as they are known.
+            reasons: see the attribute.
         """
         if self._traced is not None:
             model.train_function = None
-        self.sizes, self._traced = sizes, None
+        self.sizes, self.reasons, self._traced = sizes, reasons, None
         self.run, self.kept, self.history = None, None, {}
 
     def trained_by(self, keras_function: Callable[[Any], Any]) -> Callable[[Any], Any]:

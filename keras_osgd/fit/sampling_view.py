@@ -72,6 +72,14 @@ class SamplingView:
         """
         return {name: np.array(v) for name, v in self.held.history.items()}
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the last `fit` trained as in Keras though the method is `Auto`.
+
+        Empty if it was sampled, and with any other method.
+        """
+        return self.held.reasons
+
     def probabilities(self) -> np.ndarray | None:
         """Returns `[n]` float64, p by the scores as last planned, or `None`.
 

@@ -199,6 +199,11 @@ def test_nothing_is_printed_where_keras_prints_nothing(capsys):
     model = compiled(keras_osgd.Sequential)
     model.fit(X[FEW], Y[FEW], verbose=0)
     assert capsys.readouterr().out == ""
+    assert len(model.sampling.reasons) == 1
+    assert "40 examples in 2 batches" in model.sampling.reasons[0]
+    model.compile("sgd", small.crossentropy(), sampling="rais")
+    model.fit(X[FEW], Y[FEW], verbose=0)
+    assert model.sampling.reasons == ()
 
 
 def test_a_dataset_that_is_not_sampled_is_not_read_beforehand(monkeypatch):
