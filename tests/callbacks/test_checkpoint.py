@@ -72,13 +72,14 @@ def one_of_each_kind(saved, epoch, block):
 def test_a_restore_of_any_state_goes_on_bit_for_bit(case, tmp_path, capsys):
     sampling, per_execution, epochs, kinds = CASES[case]
     whole, everywhere = net(sampling(), per_execution), Draws()
-    saving = EveryState(tmp_path / "all", every=1, keep=10**6)
+    every = 1 if len(kinds) == 5 else 3
+    saving = EveryState(tmp_path / "all", every=every, keep=10**6)
     given = [saving, everywhere, SamplingMonitor()]
     history = small.fit(whole, epochs=epochs, callbacks=given)
     saved = sorted((tmp_path / "all").glob("*.npz"))
     steps, block = int(whole.optimizer.iterations), whole.sampling_run.buffers
     block, epoch = block.block_steps, whole.sampling.history["steps"][0]
-    assert len(saved) >= steps // per_execution
+    assert len(saved) >= steps // max(every, per_execution)
     assert steps > block + block // 4  # well into the second block
     expected = state_of(whole)
     # The last state goes into a new model; then it is at another one, with its traces.
