@@ -326,11 +326,12 @@ def test_accelerate_and_release_keep_weights_and_optimizer():
 
 
 def test_accelerate_called_again_trains_by_the_new_method():
-    model = keras_osgd.accelerate(_trained(lambda: _sequential(keras.Sequential)))
+    model = _sequential(keras.Sequential)
+    model.compile("sgd", "sparse_categorical_crossentropy")
     planners = []
-    for method, epochs in [(RAIS(seed=0), 2), ("oracle", 1), (RAIS(norm="exact"), 1)]:
+    for method in (RAIS(seed=0), "oracle", RAIS(norm="exact")):
         assert keras_osgd.accelerate(model, method) is model
-        model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
+        model.fit(X, Y, batch_size=16, verbose=0)
         planners.append(type(model.sampling_run.planner).__name__)
         assert (model.sampling_run.step_state.scorer is None) == (
             model.sampling.norm != "exact"
