@@ -262,23 +262,19 @@ def test_effective_iterations_go_on_with_an_optimizer_and_begin_with_a_new_one()
     model.compile(model.optimizer, model.loss)
     _fit(model, epochs=1)
     np.testing.assert_allclose(_lead(model), first + _lead_of_last_fit(model))
-    for kind, make in OPTIMIZERS.items():
-        assert _lead(model) > 1
-        model.compile(make(), model.loss)
-        _fit(model, epochs=1)
-        np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
-        assert (_lead(model) == 0) == (kind == "accumulating")
-
-
-def test_so_they_do_after_steps_without_sampling():
-    model = _compiled()
-    _fit(model)
+    # A new one whose first steps are without sampling.
     model.compile(SGD(), model.loss, sampling="uniform")
     _fit(model, epochs=1)
     model.compile(model.optimizer, model.loss)
     _fit(model, epochs=1)
     assert model.optimizer.iterations > model.sampling_run.clock.step
     np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+    for kind, make in OPTIMIZERS.items():
+        assert _lead(model) > 1
+        model.compile(make(), model.loss)
+        _fit(model, epochs=1)
+        np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+        assert (_lead(model) == 0) == (kind == "accumulating")
 
 
 @pytest.mark.parametrize("compiled_first", [True, False])
@@ -438,17 +434,15 @@ def test_dicts_and_tuples_of_arrays_and_several_outputs_train():
 
 
 def test_train_on_batch_and_evaluate_and_predict_are_keras_own():
-    model = _compiled()
+    model, keras_own = _compiled(), _compiled(keras.Sequential)
+    both = model, keras_own
+    logs = [m.train_on_batch(X[:M], Y[:M], return_dict=True) for m in both]
+    assert logs[0] == logs[1]
+    assert _same_weights(*both)
     _fit(model, epochs=1)
-    keras_own = _compiled(keras.Sequential)
     keras_own.set_weights(model.get_weights())
     assert model.evaluate(X, Y, verbose=0) == keras_own.evaluate(X, Y, verbose=0)
     np.testing.assert_array_equal(
         model.predict(X, verbose=0), keras_own.predict(X, verbose=0)
     )
-    fresh, own = _compiled(), _compiled(keras.Sequential)
-    logs = [m.train_on_batch(X[:M], Y[:M], return_dict=True) for m in (fresh, own)]
-    assert logs[0] == logs[1]
-    assert _same_weights(fresh, own)
-    _fit(model, epochs=1)
     model.train_on_batch(X[:M], Y[:M])
