@@ -83,15 +83,6 @@ def test_the_readme_s_example_runs_as_it_stands(monkeypatch):
     exec(code, {**names, "x": x, "y": np.arange(256) % 10})
 
 
-def test_fit_may_be_called_inside_the_scope_and_outside_of_it(on_two):
-    strategy = _mirrored()
-    model = _in_scope(_rais, strategy)
-    with strategy.scope():
-        _trained(model)
-    # That one was trained outside of it.
-    np.testing.assert_array_equal(small.flat(model), small.flat(on_two[0]))
-
-
 def _normalized():
     keras.utils.set_random_seed(0)
     layers = [keras.Input((4,)), keras.layers.Dense(5)]
@@ -211,16 +202,21 @@ def test_weights_of_examples_and_dicts_reach_each_replica():
     np.testing.assert_allclose(small.flat(two), small.flat(one), rtol=1e-5)
 
 
-def test_an_interrupted_run_on_two_replicas_goes_on_bit_for_bit(tmp_path, on_two):
+def test_a_run_interrupted_inside_the_scope_goes_on_bit_for_bit_outside_of_it(
+    tmp_path, on_two
+):
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if self.model.sampling_run.clock.step == 30:
                 raise KeyboardInterrupt
 
-    checkpoint = Checkpoint(tmp_path, every=5)
-    with contextlib.suppress(KeyboardInterrupt):
-        _trained(_in_scope(_rais), callbacks=[checkpoint, Stop()])
+    checkpoint, model = Checkpoint(tmp_path, every=5), _in_scope(_rais)
+    with contextlib.suppress(KeyboardInterrupt), _mirrored().scope():
+        _trained(model, callbacks=[checkpoint, Stop()])
+    assert model.sampling_run.clock.step == 30
     again = _trained(_in_scope(_rais), callbacks=[Checkpoint(tmp_path, every=5)])
+    assert again.sampling_run.clock.step > 60
+    # That one was trained outside of the scope, to its end.
     np.testing.assert_array_equal(small.flat(again), small.flat(on_two[0]))
 
 
