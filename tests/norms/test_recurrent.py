@@ -125,7 +125,6 @@ OPTIONS = {  # name: (options, whether there is a mask, whether initial states)
     "last output": ({}, False, False),
     "backwards": ({**SEQUENCES, "go_backwards": True}, False, True),
     "unrolled, its output a state": ({**STATE, "unroll": True}, False, True),
-    "activations": ({"activation": "relu", "bias_initializer": "ones"}, False, False),
     "no activation": ({**SEQUENCES, "activation": None}, False, False),
     "no bias": ({**SEQUENCES, "use_bias": False}, False, False),
     "masked, last output": (STATE, True, True),
@@ -147,7 +146,6 @@ CALLED = {
     layers.GRU: [
         "last output",
         "unrolled, its output a state",
-        "activations",
         "no bias",
         "masked, last output",
         "masked, backwards",
@@ -155,10 +153,8 @@ CALLED = {
     layers.LSTM: [
         "last output",
         "backwards",
-        "activations",
         "no bias",
         "masked, last output",
-        "masked, sequences",
         "zeros, unrolled",
     ],
 }
@@ -171,7 +167,6 @@ CASES += [
     (layers.GRU, {"recurrent_activation": None, **STATE}, False, False),
 ]
 CASES += [
-    (layers.LSTM, {"unit_forget_bias": False}, False, False),
     (layers.GRU, {**SEQUENCES, "reset_after": False}, False, True),
     (layers.GRU, {**SEQUENCES, "reset_after": False, **ZEROS}, True, False),
     (layers.GRU, {"reset_after": False, "implementation": 1}, False, False),
@@ -251,7 +246,7 @@ DROPPED = [(layers.GRU, {**BOTH, "reset_after": False})]
 DROPPED += [(kind, {**SEQUENCES, **BOTH}) for kind in KINDS]
 DROPPED += [(layers.LSTM, DROPOUT), (layers.GRU, RECURRENT_DROPOUT)]
 DROPPED += [(layers.LSTM, {**DROPOUT, "implementation": 1, "use_cudnn": False})]
-DROPPED += [(layers.LSTM, {"dropout": 1.0}), (layers.GRU, {"dropout": 1.0})]
+DROPPED += [(layers.GRU, {"dropout": 1.0})]
 MODES = ["jit"] + ["eager"] * (len(DROPPED) - 1)
 
 
