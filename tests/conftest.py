@@ -1,6 +1,7 @@
 """What all tests share: no test is decided by timing, and Ctrl-C is listened to."""
 
 import gc
+import pathlib
 import signal
 
 import pytest
@@ -27,6 +28,35 @@ def _sampled(request, monkeypatch):
     """Lets small data be sampled by default; tests of the default are marked `auto`."""
     if request.node.get_closest_marker("auto") is None:
         monkeypatch.setitem(sampling._BY_NAME, "auto", sampling.RAIS)
+
+
+# The modules that take the longest, in this order: two processes at once then end at
+# about the same time. `--dist loadscope` would begin with those of the most tests.
+LONGEST = (
+    "fit/test_fit.py",
+    "norms/test_layers.py",
+    "draws/test_oracle.py",
+    "norms/test_recurrent.py",
+    "fit/test_saving.py",
+    "callbacks/test_checkpoint.py",
+    "callbacks/test_checkpoint_models.py",
+    "step/test_skipping.py",
+    "fit/test_replicas.py",
+    "fit/test_workers.py",
+    "step/test_exact_step.py",
+    "fit/test_faults_of_training.py",
+    "data/test_datasets.py",
+)
+_PLACES = {pathlib.Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: _PLACES.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -288,12 +288,6 @@ def _stateful() -> keras.Model:
     return compiled(keras_osgd.Model(inputs, outputs))
 
 
-def _replicated() -> keras.Model:
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        return _sequential()
-
-
 def _accelerated() -> keras.Model:
     model = keras.Sequential([keras.Input((4,)), L.Dense(2)])
     model.compile("sgd", "mse")
@@ -329,7 +323,6 @@ def _models() -> Iterator[Row]:
         "one without": (lambda: compiled(OtherStep()),),
         "an own `compute_loss`": (lambda: compiled(OwnLoss()),),
         "one that drops `sample_weight`": (lambda: compiled(LossWithoutWeights()),),
-        "`MirroredStrategy`": (_replicated,),
     }
     for name, (model, *fit) in given.items():
         yield Row(name, fit[0] if fit else arrays(), model)

@@ -432,8 +432,13 @@ def assert_same(name, rate, graph):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        *((name, "float") for name in OPTIMIZERS),
+        *(("momentum", rate) for rate in RATES if rate != "float"),
+    ],
+)
 def test_an_optimizer_in_the_scope_is_one_with_the_rate_times_r_bit_for_bit(name, rate):
     assert_same(name, rate, graph=False)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_osgd
-from keras_osgd.callbacks import Checkpoint, checkpoint_files
+from keras_osgd.callbacks import Checkpoint, SamplingMonitor, checkpoint_files
 from keras_osgd.sampling import RAIS, Oracle
 from tests.helpers import small
 from tests.helpers.checkpoints import (
@@ -39,17 +39,22 @@ class Draws(keras.callbacks.Callback):
 
 
 CASES = {
-    # Sampling, steps per execution and epochs.
-    "rais": (lambda: RAIS(seed=3), 1, 6),
-    "executions": (lambda: RAIS(seed=3), 5, 6),
-    "independent": (lambda: RAIS(seed=3, draws="independent"), 1, 5),
-    "ordinary epochs": (lambda: RAIS(seed=3, adapt_learning_rate=False), 1, 5),
-    "oracle": (lambda: Oracle(seed=3, refresh=10), 1, 3),
+    # Sampling, steps per execution, epochs, and which kinds of states are restored.
+    "rais": (lambda: RAIS(seed=3), 1, 5, range(5)),
+    "executions": (lambda: RAIS(seed=3), 5, 5, [2]),
+    "independent, ordinary epochs": (
+        lambda: RAIS(seed=3, draws="independent", adapt_learning_rate=False),
+        1,
+        5,
+        [3],
+    ),
+    "oracle": (lambda: Oracle(seed=3, refresh=10), 1, 3, [2]),
 }
+SECONDS = {"sampling_share", "scoring_seconds"}  # no two runs have the same
 
 
 def one_of_each_kind(saved, epoch, block):
-    """Returns a checkpoint of each kind of state that a run goes through, latest first.
+    """Returns a checkpoint of each kind of state that a run goes through.
 
     Args:
         saved: files of all its checkpoints; the last one is of its end.
@@ -60,37 +65,41 @@ def one_of_each_kind(saved, epoch, block):
     planning = next(i for i, step in enumerate(steps) if step >= block - block // 4)
     edge = next(i for i, step in enumerate(steps) if step >= block)
     places = 0, steps.index(epoch), planning, edge, len(steps) - 1
-    return [saved[place] for place in sorted(places, reverse=True)]
+    return [saved[place] for place in sorted(places)]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_restore_of_any_state_goes_on_bit_for_bit(case, tmp_path, capsys):
-    sampling, per_execution, epochs = CASES[case]
+    sampling, per_execution, epochs, kinds = CASES[case]
     whole, everywhere = net(sampling(), per_execution), Draws()
-    saving = EveryState(tmp_path / "all", every=1, keep=10**6)
-    history = small.fit(whole, epochs=epochs, callbacks=[saving, everywhere])
+    every = 1 if len(kinds) == 5 else 3
+    saving = EveryState(tmp_path / "all", every=every, keep=10**6)
+    given = [saving, everywhere, SamplingMonitor()]
+    history = small.fit(whole, epochs=epochs, callbacks=given)
     saved = sorted((tmp_path / "all").glob("*.npz"))
     steps, block = int(whole.optimizer.iterations), whole.sampling_run.buffers
     block, epoch = block.block_steps, whole.sampling.history["steps"][0]
-    assert len(saved) >= steps // per_execution
+    assert len(saved) >= steps // max(every, per_execution)
     assert steps > block + block // 4  # well into the second block
     expected = state_of(whole)
     # The last state goes into a new model; then it is at another one, with its traces.
-    model = net(sampling(), per_execution)
-    for number, path in enumerate(one_of_each_kind(saved, epoch, block)):
-        directory = tmp_path / path.stem
+    model, paths = net(sampling(), per_execution), one_of_each_kind(saved, epoch, block)
+    for kind in reversed(kinds):
+        directory = tmp_path / str(kind)
         directory.mkdir()
         for suffix in (".npz", ".json"):
-            shutil.copy(path.with_suffix(suffix), directory)
-        keras.utils.set_random_seed(number)  # nothing of the process may matter
-        goes_on, draws = Checkpoint(directory, every=10**6), Draws()
-        resumed = small.fit(model, epochs=epochs, callbacks=[goes_on, draws], verbose=2)
+            shutil.copy(paths[kind].with_suffix(suffix), directory)
+        keras.utils.set_random_seed(kind)  # nothing of the process may matter
+        draws = Draws()
+        given = [Checkpoint(directory, every=10**6), draws, SamplingMonitor()]
+        resumed = small.fit(model, epochs=epochs, callbacks=given, verbose=2)
         assert "not bit-exact" not in capsys.readouterr().out
         assert all(everywhere.rows[step] == rows for step, rows in draws.rows.items())
         for a, b in zip(expected, state_of(model), strict=True):
             np.testing.assert_array_equal(a, b)
-        for name, values in resumed.history.items():
-            assert values == history.history[name][-len(values) :]
+        for name in resumed.history.keys() - SECONDS:
+            values = resumed.history[name]
+            np.testing.assert_array_equal(values, history.history[name][-len(values) :])
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +141,10 @@ def test_rows_in_another_order_are_refused_with_how_many_differ(begun, capsys):
 
 CHANGES = {
     "batch_size 4 → 8": ({}, {"batch_size": 8}),
-    "floor 0.05 → 0.1": ({"floor": 0.1}, {}),
-    "draws reshuffled → independent": ({"draws": "independent"}, {}),
+    "draws reshuffled → independent; floor 0.05 → 0.1": (
+        {"floor": 0.1, "draws": "independent"},
+        {},
+    ),
     "features": ({"features": ("constant", "last")}, {}),
 }
 
@@ -159,6 +170,20 @@ def test_other_settings_are_taken_and_said_not_to_be_bit_exact(
     steps = float(model.optimizer.iterations) + float(after.lead) - iterations
     left = (6 - iterations / 15) * 60 / options.get("batch_size", 4)
     assert abs(steps - left) < 3
+
+
+def test_probabilities_are_known_at_once_after_going_on(far, tmp_path):
+    shutil.copytree(far, tmp_path, dirs_exist_ok=True)
+    seen = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: seen.append(model.sampling_run.probabilities())
+    )
+    saved, model = checkpoint_files.newest(tmp_path), net(RAIS(seed=3))
+    callbacks = [look, Checkpoint(tmp_path)]
+    small.fit(model, epochs=5, callbacks=callbacks)
+    candidate = saved.arrays["planner"]["blocks"]["candidate"]
+    np.testing.assert_array_equal(seen[0], candidate)
+    assert seen[0].shape == (60,)
 
 
 def test_schedules_go_on_where_they_were_if_the_scores_start_afresh(
@@ -219,68 +244,45 @@ def test_another_model_or_optimizer_is_refused_before_any_step(begun):
         Checkpoint(begun).restore(model)
 
 
-def assert_goes_on_alike(tmp_path, callbacks, epochs, stop_after):
-    """Compares a run that was killed with one that was not."""
-    data = {"epochs": epochs, "validation_data": (small.X, small.Y)}
-    whole = net(RAIS(seed=3))
-    saving = Checkpoint(tmp_path / "whole")
-    history = small.fit(whole, callbacks=[*callbacks("whole"), saving], **data)
-    data.pop("epochs")
-    directory = tmp_path / "killed"
-    options = {"epochs": epochs, "stop_after": stop_after, **data}
-    saved_midway(directory, RAIS(seed=3), callbacks=callbacks("killed"), **options)
-    model = net(RAIS(seed=3))
-    given = [*callbacks("killed"), Checkpoint(directory)]
-    resumed = small.fit(model, callbacks=given, epochs=epochs, **data)
-    for a, b in zip(state_of(whole), state_of(model), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert resumed.epoch == history.epoch[-len(resumed.epoch) :]
-    for name, values in resumed.history.items():
-        assert values == history.history[name][-len(values) :]
-    return history
+def test_callbacks_of_keras_go_on_all_at_once(tmp_path):
+    """With their patience, their best weights, and rates that are multiplied once."""
 
-
-def test_callbacks_go_on_with_their_patience_and_their_best_weights(tmp_path):
-    def callbacks(_):
-        options = {"monitor": "val_loss", "min_delta": 0.05}
-        plateau = keras.callbacks.ReduceLROnPlateau(patience=2, **options)
-        return [
-            plateau,
-            keras.callbacks.EarlyStopping(
-                patience=4, restore_best_weights=True, **options
-            ),
-        ]
-
-    history = assert_goes_on_alike(tmp_path, callbacks, epochs=30, stop_after=70)
-    assert 1 < len(history.epoch) < 30
-
-
-def test_rates_that_a_callback_multiplies_each_epoch_are_not_multiplied_twice(tmp_path):
-    def callbacks(_):
-        return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.8 * rate)]
-
-    assert_goes_on_alike(tmp_path, callbacks, epochs=4, stop_after=20)
-
-
-def test_it_goes_with_keras_callbacks_all_at_once(tmp_path):
     def callbacks(name):
         (tmp_path / name).mkdir(exist_ok=True)
         best = tmp_path / name / "best.weights.h5"
+        options = {"monitor": "val_loss", "min_delta": 0.05}
         return [
             keras.callbacks.BackupAndRestore(tmp_path / name / "backup", save_freq=10),
             keras.callbacks.ModelCheckpoint(
                 best, save_best_only=True, save_weights_only=True
             ),
-            keras.callbacks.EarlyStopping(patience=9, restore_best_weights=True),
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.95 * rate),
+            keras.callbacks.ReduceLROnPlateau(patience=2, **options),
+            keras.callbacks.EarlyStopping(
+                patience=4, restore_best_weights=True, **options
+            ),
             keras.callbacks.TerminateOnNaN(),
         ]
 
-    assert_goes_on_alike(tmp_path, callbacks, epochs=4, stop_after=32)
-    whole, killed = (tmp_path / n / "best.weights.h5" for n in ("whole", "killed"))
-    a, b = net(RAIS(seed=3)), net(RAIS(seed=3))
-    a.load_weights(whole)
-    b.load_weights(killed)
-    np.testing.assert_array_equal(small.flat(a), small.flat(b))
+    data = {"epochs": 30, "validation_data": (small.X, small.Y)}
+    whole, saving = net(RAIS(seed=3)), Checkpoint(tmp_path / "saved whole")
+    history = small.fit(whole, callbacks=[*callbacks("whole"), saving], **data)
+    directory, killed = tmp_path / "saved", callbacks("killed")
+    saved_midway(directory, RAIS(seed=3), callbacks=killed, stop_after=70, **data)
+    model = net(RAIS(seed=3))
+    given = [*callbacks("killed"), Checkpoint(directory)]
+    resumed = small.fit(model, callbacks=given, **data)
+    for a, b in zip(state_of(whole), state_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert resumed.epoch == history.epoch[-len(resumed.epoch) :]
+    assert 1 < len(history.epoch) < 30
+    for name, values in resumed.history.items():
+        assert values == history.history[name][-len(values) :]
+    rates = np.array(history.history["learning_rate"])
+    assert (rates[1:] / rates[:-1]).min() < 0.2  # the plateau's
+    for name in ("whole", "killed"):
+        model.load_weights(tmp_path / name / "best.weights.h5")
+        np.testing.assert_array_equal(small.flat(model), small.flat(whole))
 
 
 def test_weights_that_are_not_numbers_are_never_saved(tmp_path):
@@ -308,19 +310,19 @@ def test_three_failures_in_a_row_end_training_and_fewer_do_not(tmp_path, monkeyp
         return real(*args)
 
     monkeypatch.setattr(checkpoint_files, "write", write)
-    failing[:] = [False, True, True, False, True, True, False]
-    said = small.warned(
-        small.fit, net(RAIS(seed=3)), epochs=6, callbacks=[Checkpoint(tmp_path)]
-    )
-    said = [text for text in said if "No space left" in text]
+    failing[:] = [False, True, True, False, True, True, True]
+    given = {"epochs": 9, "callbacks": [Checkpoint(tmp_path)]}
+
+    def fails():
+        with pytest.raises(RuntimeError, match="failure number 3.*start again"):
+            small.fit(net(RAIS(seed=3)), **given)
+
+    said = [text for text in small.warned(fails) if "No space left" in text]
     assert len(said) == 4
     assert all("Training goes on" in text for text in said)
     assert str(tmp_path / "checkpoint-00000001.npz") in said[0]
-    failing[:] = [False, True, True, True]
-    fresh = tmp_path / "fresh"
-    with pytest.raises(RuntimeError, match="failure number 3.*start again"):
-        small.fit(net(RAIS(seed=3)), epochs=9, callbacks=[Checkpoint(fresh)])
-    Checkpoint(fresh).restore(net(RAIS(seed=3)))
+    assert failing == []
+    Checkpoint(tmp_path).restore(net(RAIS(seed=3)))
 
 
 def test_training_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):

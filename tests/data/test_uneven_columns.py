@@ -1,7 +1,5 @@
 """Strings, ragged and sparse tensors, tables of pandas' as x: as Keras takes them."""
 
-import functools
-
 import keras
 import numpy as np
 import pandas
@@ -110,24 +108,17 @@ def fitted(made, x, y=Y, **options):
     return small.flat(made), history.history["loss"], history.history.get("val_loss")
 
 
-@functools.cache
-def dense_result(kind):
-    """Returns what training on the dense form comes to; `KINDS` share those."""
-    dense = KINDS[kind][2]
-    same = next(other for other in KINDS if KINDS[other][2] is dense)
-    if same != kind:
-        return dense_result(same)
-    return fitted(model(plain, sampling=RAIS(seed=0)), dense)
+@pytest.fixture(scope="module")
+def dense_result():
+    """What training on the dense form of the sparse kinds comes to."""
+    return fitted(model(plain, sampling=RAIS(seed=0)), X)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["text of TensorFlow's", "ragged", "sparse, last layer", "sparse of SciPy's"],
-)
-def test_importance_sampling_is_that_of_the_dense_form(kind):
+@pytest.mark.parametrize("kind", ["sparse, last layer", "sparse of SciPy's"])
+def test_importance_sampling_is_that_of_the_dense_form(kind, dense_result):
     x, front, _ = KINDS[kind]
     found = fitted(model(front, sampling=RAIS(seed=0)), x)
-    for own, expected in zip(found, dense_result(kind), strict=True):
+    for own, expected in zip(found, dense_result, strict=True):
         # A sparse product may sum in another order.
         np.testing.assert_allclose(own, expected, rtol=1e-5 if "last" in kind else 0)
 
@@ -229,8 +220,8 @@ def test_series_of_targets_and_weights_are_columns_as_in_keras():
     series = pandas.Series(Y), pandas.Series(weights)
     data = prepare(FRAME, series[0], series[1], {0: 1.0, 1: 2.0, 2: 1.0}, 4, None)
     assert data.arrays[1].shape == (N, 1)
-    found = fitted(model(plain), FRAME, series[0], sample_weight=series[1])
-    expected = fitted(model(plain), X, Y, sample_weight=weights)
+    found = fitted(model(plain), FRAME, series[0], sample_weight=series[1], epochs=1)
+    expected = fitted(model(plain), X, Y, sample_weight=weights, epochs=1)
     np.testing.assert_array_equal(found[0], expected[0])
 
 

@@ -65,42 +65,37 @@ def _same_weights(a, b):
     )
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A model after a long `_fit`, to look at, and its history."""
-    model = _compiled()
-    return model, _fit(model, epochs=LONG).history
-
-
 class _Drawn(keras.callbacks.Callback):
-    """Keeps what each batch was drawn with."""
+    """Keeps what each batch was drawn with, and the progress at each epoch's end."""
 
     def on_train_begin(self, logs=None):
-        self.plans = []
+        self.plans, self.ends = [], []
 
     def on_train_batch_end(self, batch, logs=None):
         plan = self.model.sampling_run.planner.last_plan
         if not self.plans or self.plans[-1] is not plan:
             self.plans.append(plan)
 
+    def on_epoch_end(self, epoch, logs=None):
+        clock = self.model.sampling_run.clock
+        self.ends.append((clock.step, clock.effective_iterations()))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model after a long `_fit`, to look at, its history, and what was drawn."""
+    model, drawn = _compiled(), _Drawn()
+    return model, _fit(model, epochs=LONG, callbacks=[drawn]).history, drawn
+
 
 def test_uniform_is_keras_own_training_to_the_bit():
     ours, keras_own = _compiled(sampling="uniform"), _compiled(keras.Sequential)
-    history = _fit(ours, validation_split=0.1).history
-    assert history == _fit(keras_own, validation_split=0.1).history
+    history = _fit(ours, epochs=2, validation_split=0.1).history
+    assert history == _fit(keras_own, epochs=2, validation_split=0.1).history
     assert _same_weights(ours, keras_own)
 
 
-def test_one_seed_gives_the_same_weights_to_the_bit_and_another_does_not(trained):
-    first, again, other = trained[0], _compiled(), _compiled(sampling=RAIS(seed=7))
-    for model in (again, other):
-        _fit(model, epochs=LONG)
-    assert _same_weights(first, again)
-    assert not _same_weights(first, other)
-    assert first.sampling_run.planner.last_plan.importance
-
-
-def test_the_sampling_seed_alone_decides_the_draws():
+def test_the_sampling_seed_alone_decides_the_draws(trained):
     plans = []
     for keras_seed in (1, 2):
         drawn = _Drawn()
@@ -109,18 +104,24 @@ def test_the_sampling_seed_alone_decides_the_draws():
         plans.append(drawn.plans)
     # The first block depends on the seed alone, later ones on what was observed.
     np.testing.assert_array_equal(plans[0][0].index, plans[1][0].index)
+    assert (plans[0][0].index != trained[2].plans[0].index).any()
     assert (plans[0][-1].index != plans[1][-1].index).any()
 
 
-@pytest.mark.parametrize("steps_per_execution", [7, 10])
-def test_steps_per_execution_changes_nothing(steps_per_execution, trained):
-    (one, history), several = (
+@pytest.mark.parametrize(("steps_per_execution", "in_place"), [(7, True), (10, False)])
+def test_one_seed_gives_the_same_to_the_bit_however_the_steps_and_arrays_are_read(
+    steps_per_execution, in_place, trained, monkeypatch
+):
+    if in_place:
+        monkeypatch.setattr(rows, "_IN_PLACE_BYTES", 0)
+    (one, history, _), other = (
         trained,
         _compiled(steps_per_execution=steps_per_execution),
     )
-    assert _fit(several, epochs=LONG).history == history
-    assert _same_weights(one, several)
-    assert one.optimizer.iterations.numpy() == several.optimizer.iterations.numpy()
+    assert _fit(other, epochs=LONG).history == history
+    assert _same_weights(one, other)
+    assert one.optimizer.iterations.numpy() == other.optimizer.iterations.numpy()
+    assert one.sampling_run.planner.last_plan.importance
 
 
 def test_a_longer_read_ahead_than_planned_for_is_refused_not_trained_on():
@@ -149,29 +150,25 @@ def test_the_pipeline_reads_three_batches_ahead_and_no_more():
     assert all(old[: sum(old)])
 
 
-def test_an_epoch_is_an_epochs_worth_of_progress():
-    model, ends = _compiled(), []
-
-    class Progress(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            clock = model.sampling_run.clock
-            ends.append((clock.step, clock.effective_iterations()))
-
-    _fit(model, epochs=6, callbacks=[Progress()])
-    steps, progress = np.array(ends).T
+def test_an_epoch_is_an_epochs_worth_of_progress(trained):
+    steps, progress = np.array(trained[2].ends).T
     largest = 8.0  # what a single step may add
-    assert (progress >= STEPS * np.arange(1, 7) - largest).all()
-    assert (progress < STEPS * np.arange(1, 7) + largest).all()
-    assert steps[-1] < 0.95 * 6 * STEPS  # it did pay
-    assert model.optimizer.iterations.numpy() == steps[-1]
+    assert (progress >= STEPS * np.arange(1, LONG + 1) - largest).all()
+    assert (progress < STEPS * np.arange(1, LONG + 1) + largest).all()
+    assert steps[-1] < 0.95 * LONG * STEPS  # it did pay
+    assert trained[0].optimizer.iterations.numpy() == steps[-1]
 
 
-def test_without_adaptation_epochs_are_ordinary_ones():
+def test_without_adaptation_epochs_are_ordinary_ones_and_p_has_its_floor():
     model = _compiled(sampling=RAIS(adapt_learning_rate=False))
     monitor = SamplingMonitor()
     history = _fit(model, callbacks=[monitor]).history
     assert model.optimizer.iterations.numpy() == 3 * STEPS
     np.testing.assert_allclose(history["effective_epochs"], [1, 2, 3], rtol=0.01)
+    p = monitor.probabilities()
+    assert p.shape == (N,)
+    assert p.sum() == pytest.approx(1.0)
+    assert p.min() >= 0.05 / N
 
 
 def test_steps_per_epoch_and_initial_epoch_mean_what_they_mean_in_keras():
@@ -230,12 +227,13 @@ def test_every_example_is_seen_once_in_the_first_pass():
 
 
 def test_a_second_fit_continues_on_the_same_rows_and_traces_nothing_anew(capsys):
-    model = _compiled()
-    _fit(model, epochs=1)
-    blocks, function = model.sampling_state.blocks, model.train_function
+    model, drawn = _compiled(), _Drawn()
     _fit(model)
+    blocks, function = model.sampling_state.blocks, model.train_function
+    _fit(model, epochs=1, callbacks=[drawn])
     assert model.train_function is function
     assert model.sampling_state.blocks > blocks
+    assert abs(drawn.plans[0].credit - 1) < 0.2  # credited as any other
     assert capsys.readouterr().out == ""
 
 
@@ -248,16 +246,6 @@ def _lead_of_last_fit(model):
     return clock.effective_iterations() - clock.step
 
 
-def test_the_effective_iterations_of_one_optimizer_go_on_from_fit_to_fit():
-    model = _compiled()
-    _fit(model, epochs=LONG)
-    first = _lead(model)
-    assert first > 10
-    model.compile(model.optimizer, model.loss)
-    _fit(model, epochs=1)
-    np.testing.assert_allclose(_lead(model), first + _lead_of_last_fit(model))
-
-
 SGD = keras.optimizers.SGD
 OPTIMIZERS = {
     "plain": SGD,
@@ -266,33 +254,34 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_new_optimizer_reads_its_schedule_from_the_start(kind):
+def test_effective_iterations_go_on_with_an_optimizer_and_begin_with_a_new_one():
     model = _compiled()
     _fit(model, epochs=LONG)
-    assert _lead(model) > 10
-    model.compile(OPTIMIZERS[kind](), model.loss)
+    first = _lead(model)
+    assert first > 10
+    model.compile(model.optimizer, model.loss)
     _fit(model, epochs=1)
-    np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
-    assert (_lead(model) == 0) == (kind == "accumulating")
-
-
-def test_so_it_does_after_steps_without_sampling():
-    model = _compiled()
-    _fit(model)
+    np.testing.assert_allclose(_lead(model), first + _lead_of_last_fit(model))
+    # A new one whose first steps are without sampling.
     model.compile(SGD(), model.loss, sampling="uniform")
     _fit(model, epochs=1)
     model.compile(model.optimizer, model.loss)
     _fit(model, epochs=1)
     assert model.optimizer.iterations > model.sampling_run.clock.step
     np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+    for kind, make in OPTIMIZERS.items():
+        assert _lead(model) > 1
+        model.compile(make(), model.loss)
+        _fit(model, epochs=1)
+        np.testing.assert_allclose(_lead(model), _lead_of_last_fit(model), atol=1e-9)
+        assert (_lead(model) == 0) == (kind == "accumulating")
 
 
 @pytest.mark.parametrize("compiled_first", [True, False])
-def test_so_it_does_on_weights_that_another_has_trained(
+def test_so_they_do_on_weights_that_another_has_trained(
     compiled_first, trained, tmp_path, monkeypatch
 ):
-    other, _ = trained
+    other, *_ = trained
     with monkeypatch.context() as patch:
         patch.setattr(other, "optimizer", None)  # the file has weights and scores alone
         other.save_weights(tmp_path / "w.weights.h5")
@@ -340,14 +329,6 @@ def test_unused_draws_are_given_back_when_training_stops_inside_a_block():
     visits = STEPS * M / N - state.owed
     np.testing.assert_allclose(visits, np.round(visits), atol=1e-9)
     assert visits.sum() == pytest.approx(STEPS * M)
-
-
-def test_the_first_block_of_a_second_fit_is_credited_as_any_other():
-    model = _compiled()
-    _fit(model)
-    drawn = _Drawn()
-    _fit(model, epochs=1, callbacks=[drawn])
-    assert abs(drawn.plans[0].credit - 1) < 0.2
 
 
 def test_stopping_and_interrupts_lose_nothing_learned():
@@ -417,9 +398,9 @@ def test_retreats_are_told_once_for_each_of_their_causes_and_one_return():
 
 def test_draws_follow_the_scores_again_once_the_gain_rises():
     model = _compiled()
-    _fit(model)
+    _fit(model, epochs=2)
     model.sampling_state.armed = False  # as after a retreat
-    _fit(model)
+    _fit(model, epochs=2)
     assert model.sampling_state.armed
     assert model.sampling_run.planner.last_plan.importance
 
@@ -428,13 +409,6 @@ def test_never_retreats_below_0():
     model = _compiled(sampling=RAIS(retreat_below=0.0))
     model.fit(X, np.zeros(N, "int64"), batch_size=M, epochs=3, verbose=0)
     assert model.sampling_state.armed
-
-
-def test_large_arrays_are_read_in_place_with_the_same_result(monkeypatch, trained):
-    monkeypatch.setattr(rows, "_IN_PLACE_BYTES", 0)
-    large = _compiled()
-    _fit(large, epochs=LONG)
-    assert _same_weights(trained[0], large)
 
 
 def test_dicts_and_tuples_of_arrays_and_several_outputs_train():
@@ -460,27 +434,15 @@ def test_dicts_and_tuples_of_arrays_and_several_outputs_train():
 
 
 def test_train_on_batch_and_evaluate_and_predict_are_keras_own():
-    model = _compiled()
+    model, keras_own = _compiled(), _compiled(keras.Sequential)
+    both = model, keras_own
+    logs = [m.train_on_batch(X[:M], Y[:M], return_dict=True) for m in both]
+    assert logs[0] == logs[1]
+    assert _same_weights(*both)
     _fit(model, epochs=1)
-    keras_own = _compiled(keras.Sequential)
     keras_own.set_weights(model.get_weights())
     assert model.evaluate(X, Y, verbose=0) == keras_own.evaluate(X, Y, verbose=0)
     np.testing.assert_array_equal(
         model.predict(X, verbose=0), keras_own.predict(X, verbose=0)
     )
-    fresh, own = _compiled(), _compiled(keras.Sequential)
-    logs = [m.train_on_batch(X[:M], Y[:M], return_dict=True) for m in (fresh, own)]
-    assert logs[0] == logs[1]
-    assert _same_weights(fresh, own)
-    _fit(model, epochs=1)
     model.train_on_batch(X[:M], Y[:M])
-
-
-def test_the_monitor_gives_probabilities():
-    monitor = SamplingMonitor()
-    model = _compiled()
-    _fit(model, callbacks=[monitor])
-    p = monitor.probabilities()
-    assert p.shape == (N,)
-    assert p.sum() == pytest.approx(1.0)
-    assert p.min() >= 0.05 / N

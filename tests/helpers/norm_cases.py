@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_osgd
 
-EXAMPLES = 4
+EXAMPLES = 3
 REDUCTIONS = ("sum", "sum_over_batch_size")
 MODES = ("eager", "graph", "jit")
 L = keras.layers

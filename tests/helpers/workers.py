@@ -64,9 +64,8 @@ found = {"plain": why_it_fails(keras.Sequential), "first": why_it_fails(FirstMen
 validation = {"validation_data": (replayed.X, replayed.Y)}
 uniform, found["uniform_history"] = train("uniform", epochs=1, **validation)
 draws = replayed.Draws()
-model, found["history"] = train(
-    RAIS(seed=0, retreat_below=0), epochs=8, callbacks=[draws], **validation
-)
+options = {"epochs": 8, "validation_freq": 8, "callbacks": [draws], **validation}
+model, found["history"] = train(RAIS(seed=0, retreat_below=0), **options)
 found["evaluated"] = model.evaluate(replayed.X, replayed.Y, batch_size=8, verbose=0)
 try:
     model.fit(**OPTIONS, callbacks=[keras_osgd.callbacks.Checkpoint(DIRECTORY)])

@@ -130,8 +130,10 @@ def _weights_of(model):
     return model.get_layer("head").trainable_weights
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-@pytest.mark.parametrize("activation, loss, kind", _HEADS)
+@pytest.mark.parametrize(
+    "activation, loss, kind, mode",
+    [(*head, "graph") for head in _HEADS] + [(*head, "eager") for head in _HEADS[::3]],
+)
 def test_norms_of_a_dense_head_are_those_of_single_example_gradients(
     activation, loss, kind, mode
 ):
@@ -146,9 +148,11 @@ def test_norms_of_a_dense_head_without_bias_leave_the_bias_out(activation, loss,
     _check(model, loss, _x(4), _targets(kind, (_M, _CLASSES)), _weights_of(model))
 
 
-@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 4), (4, 4), (9, 4), (3, 5, 4)])
-@pytest.mark.parametrize("activation, loss, kind", _HEADS[:8:7] + _HEADS[10:11])
+@pytest.mark.parametrize(
+    "activation, loss, kind, bias",
+    [(*_HEADS[0], True), (*_HEADS[7], True), (*_HEADS[10], False)],
+)
 def test_norms_of_a_dense_head_on_sequences_are_of_the_gradient_summed_over_positions(
     activation, loss, kind, shape, bias
 ):
@@ -180,7 +184,6 @@ def _with_separate(layers):
     return keras.Sequential([keras.Input((4,)), _head(None), *layers])
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize(
     "layers, head",
     [
@@ -195,10 +198,11 @@ def _with_separate(layers):
     ],
     ids=lambda value: str(len(value)) if isinstance(value, list) else str(value),
 )
-def test_activations_in_layers_of_their_own_are_seen_through(layers, head, mode):
+def test_activations_in_layers_of_their_own_are_seen_through(layers, head):
     model, (_, loss, kind) = _with_separate(layers), _HEADS[head]
     y = _targets(kind, (_M, _CLASSES))
-    _check(model, loss, _x(4), y, _weights_of(model), mode=mode)
+    for mode in ("eager", "graph") if head == 0 else ("graph",):
+        _check(model, loss, _x(4), y, _weights_of(model), mode=mode)
 
 
 class Subclassed(keras.Model):
@@ -327,7 +331,7 @@ def test_eager_graph_and_xla_agree(last):
             np.testing.assert_allclose(one, two, rtol=2e-5)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 @pytest.mark.parametrize("recipe", ["float32 head", "float32 softmax", "float16 head"])
 def test_mixed_precision_gives_float32_norms_near_those_of_float32(recipe, mode):
     def layers(body, softmax):
@@ -480,8 +484,7 @@ def _classifier(shape=(4,)):
         ("sum", (7, 4), True),
         ("sum_over_batch_size", (4,), True),
         ("sum_over_batch_size", (7, 4), False),
-        ("mean", (4,), True),
-        ("mean", (7, 4), False),
+        ("mean", (7, 4), True),
     ],
 )
 def test_a_step_s_norms_depend_on_neither_reduction_nor_batch_size_nor_weights(

@@ -71,8 +71,7 @@ def two_outputs(reduction):
 
 
 @pytest.mark.parametrize(
-    ("reduction", "weighted"),
-    [("sum", True), ("sum_over_batch_size", True), ("sum_over_batch_size", False)],
+    ("reduction", "weighted"), [("sum", False), ("sum_over_batch_size", True)]
 )
 def test_losses_of_several_outputs_count_by_their_loss_weights(reduction, weighted):
     y = {"a": values(2, seed=2), "b": labels()}
@@ -146,11 +145,8 @@ class Adding(L.Layer):
 
 
 REGULARISED = {
-    "weights": lambda: [L.Dense(3, kernel_regularizer="l2", bias_regularizer="l1")],
     "activity": lambda: [L.Dense(3, activity_regularizer="l2")],
-    "activity, by a layer": lambda: [L.ActivityRegularization(0.1), L.Dense(3)],
     "add_loss of a number": lambda: [Adding(False), L.Dense(3)],
-    "add_loss of a vector": lambda: [Adding(True), L.Dense(3)],
     "all": lambda: [Adding(True), L.Dense(3, "tanh", True, "he_normal", "ones", "l2")],
 }
 
@@ -186,20 +182,18 @@ def test_masked_positions_have_no_gradient():
     assert_exact(model, tokens, values(6, 2))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_masked_positions_count_as_zeros_whatever_else_is_in_the_batch(weighted):
+def test_masked_positions_count_as_zeros_whatever_else_is_in_the_batch():
     model, tokens = masked_model_and_tokens()
-    weights = np.linspace(0.5, 2, N).astype("float32") if weighted else None
+    weights = np.linspace(0.5, 2, N).astype("float32")
     y = values(6, 2)
     norms = keras_osgd.gradient_norms(model, tokens, y, weights, batch_size=4)
     bare = tokens > 0
-    of_user = np.ones(N) if weights is None else weights
     expected = []
     for i in range(N):
         with tf.GradientTape() as tape:
             y_pred = model(tokens[i : i + 1])
             values_ = tf.reduce_mean(tf.square(y_pred[0] - y[i]), axis=-1)
-            loss = of_user[i] * tf.reduce_sum(values_[bare[i]]) / 6
+            loss = weights[i] * tf.reduce_sum(values_[bare[i]]) / 6
         gradients = tape.gradient(loss, [v.value for v in model.trainable_weights])
         squares = [np.sum(tf.convert_to_tensor(g).numpy() ** 2) for g in gradients]
         expected.append(np.sqrt(np.sum(squares)))
@@ -299,7 +293,7 @@ def _rebuilt(model):
     return keras_osgd.Model(model.inputs, model.outputs)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_the_batch_size_changes_no_norm(batch_size):
     model = functional((5, 4), L.Conv1D(6, 2, activation="tanh"), L.Dense(3))
     loss = keras.losses.SparseCategoricalCrossentropy(True)

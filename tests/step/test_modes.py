@@ -14,7 +14,6 @@ MODES = {
     "jit": {"jit_compile": True},
     "five steps": {"steps_per_execution": 5},
     "five steps, jit": {"steps_per_execution": 5, "jit_compile": True},
-    "five steps, eager": {"steps_per_execution": 5, "run_eagerly": True},
 }
 BLOCK = 50
 

@@ -159,7 +159,7 @@ def _records():
 )
 def test_what_a_model_was_trained_on_is_given_as_it_was_to_fit(made):
     data, model = made(), small.model()
-    model.fit(data, batch_size=None if made is _dataset else 4, epochs=6, verbose=0)
+    model.fit(data, batch_size=None if made is _dataset else 4, epochs=2, verbose=0)
     found = keras_osgd.find_label_errors(model, data, k=9)
     arrays = keras_osgd.find_label_errors(model, small.X, small.Y, k=9)
     for one, other in zip(found, arrays, strict=True):
