@@ -33,6 +33,8 @@ def _sampled(request, monkeypatch):
 # The modules that take the longest, in this order: two processes at once then end at
 # about the same time. `--dist loadscope` would begin with those of the most tests.
 LONGEST = (
+    "fit/test_workers.py",
+    "fit/test_replicas.py",
     "fit/test_fit.py",
     "norms/test_layers.py",
     "draws/test_oracle.py",
@@ -41,8 +43,6 @@ LONGEST = (
     "callbacks/test_checkpoint.py",
     "callbacks/test_checkpoint_models.py",
     "step/test_skipping.py",
-    "fit/test_replicas.py",
-    "fit/test_workers.py",
     "step/test_exact_step.py",
     "fit/test_faults_of_training.py",
     "data/test_datasets.py",

@@ -14,6 +14,8 @@ from keras_osgd.sampling import RAIS
 from tests.helpers import small
 from tests.helpers.checkpoints import ENDS, going_on, net, state_of
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def four():

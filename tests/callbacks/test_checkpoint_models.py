@@ -82,6 +82,7 @@ MODELS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", MODELS)
 def test_all_kinds_of_models_go_on_bit_for_bit(case, tmp_path, capsys):
     make, y, others, numbers = MODELS[case]

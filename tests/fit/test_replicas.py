@@ -20,6 +20,8 @@ from keras_osgd.sampling import RAIS
 from tests.helpers import replayed, small
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.long
+
 README = (ROOT / "README.md").read_text("utf-8")
 ROW = 5  # whose loss is not finite: on one replica, then on the other
 EPOCHS = 8  # of 8 steps: into the second block, which follows the scores

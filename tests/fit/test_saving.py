@@ -265,6 +265,7 @@ def test_the_scores_are_no_weights_and_no_part_of_an_export(kind, trained, tmp_p
         assert all(300 not in shape for shape in shapes)
 
 
+@pytest.mark.long
 def test_an_export_and_an_accelerated_models_file_load_without_the_add_on(tmp_path):
     model = keras_osgd.accelerate(_trained(lambda: _sequential(keras.Sequential)))
     model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
@@ -364,6 +365,7 @@ def test_accelerate_takes_loaded_subclassed_and_uncompiled_models(tmp_path):
     assert loaded.sampling_state.observed > 0
 
 
+@pytest.mark.long
 def test_a_keras_application_joins_without_being_rewritten():
     model = keras.applications.MobileNet(
         (32, 32, 3), alpha=0.25, weights=None, classes=3

@@ -13,6 +13,8 @@ import pytest
 from tests.helpers import replayed
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.long
+
 
 def _free_ports(count):
     with contextlib.ExitStack() as stack:

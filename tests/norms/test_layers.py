@@ -120,11 +120,13 @@ def test_norms_of_every_kind_of_layer_are_those_of_single_examples(case, float64
     assert_exact(case, CASES.index(case), "eager", 1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number, case", enumerate(OTHERS_IN_GRAPHS))
 def test_in_float32_and_graphs_they_are_too(number, case):
     assert_exact(case, number, "graph", 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number, case", enumerate(COMPILED))
 def test_every_form_has_the_same_norms_in_compiled_graphs(number, case):
     assert_exact(case, number, "jit", 1e-5)

@@ -197,6 +197,7 @@ def test_norms_are_those_of_single_examples_to_double_precision(case):
 
 
 # One kind each, and another with dropout below: the steps are loops alike.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "mode"), [(layers.GRU, "graph"), (layers.LSTM, "jit")]
 )
@@ -250,6 +251,7 @@ DROPPED += [(layers.GRU, {"dropout": 1.0})]
 MODES = ["jit"] + ["eager"] * (len(DROPPED) - 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "mode"), zip(DROPPED, MODES, strict=True))
 def test_dropout_is_that_of_the_call(case, mode):
     kind, options = case
@@ -404,6 +406,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_cells_are_worked_out_one_by_one_in_training_too(name):
     model = model_of(OTHERS[name](), steps=2)

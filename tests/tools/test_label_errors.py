@@ -13,6 +13,8 @@ from keras_osgd.tools import label_errors
 from tests.helpers import small
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.long
+
 
 def test_suspicion_is_the_formula_worked_out_by_hand():
     probabilities = np.array(

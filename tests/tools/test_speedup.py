@@ -13,6 +13,8 @@ from keras_osgd.data import training_data
 from keras_osgd.tools import speedup
 from tests.helpers import small
 
+pytestmark = pytest.mark.long
+
 STEPS = 35
 
 
