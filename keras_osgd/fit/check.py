@@ -211,6 +211,7 @@ def examine(
         arguments.class_weight,
         arguments.batch_size,
         arguments.steps_per_epoch,
+        model.loss,
     )
     if data is None:
         return Examined(None, [], False, None, None)
@@ -261,6 +262,7 @@ def examine_stream(
         arguments.batch_size,
         arguments.steps_per_epoch,
         arguments.shuffle,
+        model.loss,
     )
     if stream is None:
         return ExaminedStream(None, [], False)
