@@ -16,6 +16,7 @@ from keras_osgd.base.refusals import NO_EXAMPLES
 from keras_osgd.data import datasets
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.training_data import TrainingData, prepare
+from keras_osgd.data.weights import require_labels_of_keras
 
 __all__ = ["Stream", "opened"]
 
@@ -52,6 +53,7 @@ def opened(
     batch_size: int | None,
     steps_per_epoch: int | None,
     shuffle: bool,
+    loss: Any = None,
 ) -> Stream:
     """Returns the data given to `fit`, of any kind, as a stream.
 
@@ -64,10 +66,12 @@ def opened(
         batch_size: for arrays and `Indexed`.
         steps_per_epoch: as in `fit`; may be left out where the data know their length.
         shuffle: whether to shuffle arrays, `Indexed` and a `PyDataset`'s batches.
+        loss: as compiled, see `weights.labels_of`.
 
     Raises:
         ValueError: if the data have no example or no targets, are no batches of one
-            shape, or the length of an epoch is unknown.
+            shape, the length of an epoch is unknown, or Keras would misread the classes
+            that `class_weight` is for.
     """
     of_arrays = False
     if isinstance(x, tf.data.Dataset):
@@ -87,7 +91,7 @@ def opened(
     else:
         if not isinstance(x, Indexed):
             parts = (x, y, sample_weight, class_weight, batch_size, steps_per_epoch)
-            data, of_arrays = prepare(*parts), True
+            data, of_arrays = prepare(*parts, loss), True
             x, batch_size, class_weight = Indexed(data.arrays), data.batch_size, None
         finite = x.dataset(batch_size or x.batch_size or 32, shuffle)
         dataset, length = finite.repeat(), int(finite.cardinality())
@@ -95,8 +99,9 @@ def opened(
     if not steps_per_epoch and length < 0:
         raise ValueError(_NO_LENGTH.format(name))
     _check_spec(dataset.element_spec)
-    steps = int(steps_per_epoch or length)
-    return Stream(dataset, steps, _described(first), class_weight, of_arrays)
+    steps, described = int(steps_per_epoch or length), _described(first)
+    require_labels_of_keras(described.arrays[1], loss, class_weight)
+    return Stream(dataset, steps, described, class_weight, of_arrays)
 
 
 def _without_end(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -150,6 +150,7 @@ def prepare(
     class_weight: Mapping[int, float] | None,
     batch_size: int | None,
     steps_per_epoch: int | None,
+    loss: Any = None,
 ) -> TrainingData:
     """Returns checked training data; class weights become sample weights.
 
@@ -161,6 +162,7 @@ def prepare(
             `sample_weight`; Keras itself refuses both together.
         batch_size: m; `None` means 32, or n / `steps_per_epoch`.
         steps_per_epoch: as in `keras.Model.fit`.
+        loss: as compiled: it tells how to read the classes of `class_weight` in y.
 
     Raises:
         ValueError: if the data are not arrays, have no example or no y, or differ in
@@ -182,7 +184,7 @@ def prepare(
     x, y, weights = arrays
     weights = refusals.tried(checked_weights, weights, y)
     if class_weight is not None:
-        weights = refusals.tried(with_class_weight, y, weights, class_weight)
+        weights = refusals.tried(with_class_weight, y, weights, class_weight, loss)
     if not batch_size:
         batch_size = math.ceil(n / steps_per_epoch) if steps_per_epoch else 32
     data = TrainingData((x, y, weights), n, int(batch_size), transform)

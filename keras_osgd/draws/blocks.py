@@ -9,7 +9,13 @@ import numpy as np
 
 from keras_osgd.draws.observations import logged_of
 from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
-from keras_osgd.draws.reshuffled import independent, refund, reshuffled
+from keras_osgd.draws.reshuffled import (
+    Reshuffled,
+    in_phase,
+    independent,
+    refund,
+    reshuffled,
+)
 from keras_osgd.sampling import RAIS, Sampling
 from keras_osgd.scores.state import SamplingState
 
@@ -141,10 +147,10 @@ class Blocks:
         if self._sampling.draws == "independent":
             return independent(probability, size, rng), 1.0, state.owed
         if not len(aside):
-            drawn = reshuffled(state.owed, probability, size, rng)
+            drawn = _permuted(state.owed, probability, size, rng)
             return drawn.index, drawn.credit, drawn.owed
         rest, owed = np.delete(np.arange(self._n), aside), np.zeros(self._n)
-        drawn = reshuffled(state.owed[rest], probability[rest], size, rng)
+        drawn = _permuted(state.owed[rest], probability[rest], size, rng)
         owed[rest] = drawn.owed
         return rest[drawn.index], drawn.credit, owed
 
@@ -242,6 +248,20 @@ class Blocks:
     def tell_of_zeros(self) -> None:
         """Says once that all gradient norms are 0."""
         self.tell_once("All gradient norms are 0: draws are uniform.", "zeros")
+
+
+def _permuted(
+    owed: np.ndarray, probability: np.ndarray, size: int, rng: np.random.Generator
+) -> Reshuffled:
+    """Returns reshuffled draws, which are permutations while p is uniform.
+
+    Where p becomes uniform, as after a retreat, the masses that examples were owed
+    under the p before are forgotten: they would keep some out of the next epochs. Each
+    example then expects the same weight in every block, whatever was drawn before.
+    """
+    if probability.min() == probability.max() and not in_phase(owed):
+        owed = np.zeros_like(owed)
+    return reshuffled(owed, probability, size, rng)
 
 
 def without(probability: np.ndarray, aside: np.ndarray) -> np.ndarray:

@@ -14,11 +14,12 @@ __all__ = [
     "Reshuffled",
     "block_density",
     "cycle_density",
+    "in_phase",
     "independent",
+    "places",
     "refund",
     "reshuffled",
     "search",
-    "spread",
     "systematic",
 ]
 
@@ -26,6 +27,7 @@ __all__ = [
 # block credits 1e-5 or more, and the rounding errors of a million blocks stay below
 # 1e-9. Were they kept, an example that has just had its visit could get another.
 RESIDUE = 1e-9
+_SAME_PHASE = 1e-6  # in visits; rounding errors are far below
 _LEAST_CREDIT = 2.0**-100  # over size/n
 _NONE_TO_GO = 1e-300  # mass left until a visit that is overdue
 _MOST_STEPS = 100
@@ -54,9 +56,9 @@ def reshuffled(
 
     Credits every example with the same mass, about size/n. Draws by systematic
     sampling with the density of `cycle_density`, along a fresh random order of the
-    examples. Puts the draws in random order (`spread`), and subtracts the importance
-    weight 1/(n p_i) for each visit. With uniform p and blocks that divide n, it visits
-    every example once an epoch.
+    examples. Puts the draws in the order of their `places`, and subtracts the
+    importance weight 1/(n p_i) for each visit. With uniform p, blocks of any sizes
+    join to permutations: every n draws from the first one on visit every example once.
 
     Args:
         owed: `[n]`, in visits of weight 1: zeros at first, then as returned by
@@ -88,9 +90,11 @@ def reshuffled(
     # of the cumulative sum decides between two neighbours.
     offset = (rng.integers(2**32) + 0.5) / 2**32
     index = systematic(density, size, permutation, offset)
-    index = spread(index, rng.random(size))
+    weight = _weights(probability, index)
+    place = places(index, rng.random(size), owed[index], weight, credit)
     owed += credit
-    np.subtract.at(owed, index, _weights(probability, index))
+    np.subtract.at(owed, index, weight)
+    index = index[np.argsort(place)]
     return Reshuffled(index, owed, credit * density.size / size)
 
 
@@ -308,28 +312,64 @@ def systematic(
     return permutation[search(density[permutation], position)]
 
 
-def spread(index: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Returns a block's draws in random order, repeated visits evenly spaced.
+def places(
+    index: np.ndarray,
+    uniform: np.ndarray,
+    owed: np.ndarray,
+    weight: np.ndarray,
+    credit: float,
+) -> np.ndarray:
+    """Returns where in a block its draws come, each in the stretch that it belongs to.
 
-    Of an example's k visits, the j-th comes at a random place in the j-th of k equal
-    parts of the block. So a block longer than an epoch is a sequence of reshuffled
-    epochs.
+    A block is the next `credit` of mass, and each visit has a stretch of mass W to
+    itself (see `cycle_density`): the first stretch begins -m from the block's start.
+    The visit comes at a random place of its stretch, as far as that lies in the block.
+    So visits that are due early come early, and with uniform p an example comes again
+    only after all others have come. An example owed a visit from before has its visits
+    spread evenly over the block: else all such examples would crowd at its start.
 
     Args:
         index: `[size]`, as `systematic` returns it: visits of one example together.
-        place: `[size]`, uniform in [0, 1), at random.
+        uniform: `[size]`, in [0, 1), at random.
+        owed: `[size]`, m of each draw's example, before the block's credit.
+        weight: `[size]`, > 0. W of each draw's example.
+        credit: > 0, mass that the block gives to each example.
 
     Returns:
-        `[size]`, int64, the same draws.
+        `[size]`, in [0, credit].
 
     Example:
-        >>> spread(np.array([4, 4, 7, 7]), np.array([0.1, 0.9, 0.3, 0.2]))
-        array([4, 7, 7, 4])
+        >>> owed, weight = np.array([0.8, 0.8, -0.2]), np.ones(3)
+        >>> places(np.array([4, 4, 7]), np.full(3, 0.5), owed, weight, 0.4)
+        array([0.1, 0.3, 0.3])
     """
     first = np.flatnonzero(np.diff(index, prepend=-1))
     visits = np.diff(first, append=index.size)
     number = np.arange(index.size) - np.repeat(first, visits)
-    return index[np.argsort((number + place) / np.repeat(visits, visits))]
+    overdue = owed >= weight
+    start = np.where(overdue, 0.0, -owed)
+    length = np.where(overdue, credit / np.repeat(visits, visits), weight)
+    begin = np.clip(start + number * length, 0.0, credit)
+    end = np.minimum(start + (number + 1) * length, credit)
+    return begin + uniform * (end - begin)
+
+
+def in_phase(owed: np.ndarray) -> bool:
+    """Returns whether the owed masses differ by whole visits of weight 1.
+
+    Then blocks of uniform p join to permutations.
+
+    Args:
+        owed: `[n]`.
+
+    Example:
+        >>> in_phase(np.array([0.3, -0.7, 0.3])), in_phase(np.array([0.3, 0.0]))
+        (True, False)
+    """
+    return all(
+        (np.abs(part - np.rint(part)) < _SAME_PHASE).all()
+        for part in (owed[rows] - owed[0] for rows in chunks(len(owed)))
+    )
 
 
 def search(density: np.ndarray, position: np.ndarray) -> np.ndarray:

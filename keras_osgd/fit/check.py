@@ -222,6 +222,7 @@ def examine(
         arguments.class_weight,
         arguments.batch_size,
         arguments.steps_per_epoch,
+        model.loss,
     )
     if data is None:
         return Examined(None, [], False, None, None)
@@ -305,6 +306,7 @@ def examine_stream(
         arguments.batch_size,
         arguments.steps_per_epoch,
         arguments.shuffle,
+        model.loss,
     )
     if stream is None:
         return ExaminedStream(None, [], False)

@@ -224,6 +224,59 @@ def test_a_class_without_a_weight_has_that_of_keras_with_a_notice():
     np.testing.assert_array_equal(mine, theirs)
 
 
+MASKS = np.random.default_rng(3).integers(0, 3, [20, 5, 4])
+PADDED = np.eye(3)[MASKS] * (MASKS > 0)[..., np.newaxis]  # rows of zeros: class 0
+SPARSE = keras.losses.SparseCategoricalCrossentropy()
+
+
+@pytest.mark.parametrize(
+    ("y", "loss", "labels"),
+    [
+        (MASKS, SPARSE, MASKS),
+        (MASKS, None, MASKS),
+        (MASKS.astype("float32"), "binary_crossentropy", MASKS),
+        (MASKS[..., np.newaxis], None, MASKS),
+        (MASKS[:, 0], {"out": "sparse_categorical_crossentropy"}, MASKS[:, 0]),
+        (MASKS[:, 0], None, MASKS[:, 0]),
+        (np.eye(3, dtype=int)[Y], [keras.losses.sparse_categorical_crossentropy], "y"),
+        (np.eye(3, dtype=int)[MASKS], None, MASKS),
+        (np.eye(3)[MASKS] * 0.7 + 0.1, None, MASKS),
+        (PADDED, keras.losses.CategoricalCrossentropy(), MASKS),
+    ],
+)
+def test_class_indices_have_one_weight_each_whatever_their_axes(y, loss, labels):
+    labels = y if isinstance(labels, str) else labels
+    mine = prepare(X, y, None, TABLE, None, None, loss).arrays[2]
+    np.testing.assert_array_equal(mine, np.vectorize(TABLE.get)(labels))
+
+
+@pytest.mark.parametrize("loss", [None, "binary_crossentropy"])
+@pytest.mark.parametrize("dtype", [bool, "int32", "float32"])
+def test_of_several_labels_in_a_row_the_first_counts_as_in_keras(dtype, loss):
+    y = (np.random.default_rng(4).uniform(size=[20, 3]) < 0.6).astype(dtype)
+    mine = prepare(X, y, None, TABLE, None, None, loss).arrays[2]
+    (*_, theirs), _ = by_keras(X, y, class_weight=TABLE)
+    np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("table", [[0.5, 4.0, 3.0], np.ones(3)])
+def test_class_weights_that_are_no_dict_are_refused_with_the_remedy(table):
+    with pytest.raises(ValueError, match=r"must be a dict.*Received: (list|ndarray)\."):
+        prepared(class_weight=table)
+    (*_, weights) = prepared(class_weight=dict(enumerate(table))).arrays
+    np.testing.assert_array_equal(weights, np.asarray(table)[Y])
+
+
+def test_one_warning_names_keys_that_are_no_class_and_the_classes():
+    table = {0: 1.0, "1": 2.0, 3: 1.0, 2: 1.0}
+    messages = small.warned(prepared, class_weight=table)
+    assert messages == [
+        "`class_weight` has no entry for [1]: such examples get weight 1, as in Keras. "
+        "`class_weight` has entries for ['1', 3], which have no effect: y has only the "
+        "classes [0, 1, 2]."
+    ]
+
+
 @pytest.mark.parametrize("shape", [(20,), (20, 1), (20, 5)])
 def test_class_weights_multiply_the_sample_weights_of_any_shape(shape):
     own = np.random.default_rng(0).uniform(size=shape)

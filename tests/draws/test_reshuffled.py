@@ -1,10 +1,17 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from keras_osgd.draws import reshuffled
 from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws.blocks import Blocks
+from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.draws.reshuffled import systematic
+from keras_osgd.sampling import RAIS
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
 from tests.helpers import oracles
 
 
@@ -28,16 +35,45 @@ class _Positions:
         return self.positions
 
 
-@pytest.mark.parametrize("blocks", [1, 3, 7, 8, 10, 49])
-def test_uniform_p_visits_every_example_exactly_once_an_epoch(blocks):
-    n, rng = 10 * blocks, _rng(blocks)
-    owed, p = np.zeros(n), np.full(n, 1 / n)
-    for _ in range(30):
-        visits = np.zeros(n, int)
-        for _ in range(blocks):
-            index, owed, _ = draws.reshuffled(owed, p, n // blocks, rng)
-            visits += np.bincount(index, minlength=n)
-        np.testing.assert_array_equal(visits, 1)
+def _epochs(index, n):
+    """Returns `[epochs, n]`, the draws of each whole epoch, sorted."""
+    whole = len(index) // n
+    return np.sort(index[: whole * n].reshape(whole, n), axis=1)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[490], [70], [49], [10], [7], [1], [71], [69], [23], [160], [23, 1, 160]]
+)
+def test_with_uniform_p_blocks_of_any_size_join_to_permutations(sizes):
+    n, rng = 70, _rng(sum(sizes))
+    owed, p, drawn = np.zeros(n), np.full(n, 1 / n), []
+    for size in itertools.islice(itertools.cycle(sizes), -(-30 * n // min(sizes))):
+        index, owed, credit = draws.reshuffled(owed, p, size, rng)
+        assert credit == pytest.approx(1.0, rel=1e-9)
+        drawn.append(index)
+    epochs = _epochs(np.concatenate(drawn), n)
+    assert len(epochs) >= 30
+    np.testing.assert_array_equal(epochs, np.tile(np.arange(n), (len(epochs), 1)))
+
+
+@pytest.mark.parametrize("aside", [0, 3])
+def test_where_p_becomes_uniform_again_blocks_are_permutations_again(aside):
+    state, n = SamplingState(), 60
+    state.allocate(ScoreTable(n, None), "", 0, "last_layer")
+    buffers, drawn = PlanBuffers(4, 4), []
+    blocks, candidate = Blocks(RAIS(), state, buffers), _random_distribution(_rng(1), n)
+    for _ in range(3):  # three strikes
+        state.bad_examples.strike(range(aside), sure=True)
+    for number in range(40):
+        blocks.make(4 * number, candidate, importance=number < 10)
+        if number == 9:
+            assert not reshuffled.in_phase(state.owed[aside:])
+        drawn.append(blocks.last_plan.index)
+    epochs = _epochs(np.concatenate(drawn[10:]), n - aside)
+    assert len(epochs) == 8
+    np.testing.assert_array_equal(epochs, np.tile(np.arange(aside, n), (8, 1)))
+    before = _epochs(np.concatenate(drawn[:10]), n - aside)
+    assert (before != np.arange(aside, n)).any(axis=1).all()
 
 
 def test_a_visited_example_that_owes_a_rounding_error_is_not_drawn():
@@ -84,25 +120,41 @@ def test_in_the_first_block_the_estimator_is_exactly_unbiased(n, size):
     np.testing.assert_allclose(estimate, loss.mean(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("weight", [0.3, 1.0, 2.5, 10.0])
-def test_at_a_constant_p_every_block_expects_the_same_weight(weight):
+def _outcomes(owed, weight, credit):
+    """Yields (chance, visits) of one example in a block."""
+    visits, _ = reshuffled.cycle_density(np.array([owed]), np.array([weight]), credit)
+    fewer = int(np.floor(visits[0] + 1e-12))
+    more = min(max(visits[0] - fewer, 0.0), 1.0)
+    return [(1 - more, fewer), (more, fewer + 1)]
+
+
+def _by_part(times, owed, weight, credit, parts):
+    """Returns `[parts]`, the expected visits in equal parts of a block."""
+    index, owed, weight = (np.full(times, value) for value in (0, owed, weight))
+    begin, end = (
+        reshuffled.places(index, np.full(times, u), owed, weight, credit)
+        for u in (0.0, 1.0)
+    )
+    edges = np.linspace(0.0, credit, parts + 1)[:, np.newaxis]
+    inside = np.clip(edges, begin, end) - begin
+    return np.diff(inside / np.maximum(end - begin, 1e-300), axis=0).sum(axis=1)
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.3, 1.0, 2.5, 10.0])
+def test_at_a_constant_p_every_part_of_a_block_expects_the_same_weight(weight):
     """Follows the exact law of the owed mass: every visit is one branch of a tree."""
-    credit, law = 0.25, {0.0: 1.0}
+    credit, law, parts = 0.25, {0.0: 1.0}, 5
     for _ in range(60):
-        paid, after = 0.0, {}
+        paid, after = np.zeros(parts), {}
         for owed, chance in law.items():
-            visits, _ = reshuffled.cycle_density(
-                np.array([owed]), np.array([weight]), credit
-            )
-            fewer = int(np.floor(visits[0] + 1e-12))
-            more = min(max(visits[0] - fewer, 0.0), 1.0)
-            for times, share in ((fewer, 1 - more), (fewer + 1, more)):
+            for share, times in _outcomes(owed, weight, credit):
                 if share > 1e-12:
-                    paid += chance * share * times * weight
+                    visits = _by_part(times, owed, weight, credit, parts)
+                    paid += chance * share * weight * visits
                     left = round(owed + credit - times * weight, 9)
                     after[left] = after.get(left, 0.0) + chance * share
         law = after
-        np.testing.assert_allclose(paid, credit, rtol=1e-9)
+        np.testing.assert_allclose(paid, credit / parts, rtol=1e-7)
     assert min(law) >= -weight - 1e-9
     assert max(law) <= weight + 1e-9
 

@@ -210,6 +210,55 @@ def test_a_first_block_of_reshuffled_draws_has_it_too(name, float64):
     np.testing.assert_allclose(mean, task.full_gradient(), rtol=0, atol=1e-10)
 
 
+class _Script:
+    """Stands for a generator: one order of the examples, one offset, one of places."""
+
+    def __init__(self, order, offset, places):
+        self.order, self.offset, self.places = order, offset, places
+
+    def permutation(self, examples):
+        return examples[list(self.order)]
+
+    def integers(self, cells):
+        return int(self.offset * cells)
+
+    def random(self, size):
+        return (np.array(self.places) + 0.5) / size
+
+
+def _blocks_after(owed, p, size):
+    """Yields (chance, block) of every outcome of `reshuffled`."""
+    density, _ = reshuffled.block_density(np.array(owed), p, size)
+    density = density[density > 0]
+    orders = list(itertools.permutations(range(len(density))))
+    places = list(itertools.permutations(range(size)))
+    for order in orders:
+        ends = np.cumsum(density[list(order)]) % 1.0
+        ends = np.unique(np.concatenate([[0.0, 1.0], ends]).round(9))
+        for left, right in itertools.pairwise(ends):
+            chance = (right - left) / len(orders) / len(places)
+            for place in places:
+                rng = _Script(order, (left + right) / 2, place)
+                yield chance, draws.reshuffled(np.array(owed), p, size, rng)
+
+
+@pytest.mark.parametrize(("n", "size"), [(3, 2), (4, 3), (2, 3)])
+def test_with_uniform_p_every_example_has_the_same_chance_at_every_draw(n, size):
+    """Follows the law of the owed masses over blocks that do not divide the epoch."""
+    p, law = np.full(n, 1 / n), {(0.0,) * n: 1.0}
+    for _ in range(n + 1):  # until the blocks divide a number of epochs, and one more
+        mean, after = np.zeros([size, n]), {}
+        for owed, chance in law.items():
+            for share, block in _blocks_after(owed, p, size):
+                weights = 1 / (n * p[block.index]) / block.credit
+                mean[np.arange(size), block.index] += chance * share * weights
+                left = tuple(block.owed.round(9) + 0.0)
+                after[left] = after.get(left, 0.0) + chance * share
+        law = after
+        np.testing.assert_allclose(mean, 1 / n, rtol=1e-8)
+    assert n % size and len(law) > 1
+
+
 @pytest.mark.parametrize(
     ("name", "weighted"), [("uniform", "both"), *(("candidate", w) for w in WEIGHTS)]
 )

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.sampling import RAIS
+from keras_osgd.sampling import RAIS, Presample
 from tests.helpers import small
 from tests.helpers.paths import ROOT
 from tests.helpers.small import BATCH_SIZE, EPOCHS, X, Y
@@ -319,6 +319,35 @@ def test_a_class_without_a_weight_has_weight_one_with_a_notice():
     assert len(messages) == 1 and "no entry for [2]: such examples get" in messages[0]
     assert small.warned(small.fit, models[1], class_weight={0: 2.0, 1: 0.5, 2: 1}) == []
     np.testing.assert_array_equal(*map(small.flat, models))
+
+
+def _tagger(sampling):
+    keras.utils.set_random_seed(0)
+    tagger = keras_osgd.Sequential([keras.Input((2, 4)), keras.layers.Dense(2)])
+    tagger.compile("sgd", small.crossentropy(), sampling=sampling)
+    return tagger
+
+
+def test_the_loss_tells_class_indices_from_rows_that_look_one_hot():
+    x, y = np.stack([X, -X], axis=1), np.eye(2, dtype=int)[Y % 2]
+    options, models = {"class_weight": {0: 1.0, 1: 5.0}, "epochs": 2}, []
+    for labels in (y, y[..., np.newaxis]):
+        models.append(_tagger(RAIS(seed=0)))
+        small.fit(models[-1], x, labels, **options)
+    np.testing.assert_array_equal(*map(small.flat, models))
+
+
+def test_class_indices_of_a_stream_that_keras_would_misread_are_refused():
+    x, y = np.stack([X, -X], axis=1), np.eye(2, dtype=int)[Y % 2]
+    streamed = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    for table, expected in (
+        ({0: 1.0, 1: 5.0}, "one-hot. Received: class indices"),
+        ([1.0, 5.0], "must be a dict"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            _tagger(Presample()).fit(streamed, class_weight=table, verbose=0)
+    wide = streamed.map(lambda x, y: (x, y[..., tf.newaxis]))
+    _tagger(Presample()).fit(wide, class_weight={0: 1.0, 1: 5.0}, verbose=0)
 
 
 def test_examples_of_weight_zero_have_no_part_in_the_gradient():

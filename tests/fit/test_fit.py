@@ -216,14 +216,16 @@ def test_validation_is_untouched():
     assert history["val_loss"][-1] == pytest.approx(loss, rel=1e-6)
 
 
-def test_every_example_is_seen_once_in_the_first_pass():
-    x = np.arange(416, dtype="float32")[:, None]  # eight blocks of 52 steps
+@pytest.mark.parametrize(("n", "m", "steps"), [(416, 1, 1), (230, 4, 3), (61, 7, 1)])
+def test_uniform_passes_visit_every_example_once_one_after_the_other(n, m, steps):
+    x, y = np.arange(n, dtype="float32")[:, None], np.zeros([n, 1])
     model = keras_osgd.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.0), "mse")
-    drawn = _Drawn()
-    model.fit(x, x, batch_size=1, epochs=1, verbose=0, callbacks=[drawn])
-    index = np.concatenate([plan.index for plan in drawn.plans])[:416]
-    np.testing.assert_array_equal(np.sort(index), np.arange(416))
+    model.set_weights([np.zeros([1, 1]), np.zeros(1)])  # all norms are 0
+    model.compile(keras.optimizers.SGD(), "mse", steps_per_execution=steps)
+    for passes in (1, 2, 3):
+        model.fit(x, y, batch_size=m, epochs=1, verbose=0)
+        times = model.sampling_state.times_drawn
+        assert times.min() == passes and times.max() <= passes + 1
 
 
 def test_a_second_fit_continues_on_the_same_rows_and_traces_nothing_anew(capsys):
