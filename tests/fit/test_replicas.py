@@ -84,6 +84,17 @@ def test_the_readme_s_example_runs_as_it_stands(monkeypatch):
     exec(code, {**names, "x": x, "y": np.arange(256) % 10})
 
 
+def test_the_loss_shown_is_that_of_all_examples_on_several_replicas():
+    model = _in_scope(_rais)
+    model.optimizer.learning_rate = 0.0
+    shown = model.fit(replayed.X, replayed.Y, **FIT, epochs=EPOCHS + 2).history["loss"]
+    assert model.sampling_run.clock.step > 60  # well into the second block
+    alone = replayed.model(keras.Sequential)
+    alone.set_weights(model.get_weights())
+    expected = alone.evaluate(replayed.X, replayed.Y, verbose=0)[0]
+    np.testing.assert_allclose(shown[-1], expected, rtol=1e-5)
+
+
 def test_fit_may_be_called_inside_the_scope_and_outside_of_it(on_two):
     strategy = _mirrored()
     model = _in_scope(_rais, strategy)
