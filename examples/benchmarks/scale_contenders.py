@@ -64,7 +64,7 @@ def _block_draws(norms: np.ndarray, batch_size: int, block_draws: int) -> Callab
     def draw() -> int:
         nonlocal owed
         p = scores * ((1 - FLOOR) / scores.sum()) + FLOOR / n
-        index, owed, _ = reshuffled.reshuffled(owed, p, block_draws, rng)
+        index, owed, *_ = reshuffled.reshuffled(owed, p, block_draws, rng)
         scores[index] = norms[index]
         return block_draws
 

@@ -82,11 +82,12 @@ def synthetic(
             index = plan.index[first : first + _AT_ONCE]
             positions = first_position + first + np.arange(len(index))
             observed = tf.constant(norms[index])
-            log.write(tf.constant(positions), observed, tf.constant(2.0))
+            log.write(tf.constant(positions), observed, tf.constant(2.0), observed)
         made.plan(step, step)
 
     state_bytes = int(table.bytes_per_example * examples)
-    state_bytes += state.owed.nbytes + state.times_drawn.nbytes
+    arrays = state.owed, state.times_drawn, state.last_losses
+    state_bytes += sum(array.nbytes for array in arrays)
     return Synthetic(plan_block, steps * batch_size, state_bytes)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "layers_of",
     "logits",
     "loss_options",
+    "loss_weights",
     "mask_of",
     "reading_rate",
     "steps_taken",
@@ -171,6 +172,12 @@ def without_mask(tensor: tf.Tensor) -> tf.Tensor:
 def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
     """Returns the arguments that a loss passes on to its function."""
     return dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def loss_weights(model: keras.Model) -> list[float]:
+    """Returns the weight of each of `compiled_losses`, 1 where none was given."""
+    weights = [item.loss_weights for item in model._compile_loss._flat_losses]
+    return [1.0 if weight is None else weight for weight in weights]
 
 
 def update_compiled_metrics(

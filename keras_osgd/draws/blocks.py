@@ -19,11 +19,19 @@ from keras_osgd.draws.reshuffled import (
 from keras_osgd.sampling import RAIS, Sampling
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["Blocks", "LEAST_FLOOR", "block_steps", "lead_steps", "without"]
+__all__ = [
+    "Blocks",
+    "LEAST_FLOOR",
+    "block_steps",
+    "estimate_of_loss",
+    "lead_steps",
+    "without",
+]
 
 _LEAD_STEPS = 26  # planning begins this many steps ahead, or a quarter of a block
 LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
 _LEAST_SCALE = 0.5  # least factor of p: bounds weights by 2/floor even if p jumps
+_LARGEST_FACTOR = 4.0  # of a weight, in the mean loss that is shown
 _REARM_MARGIN = 0.02  # above the threshold, so that the modes do not alternate
 
 
@@ -88,7 +96,7 @@ class Blocks:
         if not importance:
             probability = without(np.full(self._n, 1.0 / self._n), aside)
         size = self._buffers.block_steps * self._buffers.batch_size
-        index, drawn_credit, owed = self._draw(probability, size, aside)
+        index, drawn_credit, owed, visits = self._draw(probability, size, aside)
         credit = max(drawn_credit, _LEAST_SCALE)
         scale = credit * n / self._n  # weights are 1/(n p) with the n of all data
         plan = Plan(
@@ -102,6 +110,9 @@ class Blocks:
             credit,
             drawn_credit * size / n,
             state.drawn,
+            *estimate_of_loss(
+                state.last_losses, aside, index, n * probability[index], credit, visits
+            ),
         )
         self._hand_over(plan, candidate, owed)
 
@@ -140,19 +151,20 @@ class Blocks:
 
     def _draw(
         self, probability: np.ndarray, size: int, aside: np.ndarray
-    ) -> tuple[np.ndarray, float, np.ndarray]:
-        """Returns the block's examples, its credit over size/n, and the mass owed."""
+    ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+        """Returns examples, credit over size/n, owed mass, and visits expected."""
         state = self._state
         rng = np.random.default_rng([state.seed, state.blocks])
         if self._sampling.draws == "independent":
-            return independent(probability, size, rng), 1.0, state.owed
+            index = independent(probability, size, rng)
+            return index, 1.0, state.owed, size * probability[index]
         if not len(aside):
             drawn = _permuted(state.owed, probability, size, rng)
-            return drawn.index, drawn.credit, drawn.owed
+            return drawn.index, drawn.credit, drawn.owed, drawn.visits
         rest, owed = np.delete(np.arange(self._n), aside), np.zeros(self._n)
         drawn = _permuted(state.owed[rest], probability[rest], size, rng)
         owed[rest] = drawn.owed
-        return rest[drawn.index], drawn.credit, owed
+        return rest[drawn.index], drawn.credit, owed, drawn.visits
 
     def drawn(self, first: int, until: int) -> tuple[Any, ...]:
         """Returns some steps' draws: index, p, features, and whether by the scores."""
@@ -262,6 +274,57 @@ def _permuted(
     if probability.min() == probability.max() and not in_phase(owed):
         owed = np.zeros_like(owed)
     return reshuffled(owed, probability, size, rng)
+
+
+def estimate_of_loss(
+    losses: np.ndarray,
+    aside: np.ndarray,
+    index: np.ndarray,
+    relative: np.ndarray,
+    credit: float,
+    visits: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what makes of each draw of a block an estimate of the mean loss.
+
+    Let h_i be the last loss of example i as the block is planned, or the mean of those
+    known; f its loss in the step that draws it, w the draw's weight, and e_i how often
+    the block was to visit it on average, given all draws before. The mean over all k
+    draws of
+
+        mean(h) + k / (n e_i) (f - h_i) = baseline + factor w f
+
+    is then an unbiased estimate of the mean of f over all examples that the block can
+    visit, and of h over the others: those have just had their visit. It varies by f - h
+    only, and not by f. With independent draws e_i = k p_i > 0: all can be drawn, and
+    the factor is 1. A factor above 4, of examples that could hardly be drawn, is cut.
+
+    Args:
+        losses: `[n]`, the last losses; NaN where unknown.
+        aside: the examples left out, which do not count.
+        index: `[k]`, the draws.
+        relative: `[k]`, > 0. n p of each draw, without those left out.
+        credit: by which the weights are divided.
+        visits: `[k]`, > 0. Expected visits e of the examples drawn.
+
+    Returns:
+        Factor and baseline, `[k]` float32 each.
+
+    Example:
+        >>> half = np.array([0.5, 0.5])
+        >>> draws, nothing = np.array([1, 0]), np.array([], int)
+        >>> losses = np.float32([3.0, 1.0])
+        >>> estimate_of_loss(losses, nothing, draws, 2 * half, 1.0, 2 * half)
+        (array([1., 1.], dtype=float32), array([ 1., -1.], dtype=float32))
+    """
+    known = ~np.isnan(losses)
+    known[aside] = False
+    mean = losses[known].mean(dtype=np.float64) if known.any() else 0.0
+    n = len(losses) - len(aside)
+    with np.errstate(over="ignore"):
+        factor = relative * (len(index) / n / visits)
+    factor = np.minimum(factor, _LARGEST_FACTOR)  # and times w = 1 / (n p credit):
+    baseline = mean - factor / relative * np.where(known[index], losses[index], mean)
+    return (credit * factor).astype(np.float32), baseline.astype(np.float32)
 
 
 def without(probability: np.ndarray, aside: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +17,7 @@ from keras_osgd.scores.uncertainty_set import UncertaintySet
 __all__ = [
     "NOTHING_OBSERVED",
     "ObservationLog",
+    "Observed",
     "Window",
     "averaged",
     "floats",
@@ -34,8 +36,22 @@ _COLUMNS = ("features", "weights", "norms")
 _MEMORY = 0.8  # weight of the earlier fits in their running average
 
 
+class Observed(NamedTuple):
+    """What some steps, k of them, left behind.
+
+    Attributes:
+        norms: `[k * m]`, gradient-norm units.
+        gains: `[k]`, gain ratio of each step; NaN where it was skipped.
+        losses: `[k * m]`, loss of each example; NaN where it is not known.
+    """
+
+    norms: np.ndarray
+    gains: np.ndarray
+    losses: np.ndarray
+
+
 class ObservationLog:
-    """Norms and gain ratios of the steps of two blocks, in `tf.Variable`s on the CPU.
+    """Norms, losses and gain ratios of the steps of two blocks, in host variables.
 
     Args:
         buffers: whose steps are observed.
@@ -44,30 +60,49 @@ class ObservationLog:
     def __init__(self, buffers: PlanBuffers) -> None:
         """Allocates room for two blocks."""
         self._batch_size, self._rows = buffers.batch_size, buffers.rows
-        self._norms = host_variable(np.zeros(self._rows * self._batch_size, np.float32))
+        size = self._rows * self._batch_size
+        self._norms = host_variable(np.zeros(size, np.float32))
+        self._losses = host_variable(np.full(size, np.nan, np.float32))
         self._gains = host_variable(np.zeros(self._rows, np.float32))
 
-    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
-        """Writes a step's norms `[m]` and gain ratio `[]`; part of the step."""
+    def write(
+        self,
+        position: tf.Tensor,
+        norms: tf.Tensor,
+        gain: tf.Tensor,
+        losses: tf.Tensor | None,
+    ) -> None:
+        """Writes norms `[m]`, gain ratio `[]` and losses `[m]`; part of the step."""
         self._norms.scatter_update(tf.IndexedSlices(norms, position))
+        if losses is not None:
+            self._losses.scatter_update(tf.IndexedSlices(losses, position))
         row = position[:1] // self._batch_size
         self._gains.scatter_update(tf.IndexedSlices(gain[tf.newaxis], row))
 
-    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the norms `[k * m]` and gains `[k]` of steps first <= step < last."""
+    def read(self, first: int, last: int) -> Observed:
+        """Returns what was written in the steps first <= step < last."""
         rows = np.arange(first, last) % self._rows
         positions = rows[:, np.newaxis] * self._batch_size + np.arange(self._batch_size)
-        norms = tf.gather(self._norms, positions.ravel()).numpy()
-        return norms, tf.gather(self._gains, rows).numpy()
+        norms, losses = (
+            tf.gather(variable, positions.ravel()).numpy()
+            for variable in (self._norms, self._losses)
+        )
+        return Observed(norms, tf.gather(self._gains, rows).numpy(), losses)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Returns all that `load_state_dict` needs."""
-        return {"norms": np.array(self._norms), "gains": np.array(self._gains)}
+        return {
+            "norms": np.array(self._norms),
+            "gains": np.array(self._gains),
+            "losses": np.array(self._losses),
+        }
 
     def load_state_dict(self, saved: Mapping[str, np.ndarray]) -> None:
         """Goes on where `state_dict` was called."""
         self._norms.assign(saved["norms"])
         self._gains.assign(saved["gains"])
+        unknown = np.full(self._losses.shape, np.nan)
+        self._losses.assign(saved.get("losses", unknown))  # early ones have none
 
 
 class Window:

@@ -164,7 +164,7 @@ class OraclePlanner:
         first = self._observed_until
         if step <= first:
             return
-        norms, gains = self._log.read(first, step)
+        norms, gains, _ = self._log.read(first, step)
         drawn = self._blocks.drawn(first, step)
         _, probability, _, importance = drawn
         finite, counted = np.isfinite(norms), np.isfinite(gains)

@@ -28,6 +28,8 @@ class Sample(NamedTuple):
             is drawn uniformly.
         position: `[m]` int64. Places of the step's norms in the `ObservationLog`.
         sample_weight: `[m, ...]`, the user's own weights, or `None`.
+        loss_factor: `[m]` float32, see `Plan`; `None` in a pool, as is the next.
+        loss_baseline: `[m]` float32, see `Plan`.
     """
 
     index: tf.Tensor
@@ -35,6 +37,8 @@ class Sample(NamedTuple):
     candidate: tf.Tensor
     position: tf.Tensor
     sample_weight: Any = None
+    loss_factor: Any = None
+    loss_baseline: Any = None
 
 
 class Plan(NamedTuple):
@@ -51,6 +55,9 @@ class Plan(NamedTuple):
         credit: see `reshuffled.Reshuffled`; makes the mean weight 1.
         mass: credit that the block gave each example, in visits of weight 1.
         number: number of all draws before the block.
+        loss_factor: `[k]` float32, factor of each weight in the mean loss that is
+            shown: see `blocks.estimate_of_loss`. Early checkpoints have none.
+        loss_baseline: `[k]` float32, in units of the loss: likewise.
     """
 
     start: int
@@ -63,6 +70,8 @@ class Plan(NamedTuple):
     credit: float
     mass: float
     number: int = 0
+    loss_factor: np.ndarray | float = 1.0
+    loss_baseline: np.ndarray | float = 0.0
 
 
 class PlanBuffers:
@@ -80,6 +89,8 @@ class PlanBuffers:
         self.index = host_variable(np.zeros(shape, np.int64))
         self.probability = host_variable(np.ones(shape, np.float32))
         self.candidate = host_variable(np.ones(shape, np.float32))
+        self.loss_factor = host_variable(np.ones(shape, np.float32))
+        self.loss_baseline = host_variable(np.zeros(shape, np.float32))
         self.number = host_variable(np.zeros(shape[:1], np.int64))
         self.planned_until = host_variable(0, tf.int64)
         self.start = host_variable(0, tf.int64)
@@ -95,10 +106,14 @@ class PlanBuffers:
         rows = (plan.start + np.arange(self.block_steps)) % self.rows
         for variable, values in (
             (self.index, plan.index),
-            (self.probability, plan.probability.astype(np.float32)),
-            (self.candidate, plan.candidate.astype(np.float32)),
+            (self.probability, plan.probability),
+            (self.candidate, plan.candidate),
+            (self.loss_factor, plan.loss_factor),
+            (self.loss_baseline, plan.loss_baseline),
         ):
+            values = np.broadcast_to(values, plan.index.shape)
             values = values.reshape(self.block_steps, self.batch_size)
+            values = values.astype(variable.dtype.as_numpy_dtype, copy=False)
             variable.scatter_update(tf.IndexedSlices(values, rows))
         numbers = plan.number + self.batch_size * np.arange(self.block_steps)
         self.number.scatter_update(tf.IndexedSlices(numbers, rows))
@@ -129,6 +144,8 @@ class PlanBuffers:
             of_part(self.probability),
             of_part(self.candidate),
             first + tf.range(size, dtype=tf.int64),
+            loss_factor=of_part(self.loss_factor),
+            loss_baseline=of_part(self.loss_baseline),
         )
 
     def numbers(self, step: tf.Tensor, position: tf.Tensor) -> tf.Tensor:

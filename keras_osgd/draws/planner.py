@@ -281,7 +281,7 @@ class RAISPlanner:
         first = self._ingested
         if until <= first:
             return
-        norms, gains = self._log.read(first, until)
+        norms, gains, losses = self._log.read(first, until)
         drawn = self._blocks.drawn(first, until)
         index, probability, features, importance = drawn
         weights = 1.0 / (self._n * probability)
@@ -291,6 +291,8 @@ class RAISPlanner:
         index, weights, norms = index[finite], weights[finite], norms[finite]
         self._ingested = until
         np.add.at(self._state.times_drawn, drawn[0], 1)
+        counted = np.repeat(np.isfinite(seen[1]), self._buffers.batch_size)
+        self._state.observe_losses(drawn[0][counted], losses[counted])
         self._state.table.observe(index, weights, norms, self._state.blocks)
         self._state.observed += len(index)
         self.window.add(features[finite], weights, norms)

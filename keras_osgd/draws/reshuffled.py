@@ -42,11 +42,14 @@ class Reshuffled(NamedTuple):
         credit: mass the block gave every example, over size/n: the expected mean
             weight of its draws. 1 in the first block, and near 1 while p moves
             smoothly. Weights by p times credit have a mean of 1.
+        visits: `[size]`, float64, > 0. How often the block was to visit each drawn
+            example on average, given all that was drawn before.
     """
 
     index: np.ndarray
     owed: np.ndarray
     credit: float
+    visits: np.ndarray
 
 
 def reshuffled(
@@ -95,7 +98,7 @@ def reshuffled(
     owed += credit
     np.subtract.at(owed, index, weight)
     index = index[np.argsort(place)]
-    return Reshuffled(index, owed, credit * density.size / size)
+    return Reshuffled(index, owed, credit * density.size / size, density[index])
 
 
 def refund(owed: np.ndarray, probability: np.ndarray, index: np.ndarray) -> np.ndarray:

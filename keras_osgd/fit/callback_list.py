@@ -7,6 +7,7 @@ from collections.abc import Callable
 import keras
 
 from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.checks import warn_of_monitors
 from keras_osgd.fit.fit_callback import FitCallback
 from keras_osgd.fit.progress_bar import ProgressBar
 from keras_osgd.gain.clock import Clock
@@ -92,6 +93,7 @@ def callback_list(
             steps=steps,
             model=model,
         )
+    warn_of_monitors(model, callbacks.callbacks)
     bars = list(filter(_is_bar, callbacks.callbacks))
     ends = EpochEnds(clock, steps, bars[0] if bars else None, record)
     ends.set_params(callbacks.params)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.gain.learning_rate import inner_optimizer, rule_for
+from keras_osgd.losses import shares
 from keras_osgd.losses.described import OutputLoss
-from keras_osgd.losses.shares import has_terms_of_the_batch
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.norms.scorer import Scorer
 from keras_osgd.norms.verification import verify
 from keras_osgd.sampling import RAIS, Oracle
+from keras_osgd.step.own_train_step import own_train_step
 
 __all__ = [
     "rate_can_follow",
+    "losses_are_known",
     "require_size",
     "has_no_bound",
     "prepare_scorer",
     "warn_of_floor",
+    "warn_of_monitors",
     "warn_of_what_follows_the_draws",
 ]
+
+_ACTING = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
 
 
 def rate_can_follow(model: keras.Model, sampling: RAIS | Oracle) -> bool:
@@ -114,6 +121,19 @@ def prepare_scorer(
     return scorer
 
 
+def losses_are_known(
+    model: keras.Model, sampling: RAIS | Oracle, described: list[OutputLoss]
+) -> bool:
+    """Returns whether steps leave behind the loss of each example.
+
+    Not with a `train_step` of the user, which shows a loss of its own. The oracle draws
+    by exact norms: it keeps no losses.
+    """
+    if isinstance(sampling, Oracle) or own_train_step(model) is not None:
+        return False
+    return shares.are_known(model, described)
+
+
 def require_size(
     model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
 ) -> str | None:
@@ -145,7 +165,7 @@ def require_size(
 
 def warn_of_what_follows_the_draws(model: keras.Model) -> None:
     """Warns of losses and statistics that never see the importance weights."""
-    if has_terms_of_the_batch(model):
+    if shares.has_terms_of_the_batch(model):
         warn_once(
             model,
             "add_loss",
@@ -183,6 +203,26 @@ def warn_of_floor(
             "`floor` is 0: importance weights have no bound, and one rare draw can "
             f"undo much training. {now}Use 0.05.",
         )
+
+
+def warn_of_monitors(
+    model: keras.Model, callbacks: Sequence[keras.callbacks.Callback]
+) -> None:
+    """Warns once of each callback that acts on the noise of a training quantity."""
+    for callback in callbacks:
+        acts = isinstance(callback, _ACTING)
+        if isinstance(callback, keras.callbacks.ModelCheckpoint):
+            acts = callback.save_best_only
+        if acts and not callback.monitor.startswith("val_"):
+            name, monitor = type(callback).__name__, callback.monitor
+            warn_once(
+                model,
+                f"{name} {monitor}",
+                f"{name} monitors {monitor!r}. With importance sampling that is an "
+                "estimate from the drawn examples, and it also rises and falls where "
+                "Keras' own `fit` would show it falling steadily. Monitor "
+                f"'val_{monitor}', or allow for the noise by more `patience`.",
+            )
 
 
 def warn_of_staleness(model: keras.Model, sampling: Oracle, data: TrainingData) -> None:

@@ -16,7 +16,7 @@ from keras_osgd.base.refusals import Refusals
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data import training_data
 from keras_osgd.data.indexed_examples import Indexed
-from keras_osgd.fit import continuation, strategies
+from keras_osgd.fit import checks, continuation, strategies
 from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.callback_list import callback_list, ends_on_nan
 from keras_osgd.fit.check import Examined, examine
@@ -285,6 +285,7 @@ def _line_on_epochs(arguments: FitArguments, seen: Examined) -> str | None:
 def _kept_variables(model: keras.Model, held: Held, seen: Examined) -> RunVariables:
     key = RunKey.of(model, seen.data, seen.adapt)
     if held.kept is None or not held.kept.serves(key, seen.losses):
-        made = (held.sampling, held.state, key, seen.losses, seen.scorer)
+        known = checks.losses_are_known(model, held.sampling, seen.losses)
+        made = (held.sampling, held.state, key, seen.losses, seen.scorer, known)
         held.keep(RunVariables(*made))
     return held.kept

@@ -72,6 +72,7 @@ class RunVariables:
         key: sizes and settings.
         losses: the model's, described.
         scorer: takes exact norms, or `None`.
+        losses_known: see `StepState`.
 
     Attributes:
         buffers: plans, which the pipeline reads.
@@ -85,6 +86,7 @@ class RunVariables:
         key: RunKey,
         losses: Sequence[OutputLoss],
         scorer: Scorer | None,
+        losses_known: bool = False,
     ) -> None:
         """Allocates."""
         self.sampling, self.state, self.key = sampling, state, key
@@ -102,6 +104,7 @@ class RunVariables:
             clock=Clock(state.lead, self.buffers.end, key.steps_per_execution),
             skips=Skips(),
             log=ObservationLog(self.buffers),
+            losses_known=losses_known,
         )
 
     def serves(self, key: RunKey, losses: Sequence[OutputLoss]) -> bool:

@@ -171,9 +171,9 @@ class ImportanceSampled(UnderStrategy):
 
         def sampled(data: Any) -> dict[str, tf.Tensor]:
             data = strategies.received(data)
-            logs, norms, gain = core(data)
+            logs, *observed = core(data)
             # Outside the compiled core, which reaches only the model's own device.
-            state.log.write(data[-1].position, norms, gain)
+            state.log.write(data[-1].position, *observed)
             replicas.once(lambda each: state.clock.decide())
             return logs
 

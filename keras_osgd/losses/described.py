@@ -13,7 +13,15 @@ from keras_osgd.base import keras_compat
 from keras_osgd.base.refusals import refuse
 from keras_osgd.data.training_data import TrainingData
 
-__all__ = ["OutputLoss", "describe", "metric_weights", "output_of", "weights_for"]
+__all__ = [
+    "OutputLoss",
+    "describe",
+    "leaf_of",
+    "metric_weights",
+    "output_of",
+    "times",
+    "weights_for",
+]
 
 # More rows than outputs; else Keras takes the rows of a single y for their targets.
 _PROBED = 5
@@ -30,6 +38,8 @@ class OutputLoss(NamedTuple):
         batch_mean: whether the loss is the mean over the batch (else the sum).
         target: place of its target among the leaves of y, and of its weights among
             those of `sample_weight`.
+        alone: whether an example's loss depends on no other example. It does where
+            Keras divides by how many values of the batch a mask leaves.
     """
 
     path: tuple
@@ -37,6 +47,7 @@ class OutputLoss(NamedTuple):
     values: int
     batch_mean: bool
     target: int = 0
+    alone: bool = True
 
     def coefficient(self, batch_size: tf.Tensor) -> tf.Tensor:
         """Returns the factor of f_i in the batch's loss: 1/m, or `values` for sums."""
@@ -61,17 +72,20 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     for order, (path, loss) in enumerate(_built(model, x, zeros, y_pred)):
         prediction = output_of(y_pred, path, order)
         target = _target_of(y, y_pred, path, order, getattr(model, "output_names", ()))
-        shape, each = _shape_of_values(loss, _leaf(zeros, target), prediction)
+        values, each = _values(loss, leaf_of(zeros, target), prediction)
+        shape = tuple(values.shape)
         if not each:
             refused.append((path, loss.name, shape))
             continue
         problems += [
             _problem_of_reduction(loss),
-            _problem_of_labels(loss, _leaf(data.arrays[1], target), prediction),
-            _problem_of_weights(_leaf(data.arrays[2], target), shape),
+            _problem_of_labels(loss, leaf_of(data.arrays[1], target), prediction),
+            _problem_of_weights(leaf_of(data.arrays[2], target), shape),
         ]
         size, mean = int(np.prod(shape[1:])), loss.reduction in _BATCH_MEANS
-        described.append(OutputLoss(path, len(shape), size, mean, target))
+        masked = any(keras_compat.mask_of(t) is not None for t in (prediction, values))
+        alone = not (mean and masked)
+        described.append(OutputLoss(path, len(shape), size, mean, target, alone))
     refuse([_problem_of_shapes(refused), *problems])
     if type(model).compute_loss is not keras.Model.compute_loss:
         _check_weights_heeded(model, x, y, y_pred, described)
@@ -92,18 +106,18 @@ def _built(model, x, y, y_pred) -> list[tuple[tuple, keras.losses.Loss]]:
     return found
 
 
-def _shape_of_values(loss, target, prediction: tf.Tensor) -> tuple[tuple, bool]:
-    """Returns the shape of a loss's values, and whether there is one per example."""
-    sizes, shapes = (1, len(prediction)), []
+def _values(loss, target, prediction: tf.Tensor) -> tuple[tf.Tensor, bool]:
+    """Returns a loss's values, and whether there is one or more per example."""
+    sizes, found = (1, len(prediction)), []
     for rows in sizes:
         values = loss.call(
             tf.cast(tf.convert_to_tensor(target[:rows]), loss.dtype),
             tf.cast(prediction[:rows], loss.dtype),
         )
-        shapes.append(tuple(values.shape))
+        found.append(values)
     # Two sizes, since the shape for a single one may agree by chance.
-    each = all(s[:1] == (rows,) for s, rows in zip(shapes, sizes, strict=True))
-    return shapes[-1], each
+    pairs = zip(found, sizes, strict=True)
+    return found[-1], all(tuple(v.shape[:1]) == (rows,) for v, rows in pairs)
 
 
 def _problem_of_shapes(refused: list[tuple]) -> str | None:
@@ -183,7 +197,7 @@ def _problem_of_weights(weight: np.ndarray | None, shape: tuple) -> str | None:
 def output_of(y_pred: Any, path: tuple, order: int) -> tf.Tensor:
     """Returns the output of a loss, found by its path or else by its place."""
     place = _place(y_pred, path)
-    return _leaf(y_pred, order if place is None else place)
+    return leaf_of(y_pred, order if place is None else place)
 
 
 def _target_of(y, y_pred, path: tuple, order: int, names: Sequence[str]) -> int:
@@ -211,7 +225,7 @@ def _place(structure: Any, path: tuple, names: Sequence[str] = ()) -> int | None
     return keras.tree.flatten(places)[0]
 
 
-def _leaf(structure: Any, place: int) -> Any:
+def leaf_of(structure: Any, place: int) -> Any:
     """Returns the leaf at a place, or the only leaf."""
     leaves = keras.tree.flatten(structure)
     return leaves[place if len(leaves) > 1 else 0]
@@ -229,7 +243,7 @@ def weights_for(
     """
 
     def combined(loss: OutputLoss) -> tf.Tensor:
-        return times(weights, _leaf(sample_weight, loss.target), loss.rank)
+        return times(weights, leaf_of(sample_weight, loss.target), loss.rank)
 
     if len(losses) == 1 and not losses[0].path:
         return combined(losses[0])

@@ -9,12 +9,20 @@ import keras
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
-from keras_osgd.losses.described import OutputLoss, output_of, weights_for
+from keras_osgd.losses.described import (
+    OutputLoss,
+    leaf_of,
+    output_of,
+    times,
+    weights_for,
+)
 
 __all__ = [
     "beside",
     "require_single_examples",
+    "are_known",
     "depends_on_batch",
+    "each",
     "has_terms_of_the_batch",
     "scale",
     "unmasked",
@@ -46,6 +54,66 @@ def require_single_examples(
                 f"{loss.name}. Give such positions a `sample_weight` of 0 instead, or "
                 "use `reduction='sum'`."
             )
+
+
+def are_known(model: keras.Model, described: Sequence[OutputLoss]) -> bool:
+    """Returns whether `each` gives the losses that the model trains on.
+
+    Not with a `compute_loss` of the user, nor where a loss is not reduced, or divided
+    by how many values of the batch a mask leaves.
+    """
+    reductions = [loss.reduction for _, loss in keras_compat.compiled_losses(model)]
+    if _is_own(model) or None in reductions or "none" in reductions:
+        return False
+    return all(loss.alone for loss in described)
+
+
+def each(
+    model: keras.Model,
+    described: Sequence[OutputLoss],
+    batch: tuple[Any, Any, Any],
+    size: tf.Tensor,
+) -> tf.Tensor:
+    """Returns `[m]`, each example's loss: their mean is what Keras shows of the batch.
+
+    The losses of all outputs are in it, by `loss_weights` and the user's weights;
+    regularisation is not. The losses are computed a second time, from the outputs:
+    Keras gives away only their mean.
+
+    Args:
+        model: for which `are_known`.
+        described: its losses.
+        batch: targets, outputs, and the user's weights or `None`.
+        size: `[]`, m, of all replicas together: a sum is shown as m times its mean.
+    """
+    y, y_pred, sample_weight = batch
+    compiled, total = keras_compat.compiled_losses(model), 0.0
+    weights = keras_compat.loss_weights(model)
+    for order, one in enumerate(described):
+        output = output_of(y_pred, one.path, order)
+        target, user = (leaf_of(tree, one.target) for tree in (y, sample_weight))
+        values = _weighted_values(compiled[order][1], one.rank, target, output, user)
+        values = tf.reshape(values, [tf.shape(values)[0], -1])
+        if one.batch_mean:
+            own = tf.reduce_mean(values, axis=1)
+        else:
+            own = tf.reduce_sum(values, axis=1) * tf.cast(size, values.dtype)
+        total += weights[order] * tf.cast(own, keras.config.floatx())
+    return total
+
+
+def _weighted_values(
+    loss: keras.Loss, rank: int, target: Any, output: tf.Tensor, user: Any
+) -> tf.Tensor:
+    """Returns `[m, ...]`, the values of a loss, masked and times the user's weights."""
+    values = loss.call(tf.cast(target, loss.dtype), tf.cast(output, loss.dtype))
+    masks = [keras_compat.mask_of(tensor) for tensor in (output, values)]
+    if user is not None:
+        values *= times(tf.ones(tf.shape(values)[:1], values.dtype), user, rank)
+    for mask in masks:
+        if mask is not None:
+            values *= tf.cast(mask, values.dtype)
+    return values
 
 
 def scale(described: Sequence[OutputLoss], batch_size: int) -> float:

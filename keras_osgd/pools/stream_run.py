@@ -100,7 +100,7 @@ class SkipCount:
         """Starts with none."""
         self.skipped = step_variable(0, tf.int64)
 
-    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
+    def write(self, position: Any, norms: Any, gain: tf.Tensor, losses: Any) -> None:
         """Counts a skipped step, whose `gain` is NaN; part of the step."""
         self.skipped.assign_add(tf.cast(tf.math.is_nan(gain), tf.int64))
 

@@ -34,6 +34,8 @@ class SamplingState(keras.Operation):
         table: the `ScoreTable`, or `None` before the first `fit`.
         owed: `[n]` float64, owed mass of the reshuffled draws.
         times_drawn: `[n]` int32, how often each example was trained on.
+        last_losses: `[n]` float32, loss of each example when it was last trained on;
+            NaN where that is unknown.
         uncertainty_set: running average of the good fits of equation (7), or `None`.
         gain: the `GainRatio`, or `None` before the first `fit`.
         lead: `tf.Variable` float64, effective iterations minus the optimizer's own.
@@ -54,6 +56,7 @@ class SamplingState(keras.Operation):
         self.table: ScoreTable | None = None
         self.owed: np.ndarray | None = None
         self.times_drawn: np.ndarray | None = None
+        self.last_losses: np.ndarray | None = None
         self.uncertainty_set: UncertaintySet | None = None
         self.gain: GainRatio | None = None
         self.lead: tf.Variable | None = None
@@ -96,10 +99,21 @@ class SamplingState(keras.Operation):
         self.norm = norm
         self.owed = np.zeros(table.size)
         self.times_drawn = np.zeros(table.size, np.int32)
+        self.last_losses = np.full(table.size, np.nan, np.float32)
         self.uncertainty_set = None
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.fit_failures = 0
         self.bad_examples.clear()
+
+    def observe_losses(self, index: np.ndarray, losses: np.ndarray) -> None:
+        """Keeps the losses of examples in the order in which they were trained on.
+
+        Args:
+            index: `[k]` integers. Rows.
+            losses: `[k]`; those that are not finite are left out.
+        """
+        finite = np.isfinite(losses)
+        self.last_losses[index[finite]] = losses[finite]  # of repeated rows, the last
 
     def save_own_variables(self, store: Any) -> None:
         """Writes everything into a Keras store; nothing while empty.
@@ -124,6 +138,7 @@ class SamplingState(keras.Operation):
         store["features"] = _as_array(" ".join(self.table.features))
         store["owed"] = self.owed.copy()
         store["times_drawn"] = self.times_drawn.copy()
+        store["last_losses"] = self.last_losses.copy()
         store.update(self.bad_examples.state_dict())
         store["gain"] = self.gain.averages.numpy()
         store["lead"] = self.lead.numpy()
@@ -179,6 +194,9 @@ class SamplingState(keras.Operation):
         self.times_drawn = np.zeros(len(owed), np.int32)
         if "times_drawn" in store.keys():  # noqa: SIM118  (older files have none)
             self.times_drawn = np.array(store["times_drawn"], np.int32)
+        self.last_losses = np.full(len(owed), np.nan, np.float32)
+        if "last_losses" in store.keys():  # noqa: SIM118  (likewise)
+            self.last_losses = np.array(store["last_losses"], np.float32)
         self.bad_examples.load_state_dict(store)
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))

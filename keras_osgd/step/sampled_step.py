@@ -24,14 +24,32 @@ from keras_osgd.step.metrics import weighted
 from keras_osgd.step.own_train_step import own_train_step, taking_part
 from keras_osgd.step.state import StepState
 
-__all__ = ["make_core", "update"]
+__all__ = ["Step", "make_core", "update"]
+
+
+class Step(NamedTuple):
+    """What a step of training returns.
+
+    Attributes:
+        logs: for Keras.
+        norms: `[m]`, of each example's gradient, without its weight.
+        gain: `[]`, gain ratio before the step. NaN where the step changed nothing, as
+            its loss or gradient is not finite, and where the loss scaler skips the
+            gradient at a scale of 1 or less.
+        losses: `[m]` float32, of each example; `None` where they are not known.
+    """
+
+    logs: dict[str, tf.Tensor]
+    norms: tf.Tensor
+    gain: tf.Tensor
+    losses: tf.Tensor | None = None
 
 
 def make_core(model: keras.Model, state: StepState, jit_compile: bool) -> Any:
     """Returns the step up to its logging, compiled by XLA if asked for."""
     own = own_train_step(model)
 
-    def core(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    def core(data: Any) -> Step:
         if own is not None:
             return own_sampled_step(model, state, data, own)
         return sampled_step(model, state, data)
@@ -41,19 +59,14 @@ def make_core(model: keras.Model, state: StepState, jit_compile: bool) -> Any:
     return core
 
 
-def sampled_step(
-    model: keras.Model, state: StepState, data: Any
-) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Trains on a weighted batch; returns logs, norms `[m]` and the gain ratio `[]`.
-
-    A step whose loss or gradient is not finite changes nothing; its gain ratio is NaN.
-    It is also NaN where the loss scaler skips the gradient at a scale of 1 or less.
-    """
+def sampled_step(model: keras.Model, state: StepState, data: Any) -> Step:
+    """Trains on a weighted batch, unless its loss or gradient is not finite."""
     x, y, sample = data
     weights = weights_of(state, sample.probability)
     combined = weights_for(state.losses, weights, sample.sample_weight)
     before = skipping.state_before(model)
     done = _forward_and_backward(model, state, data, weights, combined)
+    losses = _track_loss(model, state, (y, done.y_pred, sample), done.loss, weights)
     with weighted(model, (weights, sample.sample_weight)):
         logs = model.compute_metrics(x, y, done.y_pred, sample_weight=combined)
 
@@ -63,12 +76,12 @@ def sampled_step(
 
     _, gain = update(model, state, sample, done, apply, before)
     logs = skipping.shown(logs, model.get_metrics_result())
-    return logs, tf.sqrt((done.exact or done.last_layer)[0]), gain
+    return Step(logs, tf.sqrt((done.exact or done.last_layer)[0]), gain, losses)
 
 
 def own_sampled_step(
     model: keras.Model, state: StepState, data: Any, step: Callable
-) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+) -> Step:
     """Trains on a weighted batch by a user's own step; returns as `sampled_step` does.
 
     The user's step gets (x, y, weights). Where it calls `compute_loss`, norms are taken
@@ -109,7 +122,7 @@ def own_sampled_step(
         flat |= value if isinstance(value, dict) else {name: value}
     skipping.put_back_unless(seen["counts"], before)
     logs = skipping.shown(flat, model.get_metrics_result())
-    return logs, tf.sqrt(seen["pass"].last_layer[0]), seen["gain"]
+    return Step(logs, tf.sqrt(seen["pass"].last_layer[0]), seen["gain"])
 
 
 def _forward_and_backward(model, state, data, weights, combined) -> Pass:
@@ -123,7 +136,6 @@ def _forward_and_backward(model, state, data, weights, combined) -> Pass:
         with recorded as frames, last_layer.recording(model) as heads:
             y_pred = keras_compat.call_model(model, x, training=True)
             loss = keras_compat.compute_loss(model, x, y, y_pred, combined)
-            _track_loss(model, loss, weights, size)
         scaled = of_data = model.optimizer.scale_loss(loss)
         if scorer is not None and shares.depends_on_batch(model):
             beside = shares.beside(model, state.losses, x, y, y_pred)
@@ -146,14 +158,25 @@ def _forward_and_backward(model, state, data, weights, combined) -> Pass:
     return Pass(y_pred, loss, gradients, last, exact)
 
 
-def _track_loss(model, loss, weights, size) -> None:
-    """Shows the self-normalised mean of an epoch: sum w f over sum w.
+def _track_loss(model, state, batch, loss, weights) -> tf.Tensor | None:
+    """Adds a batch to the mean loss that is shown; returns each example's, if known.
 
-    Regularisation is in `loss` too, so it is shown times m over the epoch's mean sum of
-    weights, a factor of 1 within a few per cent. Taking it out would compute it twice.
+    The mean over the steps is shown, as in Keras: of each step's loss, regularisation
+    included, with its mean of w f replaced by that of `blocks.estimate_of_loss`. Where
+    the losses of single examples are not known, it is the self-normalised mean of the
+    epoch, sum w f over sum w, of far higher variance. Regularisation is then shown
+    times m over the epoch's mean sum of weights, a factor of 1 within a few per cent.
     """
-    total = tf.reduce_sum(weights)
-    keras_compat.track_loss(model, loss * size / total, total)
+    (y, y_pred, sample), total = batch, tf.reduce_sum(weights)
+    size = size_of(sample)
+    if not state.losses_known:
+        keras_compat.track_loss(model, loss * size / total, total)
+        return None
+    each = shares.each(model, state.losses, (y, y_pred, sample.sample_weight), size)
+    added = sample.loss_baseline + weights * (sample.loss_factor - 1.0) * each
+    shown = loss * replicas.count() + tf.reduce_mean(added)
+    keras_compat.track_loss(model, shown, size)
+    return tf.cast(each, tf.float32)
 
 
 class Pass(NamedTuple):

@@ -46,10 +46,16 @@ class StepClock(Protocol):
 
 
 class StepLog(Protocol):
-    """Records the norms and the gain ratio of each step."""
+    """Records norms, gain ratio and losses of each step."""
 
-    def write(self, position: tf.Tensor, norms: tf.Tensor, gain: tf.Tensor) -> None:
-        """Records a step's norms `[m]` and gain ratio `[]`; part of the step."""
+    def write(
+        self,
+        position: tf.Tensor,
+        norms: tf.Tensor,
+        gain: tf.Tensor,
+        losses: tf.Tensor | None,
+    ) -> None:
+        """Records norms `[m]`, gain ratio `[]` and losses `[m]`; part of the step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,9 @@ class StepState:
             exact norms; `None` in runs that never take these.
         clock: counts effective iterations.
         skips: decides whether a step counts.
-        log: takes norms and gain ratio of each step.
+        log: takes norms, gain ratio and losses of each step.
+        losses_known: whether the mean loss that is shown makes use of the last losses
+            of the examples that were not drawn; see `sampled_step.shown_loss`.
     """
 
     n: int
@@ -85,3 +93,4 @@ class StepState:
     clock: StepClock
     skips: Skips
     log: StepLog
+    losses_known: bool = False

@@ -254,6 +254,16 @@ def test_track_loss_weights_each_batch_by_its_size():
     assert float(model.get_metrics_result()["loss"]) == 2.0
 
 
+@pytest.mark.parametrize("weights", [None, [0.5, 3.0]])
+def test_loss_weights_are_those_of_compile_or_1(weights):
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(1)(inputs) for _ in range(2)]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", ["mse", "mae"], loss_weights=weights)
+    model.train_on_batch(np.ones((2, 4)), [np.ones((2, 1))] * 2)
+    assert keras_compat.loss_weights(model) == (weights or [1.0, 1.0])
+
+
 def test_layers_of_finds_nested_layers():
     inner = keras.Sequential([keras.layers.Dense(2, name="deep")])
     outer = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(1)])

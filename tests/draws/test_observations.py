@@ -4,6 +4,10 @@ import tensorflow as tf
 
 from keras_osgd.draws.observations import ObservationLog, Window, averaged
 from keras_osgd.draws.pipeline import PlanBuffers
+from keras_osgd.draws.planner import RAISPlanner
+from keras_osgd.sampling import RAIS
+from keras_osgd.scores.state import SamplingState
+from keras_osgd.scores.table import ScoreTable
 from keras_osgd.scores.uncertainty_set import UncertaintySet
 from tests.helpers import oracles
 
@@ -81,11 +85,35 @@ def test_the_log_gives_back_what_steps_left_across_its_end():
     for step in range(9):
         row = step % buffers.rows
         position = tf.constant([2 * row, 2 * row + 1], tf.int64)
-        log.write(position, tf.constant([step, step + 0.5]), tf.constant(10.0 + step))
-    norms, gains = log.read(4, 9)
+        norms = tf.constant([step, step + 0.5])
+        log.write(position, norms, tf.constant(10.0 + step), -norms)
+    norms, gains, losses = log.read(4, 9)
     np.testing.assert_array_equal(gains, 10 + np.arange(4, 9))
     expected = np.stack([np.arange(4, 9), np.arange(4, 9) + 0.5], axis=1).ravel()
     np.testing.assert_array_equal(norms, expected)
+    np.testing.assert_array_equal(losses, -expected)
+
+
+def test_the_last_losses_are_those_of_the_last_steps_that_counted():
+    buffers, state = PlanBuffers(block_steps=52, batch_size=2), SamplingState()
+    state.allocate(ScoreTable(6, None), "", seed=0, norm="last_layer")
+    log = ObservationLog(buffers)
+    planner = RAISPlanner(RAIS(), state, buffers, log, steps_per_execution=1)
+    planner.start()
+    planner.last_plan.index[:8] = [0, 1, 0, 0, 2, 1, 3, 4]
+    losses = [[5.0, 6.0], [7.0, 8.0], [9.0, 9.0], [np.inf, -1.0]]
+    for step, gain in enumerate([1.0, 1.0, np.nan, 1.0]):  # NaN: it was skipped
+        position = tf.constant([2 * step, 2 * step + 1], tf.int64)
+        log.write(position, tf.ones(2), tf.constant(gain), tf.constant(losses[step]))
+    planner.catch_up(4)
+    expected = [8.0, 6.0, np.nan, np.nan, -1.0, np.nan]
+    np.testing.assert_array_equal(state.last_losses, expected)
+    saved = state.state_dict()
+    np.testing.assert_array_equal(saved["last_losses"], expected)
+    del saved["last_losses"]  # as in files of the first version
+    state.load_state_dict(saved)
+    assert np.isnan(state.last_losses).all()
+    planner.finish(4)
 
 
 def test_only_features_that_are_all_zero_stand_for_an_unknown_example():

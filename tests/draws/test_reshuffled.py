@@ -48,7 +48,7 @@ def test_with_uniform_p_blocks_of_any_size_join_to_permutations(sizes):
     n, rng = 70, _rng(sum(sizes))
     owed, p, drawn = np.zeros(n), np.full(n, 1 / n), []
     for size in itertools.islice(itertools.cycle(sizes), -(-30 * n // min(sizes))):
-        index, owed, credit = draws.reshuffled(owed, p, size, rng)
+        index, owed, credit, _ = draws.reshuffled(owed, p, size, rng)
         assert credit == pytest.approx(1.0, rel=1e-9)
         drawn.append(index)
     epochs = _epochs(np.concatenate(drawn), n)
@@ -227,7 +227,7 @@ def _weights_over(blocks, n, move, rng):
     size, owed, weight, credits = n // 8, np.zeros(n), np.zeros(n), []
     p = _random_distribution(rng, n)
     for _ in range(blocks):
-        index, owed, credit = draws.reshuffled(owed, p, size, rng)
+        index, owed, credit, _ = draws.reshuffled(owed, p, size, rng)
         weight += np.bincount(index, 1 / (n * p[index]), minlength=n)
         credits.append(credit)
         p = move(p, np.unique(index))
@@ -239,7 +239,7 @@ def test_frequent_and_rare_examples_get_the_same_weight_from_the_first_blocks_on
     p = _random_distribution(rng, n)
     owed, weight = np.zeros(n), np.zeros(n)
     for _ in range(blocks):
-        index, owed, _ = draws.reshuffled(owed, p, n // 8, rng)
+        index, owed, *_ = draws.reshuffled(owed, p, n // 8, rng)
         weight += np.bincount(index, 1 / (n * p[index]), minlength=n)
     for group in np.array_split(np.argsort(p), 4):
         # Visits of one example in an epoch: at most binomial.
@@ -341,7 +341,7 @@ def test_neighbours_in_the_file_meet_in_one_block_as_often_as_any_pair():
 
 
 def test_a_block_may_be_larger_than_the_training_set():
-    index, owed, credit = draws.reshuffled(np.zeros(4), np.full(4, 0.25), 12, _rng())
+    index, owed, credit, _ = draws.reshuffled(np.zeros(4), np.full(4, 0.25), 12, _rng())
     np.testing.assert_array_equal(np.bincount(index), 3)
     np.testing.assert_allclose(owed, 0.0, atol=1e-15)
     assert credit == 1.0

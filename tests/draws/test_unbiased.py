@@ -15,6 +15,7 @@ from keras_osgd.data import training_data
 from keras_osgd.data.rows import Rows
 from keras_osgd.draws import reshuffled
 from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws.blocks import estimate_of_loss
 from keras_osgd.draws.observations import ObservationLog
 from keras_osgd.draws.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.draws.planner import RAISPlanner
@@ -137,6 +138,14 @@ class Task:
         delta = exponent / exponent.sum(axis=1, keepdims=True) - np.eye(3)[self.y]
         delta *= self.own[:, None] / self.n
         return np.concatenate([(self.x.T @ delta).ravel(), delta.sum(axis=0)])
+
+    def mean_loss(self):
+        """Returns F by hand: the mean of u_i -log softmax_i at its label."""
+        kernel, bias = (np.array(w, np.float64) for w in self.model.get_weights())
+        logits = self.x @ kernel + bias
+        of_label = logits[np.arange(self.n), self.y]
+        losses = np.log(np.exp(logits).sum(axis=1)) - of_label
+        return (self.own * losses).mean()
 
     def _gradient_of(self, index, p):
         """Returns a minibatch's gradient, weighted as in the training step."""
@@ -266,24 +275,64 @@ def test_the_steps_of_training_have_it_from_plan_to_weights(name, weighted):
     """Every outcome is a step of one block, planned, gathered and trained on."""
     task, p = Task(4, weighted, keras_osgd.Sequential), DISTRIBUTIONS[name](4)
     key = RunKey(4, M, 1, adapt=False, share=Share())
-    p, run = np.array(p), RunVariables(RAIS(), _state(4), key, task.losses, None)
+    variables = RAIS(), _state(4), key, task.losses, None
+    p, run = np.array(p), RunVariables(*variables, losses_known=True)
     task.model.optimizer.build(task.model.trainable_weights)
     outcomes = np.array(list(itertools.product(range(4), repeat=M)))
     steps = run.buffers.block_steps
     index = np.resize(outcomes, (steps, M)).ravel()
     candidate = np.array(_candidate(4))[index]
     features = run.state.table.features_of(index)
-    plan = Plan(0, index, p[index], candidate, features, True, 1.0, 1.0, 1.0)
+    # Whatever the last losses are, the mean loss shown is that of all examples.
+    last, visits = np.float32([3.0, np.nan, -1.0, 0.5]), len(index) * p[index]
+    known = estimate_of_loss(last, [], index, 4 * p[index], 1.0, visits)
+    parts = (index, p[index], candidate, features, True, 1.0, 1.0, 1.0, 0)
+    plan = Plan(0, *parts, *known)
     run.buffers.write(plan)
     core = sampled_step.make_core(task.model, run.step_state, False)
     step = tf.function(core, autograph=False)
-    before, mean = task.model.get_weights(), 0.0
+    before, mean, shown = task.model.get_weights(), 0.0, 0.0
+    loss = task.mean_loss()
     full, dataset = task.full_gradient(), batches(run.buffers, Rows(task.data.arrays))
     for outcome, batch in zip(outcomes, dataset, strict=False):
         np.testing.assert_array_equal(batch[-1].index, outcome)
         task.model.set_weights(before)
+        task.model.reset_metrics()
         step(batch)
+        shown += p[outcome].prod() * float(task.model.get_metrics_result()["loss"])
         change = _flat(before).numpy() - _flat(task.model.get_weights()).numpy()
         mean = mean + p[outcome].prod() * change.astype(np.float64)
     # Float32: a gradient of 1 taken off weights of 1 is rounded to 6e-8.
     np.testing.assert_allclose(mean, full, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(shown, loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("aside", [[], [1]])
+def test_given_what_was_drawn_the_loss_of_all_that_can_be_drawn_is_unbiased(aside):
+    """Every outcome of a block whose examples are owed unequal masses."""
+    n, size, rest = 5, 3, np.delete(np.arange(5), aside)
+    owed = np.array([-1.5, 0.4, 0.0, 0.3, -0.2])[rest]
+    p = np.array([0.2, 0.1, 0.25, 0.3, 0.15])[rest]
+    p /= p.sum()
+    density, credit = reshuffled.block_density(owed, p, size)
+    visits = oracles.expected_visits(
+        lambda order, offset: systematic(density, size, order, offset), density
+    )
+    now, last = _rng(0).uniform(1, 9, (2, n)).astype(np.float32)
+    drawn = density > 0
+    assert not drawn[0] and drawn[1:].all() and visits[1:].min() > 0
+    index, relative = rest[drawn], len(rest) * p[drawn]
+    # As `Blocks.make` calls it, for one draw of each; a block has `size` of them.
+    credit *= len(rest) / size
+    scaled = density[drawn] * len(index) / size
+    factor, baseline = estimate_of_loss(last, aside, index, relative, credit, scaled)
+    assert factor.max() < 4 * credit  # none is cut
+    of_draw = baseline + factor / (relative * credit) * now[index]
+    expected = np.where(drawn, now[rest], last[rest]).mean()
+    assert visits[drawn] @ of_draw / size == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_factor_that_would_be_large_is_cut():
+    draw, last = np.array([0]), np.float32([1.0, 2.0])
+    factor, baseline = estimate_of_loss(last, [], draw, np.ones(1), 2.0, 1e-310)
+    np.testing.assert_allclose([*factor, *baseline], [8.0, 1.5 - 4.0])

@@ -1,5 +1,6 @@
 """`fit` from end to end, on a task small enough to train in a second."""
 
+import functools
 import time
 
 import keras
@@ -206,6 +207,36 @@ def test_metrics_and_loss_shown_estimate_the_whole_training_set(draws):
         standard_error = np.std(shown[name], ddof=1) / np.sqrt(16)
         assert standard_error < 0.02 * true  # or the test could not fail
         assert abs(np.mean(shown[name]) - true) < 5 * standard_error
+
+
+CE = functools.partial(keras.losses.SparseCategoricalCrossentropy, from_logits=True)
+SHOWN = {  # options of `compile` and of `fit`
+    "mean": ({}, {}),
+    "sum": ({"loss": CE(reduction="sum")}, {}),
+    "weights": ({}, {"sample_weight": np.linspace(0.0, 2.0, 60)}),
+    "compiled": ({"jit_compile": True}, {}),
+    "executions": ({"steps_per_execution": 5}, {}),
+    "independent": ({"sampling": RAIS(seed=0, draws="independent")}, {}),
+    "half": ({"optimizer": keras.optimizers.LossScaleOptimizer}, {}),
+}
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_what_is_known_of_the_rows_not_drawn_makes_the_loss_exact(case):
+    """At weights that stand still, once every example has been seen."""
+    options, given = SHOWN[case]
+    options = {"loss": CE(), **options}
+    wrap = options.pop("optimizer", lambda optimizer: optimizer)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    dense = keras.layers.Dense(3, kernel_regularizer="l2")
+    model = keras_osgd.Model(inputs, dense(inputs))
+    model.compile(wrap(keras.optimizers.SGD(0.0)), **{"sampling": "rais", **options})
+    shown = small.fit(model, epochs=8, **given).history["loss"]
+    assert model.sampling_run.clock.step > 80  # well into the second block
+    sizes = {"batch_size": small.BATCH_SIZE, "verbose": 0}
+    expected = model.evaluate(small.X, small.Y, **given, **sizes)
+    np.testing.assert_allclose(shown[-1], expected, rtol=1e-5)
 
 
 def test_validation_is_untouched():

@@ -85,6 +85,17 @@ def test_the_readme_s_example_runs_as_it_stands(monkeypatch):
     exec(code, {**names, "x": x, "y": np.arange(256) % 10})
 
 
+def test_the_loss_shown_is_that_of_all_examples_on_several_replicas():
+    model = _in_scope(_rais)
+    model.optimizer.learning_rate = 0.0
+    shown = model.fit(replayed.X, replayed.Y, **FIT, epochs=EPOCHS + 2).history["loss"]
+    assert model.sampling_run.clock.step > 60  # well into the second block
+    alone = replayed.model(keras.Sequential)
+    alone.set_weights(model.get_weights())
+    expected = alone.evaluate(replayed.X, replayed.Y, verbose=0)[0]
+    np.testing.assert_allclose(shown[-1], expected, rtol=1e-5)
+
+
 def _normalized():
     keras.utils.set_random_seed(0)
     layers = [keras.Input((4,)), keras.layers.Dense(5)]

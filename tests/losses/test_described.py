@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_osgd.base import keras_compat
 from keras_osgd.data.training_data import prepare
 from keras_osgd.losses import described as losses
+from keras_osgd.losses import shares
 
 N, STEPS = 6, 5
 _rng = np.random.default_rng(0)
@@ -121,6 +122,17 @@ def loss_of_each(model, y, sample_weight=None):
     return np.array(each)
 
 
+def assert_each(model, found, data, alone):
+    """Asserts what `shares.each` gives; `alone` are Keras' losses of single examples.
+
+    A sum is shown as m times the mean over the examples, where m is the batch size.
+    """
+    _, y, own = keras.tree.map_structure(tf.convert_to_tensor, data.batch(slice(N)))
+    each = shares.each(model, found, (y, model(X), own), tf.constant(7.0))
+    sums = not found[0].batch_mean
+    np.testing.assert_allclose(each, alone * (7 if sums else 1), rtol=1e-5)
+
+
 @pytest.mark.parametrize(("loss", "outputs", "y", "rank", "values"), ONE)
 def test_the_weighted_loss_is_the_sum_over_examples_of_weight_times_loss(
     loss, outputs, y, rank, values
@@ -135,7 +147,9 @@ def test_the_weighted_loss_is_the_sum_over_examples_of_weight_times_loss(
         found = losses.describe(model, data)
         weights = losses.weights_for(found, WEIGHTS, data.arrays[2])
         weighted = batch_loss(model, X, y, weights)
-        expected = (WEIGHTS.numpy() * loss_of_each(model, y, shaped)).sum()
+        alone = loss_of_each(model, y, shaped)
+        assert_each(model, found, data, alone)
+        expected = (WEIGHTS.numpy() * alone).sum()
         expected /= N if found[0].batch_mean else 1
         np.testing.assert_allclose(weighted, expected, rtol=1e-5)
 
@@ -176,7 +190,9 @@ def test_several_losses_are_weighted_together(loss, outputs, y, targets):
         for_keras = {"size": of_size, "kind": of_kind}
         if outputs == "list":
             for_keras = [of_size, of_kind]
-        expected = (WEIGHTS.numpy() * loss_of_each(model, y, for_keras)).mean()
+        alone = loss_of_each(model, y, for_keras)
+        assert_each(model, found, data, alone)
+        expected = (WEIGHTS.numpy() * alone).mean()
         np.testing.assert_allclose(weighted, expected, rtol=1e-5)
 
 
@@ -302,18 +318,52 @@ def with_compute_loss(cls, loss="mse"):
     inputs = keras.Input((STEPS, 4))
     model = cls(inputs, keras.layers.Dense(1)(inputs))
     model.compile("sgd", loss)
-    return losses.describe(model, prepare(X, REALS, None, None, 2, None))
+    return model, losses.describe(model, prepare(X, REALS, None, None, 2, None))
 
 
 def test_a_compute_loss_that_passes_the_weights_on_is_accepted():
-    assert len(with_compute_loss(Passing)) == 1
+    assert len(with_compute_loss(Passing)[1]) == 1
+
+
+def masked(loss):
+    """Returns a model with masked outputs `[m, T, 3]`, and its described losses."""
+    inputs = keras.Input((STEPS, 4))
+    hidden = keras.layers.Masking()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    model.compile("sgd", loss)
+    x = X * (np.arange(STEPS) < np.arange(1, N + 1)[:, None])[..., None]
+    return model, losses.describe(model, prepare(x, LABELS, None, None, 2, None)), x
+
+
+def test_masked_values_of_a_sum_are_no_part_of_an_example_s_loss():
+    model, found, x = masked(CE(from_logits=True, reduction="sum"))
+    assert shares.are_known(model, found)
+    y_pred = model(x)
+    each = shares.each(model, found, (LABELS, y_pred, None), tf.constant(1.0))
+    assert float(tf.reduce_sum(each)) == pytest.approx(
+        batch_loss(model, x, LABELS, None), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [
+        (lambda: described("mse", "one", REALS[:, 0]), True),
+        (lambda: described(MSE(reduction="none"), "one", REALS[:, 0]), False),
+        (lambda: described(CE(True, ignore_class=-1), "last", LABELS[:, 0]), False),
+        (lambda: masked(CE(from_logits=True))[:2], False),
+        (lambda: with_compute_loss(Passing), False),
+    ],
+)
+def test_losses_of_examples_are_known_unless_they_depend_on_the_batch(make, known):
+    assert shares.are_known(*make()) == known
 
 
 def test_a_compute_loss_is_not_refused_because_its_loss_is_zero():
     def zero(y_true, y_pred):
         return 0.0 * keras.ops.mean(y_pred, axis=(1, 2))
 
-    assert len(with_compute_loss(Passing, zero)) == 1
+    assert len(with_compute_loss(Passing, zero)[1]) == 1
 
 
 def test_a_compute_loss_that_ignores_the_weights_is_refused():

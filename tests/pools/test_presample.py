@@ -295,7 +295,7 @@ def test_the_norms_of_a_smaller_batch_are_those_of_its_examples():
     scores = pools.pool_scores(trained, run.step_state.losses, (*batch, None))
     trained.optimizer.build(trained.trainable_variables)
     core = sampled_step.make_core(trained, run.step_state, False)
-    _, norms, _ = core(pools.plain((*batch, None)))
+    _, norms, *_ = core(pools.plain((*batch, None)))
     np.testing.assert_allclose(norms, scores, rtol=1e-5)
     assert float(run.gain.averages[0]) == pytest.approx(0.02 * np.mean(scores**2))
 
