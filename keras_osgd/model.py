@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,15 +14,49 @@ from keras_osgd.sampling import get as get_sampling
 __all__ = ["Functional", "Model", "Sequential", "accelerate", "release"]
 
 _PACKAGE = "keras_osgd"
+_METHOD = "keras_osgd_sampling"
+
+
+class _Compiled(ImportanceSampled):
+    """Base of our own classes, whose files and copies bring the method back."""
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns Keras' compile configuration with the sampling method.
+
+        It is part of the optimizer's, where plain Keras models overlook it:
+        `keras.models.clone_model` makes one of any `Sequential`, and compiles it so.
+        """
+        config = super().get_compile_config()
+        if isinstance(config.get("optimizer"), dict):
+            method = keras.saving.serialize_keras_object(self.sampling_held.sampling)
+            config["optimizer"][_METHOD] = method
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles the model as it was when it was saved.
+
+        As in Keras, it warns and does nothing if the class has a `compile` of its own.
+        """
+        if type(self).compile is not ImportanceSampled.compile:
+            super().compile_from_config(config)
+            return
+        arguments = keras.saving.deserialize_keras_object(config)
+        optimizer = config.get("optimizer")
+        if isinstance(optimizer, dict) and _METHOD in optimizer:
+            # Files of version 0.1.0 have it beside the optimizer, as an argument.
+            arguments["sampling"] = optimizer[_METHOD]
+        self.compile(**arguments)
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class Functional(ImportanceSampled, keras_compat.Functional):
+class Functional(_Compiled, keras_compat.Functional):
     """Functional model with importance sampling, made by `Model(inputs, outputs)`."""
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class Sequential(ImportanceSampled, keras.Sequential):
+class Sequential(_Compiled, keras.Sequential):
     """`keras.Sequential` with importance sampling.
 
     Example:
@@ -31,7 +66,7 @@ class Sequential(ImportanceSampled, keras.Sequential):
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class Model(ImportanceSampled, keras.Model):
+class Model(_Compiled, keras.Model):
     """`keras.Model` with importance sampling: to subclass, or with inputs and outputs.
 
     Example:
@@ -109,7 +144,32 @@ def accelerate(model: keras.Model, sampling: Any = "auto") -> keras.Model:
 class _Accelerated(ImportanceSampled):
     """Base that `accelerate` puts before a model's class."""
 
-    get_compile_config = keras.Model.get_compile_config
+    @property
+    def __class__(self) -> type:
+        """The model's own class, by whose name Keras saves and clones it."""
+        return type(self).__bases__[1]
+
+    def __reduce__(self) -> tuple:
+        """Makes copies and pickles hold the model's own, and what `accelerate` adds."""
+        plain = object.__new__(self.__class__)
+        vars(plain).update(vars(self))
+        for name in _added(plain):
+            del vars(plain)[name]
+        make, arguments, *rest = plain.__reduce__()
+        method, state = self.sampling_held.sampling, self.sampling_state.state_dict()
+        return _accelerated, (make, arguments, method, state), *rest
+
+
+def _accelerated(make: Callable, arguments: tuple, method: Any, state: dict) -> Any:
+    model = accelerate(make(*arguments), method)
+    if state:
+        model.sampling_state.load_state_dict(state)
+    return model
+
+
+def _added(model: keras.Model) -> list[str]:
+    """Returns the names of the attributes that the package keeps on a model."""
+    return [name for name in vars(model) if name.startswith("_keras_osgd")]
 
 
 def release(model: keras.Model) -> keras.Model:
@@ -125,8 +185,8 @@ def release(model: keras.Model) -> keras.Model:
             'compile(sampling="uniform") to switch sampling off.'
         )
     stop = model.stop_training
-    model.__class__ = type(model).__bases__[1]
-    for name in [name for name in vars(model) if name.startswith("_keras_osgd")]:
+    vars(object)["__class__"].__set__(model, model.__class__)
+    for name in _added(model):
         del vars(model)[name]
     model.stop_training = stop
     model.train_function = None

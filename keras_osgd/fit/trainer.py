@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_osgd.base import replicas
 from keras_osgd.base.keras_compat import UnderStrategy
+from keras_osgd.base.warn import warn_once
 from keras_osgd.draws.pipeline import Sample
 from keras_osgd.fit import continuation, fitting, strategies
 from keras_osgd.fit.arguments import FitArguments
@@ -25,6 +26,13 @@ from keras_osgd.step.sampled_step import make_core
 from keras_osgd.step.state import StepState
 
 __all__ = ["ImportanceSampled"]
+
+_LOST_IN_H5 = (
+    "The sampling method and the scores must go into a `.keras` file to be kept. "
+    "Received: {}, an HDF5 file of a whole model, which keeps neither. Save to a name "
+    "that ends in `.keras`, or keep weights and scores by `save_weights` to one that "
+    "ends in `.weights.h5`."
+)
 
 
 class ImportanceSampled(UnderStrategy):
@@ -69,21 +77,13 @@ class ImportanceSampled(UnderStrategy):
         self.sampling_held.configure(method)
         continuation.restart_clock(self)
 
-    def get_compile_config(self) -> dict[str, Any]:
-        """Returns Keras' compile configuration with the sampling method."""
-        config = super().get_compile_config()
-        if config:
-            method = self.sampling_held.sampling
-            method = keras.saving.serialize_keras_object(method)
-            config = {**config, "sampling": method}
-        return config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles the model as it was when it was saved."""
-        config = keras.saving.deserialize_keras_object(config)
-        self.compile(**config)
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves the model, as `keras.Model.save`; warns of what an HDF5 file loses."""
+        held = self.sampling_held
+        lost = held.state.table or not isinstance(held.sampling, Uniform)
+        if lost and str(filepath).endswith((".h5", ".hdf5")):
+            warn_once(self, "h5", _LOST_IN_H5.format(filepath))
+        super().save(filepath, *args, **kwargs)
 
     @property
     def stop_training(self) -> bool:
