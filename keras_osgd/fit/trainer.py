@@ -18,6 +18,7 @@ from keras_osgd.fit.held import Held
 from keras_osgd.fit.run import Run
 from keras_osgd.fit.sampling_view import SamplingView
 from keras_osgd.pools.stream_run import StreamRun
+from keras_osgd.sampling import Auto, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step import metrics
@@ -80,8 +81,10 @@ class ImportanceSampled(UnderStrategy):
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Saves the model, as `keras.Model.save`; warns of what an HDF5 file loses."""
         held = self.sampling_held
-        lost = held.state.table or not isinstance(held.sampling, Uniform)
-        if lost and str(filepath).endswith((".h5", ".hdf5")):
+        chosen = not isinstance(held.sampling, Auto | Uniform)
+        if (chosen or held.state.table is not None) and str(filepath).endswith(
+            (".h5", ".hdf5")
+        ):
             warn_once(self, "h5", _LOST_IN_H5.format(filepath))
         super().save(filepath, *args, **kwargs)
 
