@@ -34,7 +34,7 @@ _COLD_START = 20_000  # examples; above it, this many are drawn uniformly first
 _FRESH = 10_000  # examples; up to here, the oracle scores all at every step
 _STALE_FLOOR = 0.1  # of an oracle that does not score at every step
 _LEAST_EXAMPLES = 1_000  # with fewer, importances are not learned in time
-_LEAST_STEPS = 16  # of an epoch, likewise
+_LEAST_STEPS = 8  # of an epoch, likewise
 
 
 class Sampling:

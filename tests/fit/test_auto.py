@@ -131,7 +131,7 @@ OTHERS = {
         lambda: {"x": Augmenting()},
         "examples that were not there.*indexed.dataset, map=",
     ),
-    "a short dataset": (compiled, lambda: {"x": shuffled().take(15)}, "15 batches"),
+    "a short dataset": (compiled, lambda: {"x": shuffled().take(7)}, "7 batches"),
     "few examples": (
         compiled,
         lambda: replaced(x=X[FEW], y=Y[FEW]),
@@ -139,8 +139,8 @@ OTHERS = {
     ),
     "few steps": (
         compiled,
-        lambda: replaced(batch_size=100),
-        "16 batches.*1024 examples in 11",
+        lambda: replaced(batch_size=150),
+        "8 batches.*1024 examples in 7",
     ),
     "a loss of the batch": (of_batch, lambda: replaced(), "one value per example"),
     "its dataset": (of_batch, lambda: {"x": shuffled()}, "one value per example"),

@@ -156,7 +156,7 @@ def test_an_epoch_is_an_epochs_worth_of_progress(trained):
     largest = 8.0  # what a single step may add
     assert (progress >= STEPS * np.arange(1, LONG + 1) - largest).all()
     assert (progress < STEPS * np.arange(1, LONG + 1) + largest).all()
-    assert steps[-1] < 0.95 * LONG * STEPS  # it did pay
+    assert steps[-1] < LONG * STEPS - largest  # it did pay
     assert trained[0].optimizer.iterations.numpy() == steps[-1]
 
 
