@@ -227,7 +227,7 @@ def _begun(
 
 
 def _kept_variables(model: keras.Model, held: Held, seen: Examined) -> RunVariables:
-    key = RunKey.of(model, seen.data, seen.adapt)
+    key = RunKey.of(model, seen.data, seen.adapt, seen.handed)
     if held.kept is None or not held.kept.serves(key, seen.losses):
         made = (held.sampling, held.state, key, seen.losses, seen.scorer)
         held.keep(RunVariables(*made))

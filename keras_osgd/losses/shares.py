@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.losses.described import OutputLoss, output_of, weights_for
+from keras_osgd.losses.own_loss import has_own
 
 __all__ = [
     "beside",
@@ -64,11 +65,7 @@ def depends_on_batch(model: keras.Model) -> bool:
 
     That is so with `add_loss`, activity regularisers and a `compute_loss` of the user.
     """
-    return _is_own(model) or has_terms_of_the_batch(model)
-
-
-def _is_own(model: keras.Model) -> bool:
-    return type(model).compute_loss is not keras.Model.compute_loss
+    return has_own(model) or has_terms_of_the_batch(model)
 
 
 def beside(
@@ -79,7 +76,7 @@ def beside(
     It is the sum of `model.losses`, such as regularisation. A user's `compute_loss`
     returns it for weights of 0.
     """
-    if _is_own(model):
+    if has_own(model):
         size = tf.shape(keras.tree.flatten(y_pred)[0])[0]
         zeros = weights_for(described, tf.zeros([size], keras.config.floatx()), None)
         return keras_compat.untracked_loss(model, x, y, y_pred, zeros)

@@ -73,6 +73,7 @@ class StepState:
         clock: counts effective iterations.
         skips: decides whether a step counts.
         log: takes norms and gain ratio of each step.
+        handed: whether a user's own step gets the weights with its data.
     """
 
     n: int
@@ -85,3 +86,4 @@ class StepState:
     clock: StepClock
     skips: Skips
     log: StepLog
+    handed: bool = True
