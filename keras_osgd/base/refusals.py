@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-__all__ = ["NO_EXAMPLES", "Refusals", "Refused", "line_of", "refuse"]
+import tensorflow as tf
+
+__all__ = [
+    "NOT_REASONS",
+    "NO_EXAMPLES",
+    "Refusals",
+    "Refused",
+    "line_of",
+    "refuse",
+    "tried_out",
+]
+
+# Errors that say nothing of the model, and would stop Keras' own training too.
+NOT_REASONS = (MemoryError, tf.errors.ResourceExhaustedError)
 
 NO_EXAMPLES = (
     "The training data has 0 examples. Check the filter or path that produced it."
@@ -45,12 +59,40 @@ def refuse(texts: Iterable[str | None], found: Any = None) -> None:
         raise Refused(reasons, found)
 
 
+@contextlib.contextmanager
+def tried_out(what: str) -> Iterator[None]:
+    """Turns any error of the user's code in the block into a reason to refuse.
+
+    Args:
+        what: names the code, as the beginning of a sentence.
+
+    Raises:
+        Refused: caused by the error. `Refused` itself and `NOT_REASONS` pass.
+    """
+    try:
+        yield
+    except (Refused, *NOT_REASONS):
+        raise
+    except Exception as error:
+        raise _reason(what, error) from error
+
+
+def _reason(what: str, error: Exception) -> Refused:
+    text = (
+        f"{what} must run on a few examples, as it is tried out before training. "
+        f"Received: {line_of(error).rstrip('.')}. Mend that, or compile with "
+        'sampling="uniform" if it cannot run so.'
+    )
+    reason = Refused([text])
+    reason.__cause__ = error
+    return reason
+
+
 class Refusals:
     """Calls one function after another and collects their reasons to refuse.
 
-    Args:
-        all_kinds: whether errors other than ValueErrors count even as the first reason.
-            After another reason they always count, as they may follow from it.
+    Any exception is a reason but `NOT_REASONS` and those that are no `Exception`, such
+    as KeyboardInterrupt.
 
     Attributes:
         texts: the reasons so far, in order.
@@ -63,26 +105,26 @@ class Refusals:
         ["invalid literal for int() with base 10: 'seven'"]
     """
 
-    def __init__(self, all_kinds: bool = False) -> None:
+    def __init__(self) -> None:
         """Starts without a reason."""
         self.texts: list[str] = []
         self._errors: list[Exception] = []
-        self._all_kinds = all_kinds
 
     def tried(self, function: Callable, *args: Any) -> Any:
         """Returns the result of `function`, or the `found` of its `Refused`."""
         try:
             return function(*args)
+        except NOT_REASONS:
+            raise
         except Refused as error:
             self.texts += error.texts
             self._errors.append(error)
             return error.found
         except Exception as error:
             known = isinstance(error, ValueError)
-            if not (known or self.texts or self._all_kinds):
-                raise
-            self.texts.append(str(error) if known else line_of(error))
-            self._errors.append(error)
+            reason = error if known else _reason("The model", error)
+            self.texts.append(str(reason))
+            self._errors.append(reason)
         return None
 
     def end(self, found: Any = None) -> None:
@@ -95,8 +137,8 @@ class Refusals:
             return
         if found is None and len(set(self.texts)) == 1:
             raise self._errors[0]
-        foreign = [e for e in self._errors if not isinstance(e, Refused)]
-        raise Refused(self.texts, found) from (foreign[0] if foreign else None)
+        causes = [e.__cause__ if isinstance(e, Refused) else e for e in self._errors]
+        raise Refused(self.texts, found) from next(filter(None, causes), None)
 
 
 def line_of(error: BaseException) -> str:

@@ -17,7 +17,12 @@ from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.record_columns import Column
 from keras_osgd.data.rows import Rows
 from keras_osgd.data.uneven_columns import Uneven, is_uneven, uneven
-from keras_osgd.data.weights import checked_weights, leaves_of, with_class_weight
+from keras_osgd.data.weights import (
+    checked_weights,
+    leaves_of,
+    require_weights,
+    with_class_weight,
+)
 
 __all__ = [
     "PROBES",
@@ -182,6 +187,7 @@ def prepare(
         )
     refusals = Refusals()
     x, y, weights = arrays
+    require_weights(x, y, weights)
     weights = refusals.tried(checked_weights, weights, y)
     if class_weight is not None:
         weights = refusals.tried(with_class_weight, y, weights, class_weight, loss)

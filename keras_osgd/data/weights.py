@@ -17,6 +17,7 @@ __all__ = [
     "labels_of",
     "leaves_of",
     "require_labels_of_keras",
+    "require_weights",
     "with_class_weight",
 ]
 
@@ -36,6 +37,33 @@ _LOSSES_OF_SHARES = {
 def leaves_of(structure: Any) -> list[Any]:
     """Returns the arrays in a nested structure, without `None`."""
     return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+
+
+def require_weights(x: Any, y: Any, sample_weight: Any) -> None:
+    """Raises if `sample_weight` must be an input, such as the third of a triplet.
+
+    It has the shape of an input then, and what no weights have: negative values, or
+    more axes than targets, or as many as images and their targets.
+
+    Args:
+        x: nested arrays, `[n, ...]`.
+        y: nested arrays, `[n, ...]`.
+        sample_weight: one array `[n, ...]`, nested arrays or `None`.
+    """
+    shape = getattr(sample_weight, "shape", ())
+    if len(shape) < 2 or shape not in [leaf.shape for leaf in leaves_of(x)]:
+        return
+    targets = [leaf.shape for leaf in leaves_of(y)]
+    axes = max(len(target) - (target[-1:] == (1,)) for target in targets)
+    images = len(shape) > 2 and shape[-1] > 1 and shape in targets
+    negative = any((part < 0).any() for _, part in parts_of(sample_weight))
+    if shape[-1] > 1 and (negative or images or len(shape) > axes):
+        raise ValueError(
+            "The third part of (x, y, sample_weight) must be weights. Received: one of "
+            f"shape {shape}, as x is{', with negative values' * negative}. If examples "
+            "are triplets such as (anchor, positive, negative), pass them as ((anchor, "
+            'positive, negative), y), or compile with sampling="uniform".'
+        )
 
 
 def checked_weights(sample_weight: Any, y: Any) -> Any:

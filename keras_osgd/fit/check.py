@@ -66,6 +66,13 @@ def check(
     Nothing is trained and no weight is changed. Obstacles to exact gradient norms are
     only noted where these are not asked for.
 
+    Whether a loss couples the examples of a batch is tried on five of them. It is not
+    seen if these do not show it, if the loss draws random numbers, or if a layer of
+    yours couples them, as by batch statistics. Your own `train_step` is tried on one
+    batch, by the gradients of single examples' losses with respect to x, y and what
+    layers make of whole numbers. Mixtures of whole numbers themselves, and comparisons
+    behind a `stop_gradient`, are not seen.
+
     Args:
         model: a compiled Keras model, of any class.
         x: as in `fit`, datasets too; all of it is checked, a few examples are run.
@@ -125,7 +132,7 @@ def _findings(
     if not model.compiled:
         text = "The model must be compiled. Received: one that is not. Call `compile`."
         return [Finding("error", text)]
-    refusals, asides = Refusals(), Refusals(all_kinds=True)
+    refusals, asides = Refusals(), Refusals()
     if isinstance(method, Presample):
         with _caught() as caught:
             one = arguments.replace(steps_per_epoch=1)
@@ -174,6 +181,7 @@ class Examined(NamedTuple):
         adapt: whether the learning rate can follow the gain ratio.
         scorer: takes exact norms; `None` where those are not asked for.
         line: a line of information, or `None`.
+        handed: whether a user's own step gets the weights with its data.
     """
 
     data: TrainingData | None
@@ -181,6 +189,7 @@ class Examined(NamedTuple):
     adapt: bool
     scorer: Scorer | None
     line: str | None
+    handed: bool = True
 
 
 class ExaminedStream(NamedTuple):
@@ -190,11 +199,13 @@ class ExaminedStream(NamedTuple):
         stream: `None` where it was refused.
         losses: described; empty where they were refused.
         adapt: whether the learning rate can follow the gain ratio.
+        handed: whether a user's own step gets the weights with its data.
     """
 
     stream: Stream | None
     losses: list[OutputLoss]
     adapt: bool
+    handed: bool = True
 
 
 def examine(
@@ -239,17 +250,17 @@ def examine(
         refusals.tried(refresh_steps, method, *sizes)
     if not model.built:
         return Examined(data, described, False, None, line)
-    alone = strategies.replicas_of(model) == 1
+    alone, handed = strategies.replicas_of(model) == 1, True
     if described and model.trainable_weights and alone:
-        tried = model, described, data, method.norm
-        refusals.tried(own_train_step.verify, *tried)
-    adapt = bool(refusals.tried(checks.rate_can_follow, model, method))
-    if earlier is not None and earlier.serves(RunKey.of(model, data, adapt), described):
-        return Examined(data, described, adapt, earlier.step_state.scorer, line)
-    scorer = None
-    if model.trainable_weights:
+        tried = model, described, data, method.norm, data.arrays[2] is not None
+        handed = bool(refusals.tried(own_train_step.verify, *tried))
+    adapt, scorer = bool(refusals.tried(checks.rate_can_follow, model, method)), None
+    key = RunKey.of(model, data, adapt, handed)
+    if earlier is not None and earlier.serves(key, described):
+        scorer = earlier.step_state.scorer
+    elif model.trainable_weights:
         scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
-    return Examined(data, described, adapt, scorer, line)
+    return Examined(data, described, adapt, scorer, line, handed)
 
 
 def require_worth_reading(
@@ -314,8 +325,10 @@ def examine_stream(
     if not (described and model.built):
         return ExaminedStream(stream, described, False)
     checks.warn_of_what_follows_the_draws(model)
+    first, handed = stream.first, True
     if model.trainable_weights:
-        tried = model, described, stream.first, method.norm
-        refusals.tried(own_train_step.verify, *tried)
+        weights_given = first.arrays[2] is not None or stream.class_weight is not None
+        tried = model, described, first, method.norm, weights_given
+        handed = bool(refusals.tried(own_train_step.verify, *tried))
     adapt = refusals.tried(checks.rate_can_follow, model, method)
-    return ExaminedStream(stream, described, bool(adapt))
+    return ExaminedStream(stream, described, bool(adapt), handed)

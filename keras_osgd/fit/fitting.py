@@ -283,7 +283,7 @@ def _line_on_epochs(arguments: FitArguments, seen: Examined) -> str | None:
 
 
 def _kept_variables(model: keras.Model, held: Held, seen: Examined) -> RunVariables:
-    key = RunKey.of(model, seen.data, seen.adapt)
+    key = RunKey.of(model, seen.data, seen.adapt, seen.handed)
     if held.kept is None or not held.kept.serves(key, seen.losses):
         known = checks.losses_are_known(model, held.sampling, seen.losses)
         made = (held.sampling, held.state, key, seen.losses, seen.scorer, known)

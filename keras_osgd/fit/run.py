@@ -46,6 +46,7 @@ class RunKey(NamedTuple):
         steps_per_execution: of the model.
         adapt: whether the learning rate follows the gain ratio.
         share: this process's part.
+        handed: whether a user's own step gets the weights with its data.
     """
 
     n: int
@@ -53,12 +54,15 @@ class RunKey(NamedTuple):
     steps_per_execution: int
     adapt: bool
     share: Share
+    handed: bool = True
 
     @classmethod
-    def of(cls, model: keras.Model, data: TrainingData, adapt: bool) -> RunKey:
+    def of(
+        cls, model: keras.Model, data: TrainingData, adapt: bool, handed: bool
+    ) -> RunKey:
         """Returns the key of a `fit` of this model on the data of all workers."""
-        share = share_of(model.distribute_strategy)
-        return cls(data.n, data.batch_size, model.steps_per_execution, adapt, share)
+        share, steps = share_of(model.distribute_strategy), model.steps_per_execution
+        return cls(data.n, data.batch_size, steps, adapt, share, handed)
 
 
 class RunVariables:
@@ -105,6 +109,7 @@ class RunVariables:
             skips=Skips(),
             log=ObservationLog(self.buffers),
             losses_known=losses_known,
+            handed=key.handed,
         )
 
     def serves(self, key: RunKey, losses: Sequence[OutputLoss]) -> bool:

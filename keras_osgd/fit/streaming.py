@@ -75,9 +75,10 @@ def _begun_run(model: keras.Model, held: Held, seen: ExaminedStream) -> StreamRu
     """Returns the run that this `fit` uses: the last one, if that serves."""
     held.state.start_clock()
     continuation.restart_clock(model)
-    if held.kept is None or not held.kept.serves(seen.losses, seen.adapt):
+    described = seen.losses, seen.adapt, seen.handed
+    if held.kept is None or not held.kept.serves(*described):
         seed = continuation.seed_of(held.sampling)
-        parts = (held.sampling, held.state, seen.losses, seen.adapt, seed)
+        parts = (held.sampling, held.state, *described[:2], seed, seen.handed)
         held.keep(StreamRun(model, *parts))
     held.begin(model, held.kept)
     return held.kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
-from keras_osgd.base.refusals import refuse
+from keras_osgd.base.model_state import state_kept
+from keras_osgd.base.refusals import refuse, tried_out
 from keras_osgd.data.training_data import TrainingData
+from keras_osgd.losses import coupling, own_loss, probe
 
 __all__ = [
     "OutputLoss",
@@ -23,8 +27,6 @@ __all__ = [
     "weights_for",
 ]
 
-# More rows than outputs; else Keras takes the rows of a single y for their targets.
-_PROBED = 5
 _BATCH_MEANS = ("sum_over_batch_size", "mean")
 
 
@@ -59,27 +61,36 @@ class OutputLoss(NamedTuple):
 def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
     """Builds the model, if need be, and describes its losses.
 
+    Each loss is tried on a few examples: of one that draws random numbers it cannot be
+    told whether it couples the examples of a batch.
+
     Raises:
-        ValueError: if there is no loss, one gives no value per example, one divides by
-            the sum of the weights, the loss ignores weights, a label lies outside the
-            model's classes, or weights do not fit the loss.
+        ValueError: if the model has no `call`, keeps states or cannot be tried out; if
+            there is no loss, one gives no value per example or a value that depends on
+            the other examples, or one divides by the sum of the weights; if a label
+            lies outside the model's classes, or weights do not fit the loss.
     """
-    x, y, _ = data.batch(slice(_PROBED))
-    y_pred = keras_compat.call_model(model, x, training=False)
+    refuse([_problem_of_call(model), _problem_of_states(model)])
+    x, y, _ = data.batch(probe.rows(data))
+    with tried_out("The model"):
+        y_pred = keras_compat.call_model(model, x, training=False)
+    refuse([coupling.problem_of_outputs(model, x, y_pred)])
     # Zeros, since a label may be outside the classes, which is checked below.
     zeros = keras.tree.map_structure(lambda a: a if a is None else tf.zeros_like(a), y)
     described, refused, problems = [], [], []
     for order, (path, loss) in enumerate(_built(model, x, zeros, y_pred)):
         prediction = output_of(y_pred, path, order)
         target = _target_of(y, y_pred, path, order, getattr(model, "output_names", ()))
-        values, each = _values(loss, leaf_of(zeros, target), prediction)
+        with tried_out(f"The loss {loss.name}"):
+            values, each = _values(loss, leaf_of(zeros, target), prediction)
         shape = tuple(values.shape)
         if not each:
-            refused.append((path, loss.name, shape))
+            refused.append(_without_values(path, loss, shape, prediction))
             continue
+        labels = _problem_of_labels(loss, leaf_of(data.arrays[1], target), prediction)
         problems += [
             _problem_of_reduction(loss),
-            _problem_of_labels(loss, leaf_of(data.arrays[1], target), prediction),
+            labels or coupling.problem_of_loss(loss, leaf_of(y, target), prediction),
             _problem_of_weights(leaf_of(data.arrays[2], target), shape),
         ]
         size, mean = int(np.prod(shape[1:])), loss.reduction in _BATCH_MEANS
@@ -87,15 +98,40 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
         alone = not (mean and masked)
         described.append(OutputLoss(path, len(shape), size, mean, target, alone))
     refuse([_problem_of_shapes(refused), *problems])
-    if type(model).compute_loss is not keras.Model.compute_loss:
-        _check_weights_heeded(model, x, y, y_pred, described)
+    if own_loss.has_own(model):
+        batches = [data.batch(probe.rows(data, others)) for others in (False, True)]
+        carried = functools.partial(weights_for, described, sample_weight=None)
+        own_loss.verify(model, batches, carried)
     return described
+
+
+def _problem_of_call(model: keras.Model) -> str | None:
+    if type(model).call is not keras.Model.call or "call" in vars(model):
+        return None
+    return (
+        "The model must have a `call`: importance sampling takes an example's loss "
+        f"from its outputs. Received: {type(model).__name__} without one. Define "
+        "`call`, as the forward pass of its `train_step`, or compile with sampling="
+        '"uniform".'
+    )
+
+
+def _problem_of_states(model: keras.Model) -> str | None:
+    layers = [x for x in keras_compat.layers_of(model) if getattr(x, "stateful", False)]
+    names = [layer.name for layer in layers]
+    return names and (
+        "No layer may be `stateful`: it hands the state of each row to the same row of "
+        "the next batch, but importance sampling draws the examples of each batch "
+        f"anew. Received: stateful={names}. Set `stateful=False` and leave the batch "
+        'size open, or compile with sampling="uniform".'
+    )
 
 
 def _built(model, x, y, y_pred) -> list[tuple[tuple, keras.losses.Loss]]:
     """Returns (path, loss) of each loss; a first call makes Keras build them."""
     if model.loss is not None:
-        keras_compat.untracked_loss(model, x, y, y_pred, None)
+        with state_kept(model), tried_out("The loss"):
+            keras_compat.untracked_loss(model, x, y, y_pred, None)
     found = keras_compat.compiled_losses(model) if model.loss is not None else []
     if not found:
         raise ValueError(
@@ -120,31 +156,29 @@ def _values(loss, target, prediction: tf.Tensor) -> tuple[tf.Tensor, bool]:
     return found[-1], all(tuple(v.shape[:1]) == (rows,) for v, rows in pairs)
 
 
-def _problem_of_shapes(refused: list[tuple]) -> str | None:
-    listed = ", ".join(
-        f"{name}{' of output ' + '/'.join(map(str, path)) if path else ''} "
-        f"got shape {shape}"
-        for path, name, shape in refused
-    )
-    return listed and (
-        f"Each loss must return one value per example; {listed}. Use Keras losses, "
-        "or let yours return the mean over all axes but the first."
-    )
+def _without_values(path: tuple, loss, shape: tuple, prediction) -> tuple[str, str]:
+    """Returns what a loss returned, and what to do that it returns what it must."""
+    of = f" of output {'/'.join(map(str, path))}" if path else ""
+    found = f"{loss.name}{of} got shape {shape}"
+    function = getattr(loss, "fn", loss.call)
+    options = inspect.signature(function).parameters
+    axis = keras_compat.loss_options(loss).get("axis")
+    if axis is None and "axis" in options and options["axis"].default is None:
+        name = getattr(function, "__name__", "").title()
+        axes = tuple(range(1, len(prediction.shape)))
+        if hasattr(keras.losses, name):
+            return found, f"`keras.losses.{name}(axis={axes})`"
+    return found, f"a mean over all axes but the first in {loss.name}"
 
 
-def _check_weights_heeded(model, x, y, y_pred, described) -> None:
-    halves = tf.fill([len(output_of(y_pred, described[0].path, 0))], 0.5)
-    whole, half = (
-        keras_compat.untracked_loss(model, x, y, y_pred, weights)
-        for weights in (None, weights_for(described, halves, None))
+def _problem_of_shapes(refused: list[tuple[str, str]]) -> str | None:
+    if not refused:
+        return None
+    found, remedies = map(dict.fromkeys, zip(*refused, strict=True))
+    return (
+        f"Each loss must return one value per example; {', '.join(found)}. Use "
+        f"{', '.join(remedies)}."
     )
-    if tf.reduce_all((half == whole) & (whole != 0)):
-        raise ValueError(
-            "`compute_loss` must multiply each example's loss by `sample_weight`, "
-            "which carries the importance weights. Received: the same loss for weights "
-            "1 and 0.5. Pass it on to `super().compute_loss(...)`, or compile with "
-            'sampling="uniform".'
-        )
 
 
 def _problem_of_reduction(loss: keras.losses.Loss) -> str | None:

@@ -16,6 +16,7 @@ from keras_osgd.losses.described import (
     times,
     weights_for,
 )
+from keras_osgd.losses.own_loss import has_own
 
 __all__ = [
     "beside",
@@ -63,7 +64,7 @@ def are_known(model: keras.Model, described: Sequence[OutputLoss]) -> bool:
     by how many values of the batch a mask leaves.
     """
     reductions = [loss.reduction for _, loss in keras_compat.compiled_losses(model)]
-    if _is_own(model) or None in reductions or "none" in reductions:
+    if has_own(model) or None in reductions or "none" in reductions:
         return False
     return all(loss.alone for loss in described)
 
@@ -132,11 +133,7 @@ def depends_on_batch(model: keras.Model) -> bool:
 
     That is so with `add_loss`, activity regularisers and a `compute_loss` of the user.
     """
-    return _is_own(model) or has_terms_of_the_batch(model)
-
-
-def _is_own(model: keras.Model) -> bool:
-    return type(model).compute_loss is not keras.Model.compute_loss
+    return has_own(model) or has_terms_of_the_batch(model)
 
 
 def beside(
@@ -147,7 +144,7 @@ def beside(
     It is the sum of `model.losses`, such as regularisation. A user's `compute_loss`
     returns it for weights of 0.
     """
-    if _is_own(model):
+    if has_own(model):
         size = tf.shape(keras.tree.flatten(y_pred)[0])[0]
         zeros = weights_for(described, tf.zeros([size], keras.config.floatx()), None)
         return keras_compat.untracked_loss(model, x, y, y_pred, zeros)

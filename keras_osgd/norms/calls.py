@@ -22,7 +22,6 @@ __all__ = [
     "numbered",
     "recording",
     "replaced_calls",
-    "state_kept",
     "without_activation",
 ]
 
@@ -191,24 +190,6 @@ def _take_off_ended(layer: keras.Layer) -> None:
         before = own.pop("call").replaces
         if before is not None:
             own["call"] = before
-
-
-@contextlib.contextmanager
-def state_kept(model: keras.Model) -> Iterator[None]:
-    """Restores weights, seeds, statistics and metrics at the end of the block.
-
-    Weights are included since SpectralNormalization assigns its layer's kernel. A
-    `keras.StatelessScope` would not do: Keras 3.15 hands `None` to regularizers in it.
-    """
-    layers = [model, *keras_compat.layers_of(model)]
-    metrics = [v for layer in layers for v in layer.metrics_variables]
-    variables = {id(v): v for v in [*model.variables, *metrics]}
-    held = [(v, tf.identity(v)) for v in variables.values()]
-    try:
-        yield
-    finally:
-        for variable, value in held:
-            variable.assign(value)
 
 
 class Axes(NamedTuple):

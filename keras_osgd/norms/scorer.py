@@ -11,11 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.model_state import state_kept
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import OutputLoss, weights_for
 from keras_osgd.losses.shares import beside, require_single_examples, scale, unmasked
 from keras_osgd.norms import exact
-from keras_osgd.norms.calls import Frame, batch_axes, recording, state_kept
+from keras_osgd.norms.calls import Frame, batch_axes, recording
 from keras_osgd.norms.forms import rows_from
 from keras_osgd.norms.normalization import couples_examples
 

@@ -117,6 +117,7 @@ class StreamRun:
         described: the model's losses.
         adapt: whether the learning rate follows the gain ratio.
         seed: of all draws.
+        handed: whether a user's own step gets the weights with its data.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class StreamRun:
         described: list[OutputLoss],
         adapt: bool,
         seed: int,
+        handed: bool = True,
     ) -> None:
         """Starts without pools."""
         self.model, self.sampling = model, sampling
@@ -145,16 +147,17 @@ class StreamRun:
             clock=self.clock,
             skips=self.skips,
             log=self.log,
+            handed=handed,
         )
         self.steps, self.batch_size = 1, 1
         self._seed, self._drawn, self._decide_at = seed, 0, 0
         self._draw = drawing(model, described, sampling.floor)
         self._largest_weight = tf.constant(1.0)
 
-    def serves(self, described: list[OutputLoss], adapt: bool) -> bool:
+    def serves(self, described: list[OutputLoss], adapt: bool, handed: bool) -> bool:
         """Returns whether a `fit` with these arguments can use this run again."""
         step = self.step_state
-        return step.losses == described and step.adapt == adapt
+        return (step.losses, step.adapt, step.handed) == (described, adapt, handed)
 
     def start(self, steps: int, batch_size: int, ends_on_nan: bool = False) -> None:
         """Begins a `fit` with epochs of `steps` effective iterations.

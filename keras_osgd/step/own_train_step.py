@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,15 +11,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.base import keras_compat
+from keras_osgd.base.model_state import state_kept
+from keras_osgd.base.refusals import NOT_REASONS, Refused, line_of
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
+from keras_osgd.losses import coupling
 from keras_osgd.losses.described import OutputLoss, weights_for
-from keras_osgd.norms.calls import state_kept
+from keras_osgd.norms.calls import replaced_calls
+from keras_osgd.norms.normalization import couples_examples
+from keras_osgd.norms.rules import is_float
 
 __all__ = ["own_train_step", "replaced", "taking_part", "verify"]
 
 _CHANGED = 1e-2  # relative change of a gradient, above half precision's rounding
-_OTHERWISE = re.compile("unpack|indices")  # errors from unpacking `data` otherwise
+_COUPLED = 1e-4  # share of a gradient that goes to other examples, above rounding
 
 
 def own_train_step(model: keras.Model) -> Callable[[keras.Model, Any], Any] | None:
@@ -68,36 +73,42 @@ def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
 def taking_part(
     model: keras.Model,
     sample_weight: Any,
-    at_loss: Callable[[Any, tf.Tensor], None],
+    at_loss: Callable[[Any, tf.Tensor, Callable[[Any], tf.Tensor]], None],
     at_update: Callable[[Callable[[], Any], list, list | None], None],
+    handed: bool = True,
 ) -> Iterator[None]:
     """Hooks into a user's step, where it computes the loss and applies the gradients.
 
     Args:
         model: whose step runs in the block.
-        sample_weight: weights that were handed to the step.
-        at_loss: called with outputs and loss, after `compute_loss`.
+        sample_weight: weights of the batch.
+        at_loss: called after `compute_loss` with outputs, loss, and a function that
+            returns the loss for other weights.
         at_update: called with a function that applies the gradients, the gradients
             and their variables, instead of `optimizer.apply`.
+        handed: whether the weights were handed to the step; else they are given to
+            `compute_loss` here.
 
     Raises:
         ValueError: unless the step computes the loss once, with these weights, and
             then applies gradients once.
     """
     compute_loss, apply = model.compute_loss, model.optimizer.apply
-    signature, done = inspect.signature(compute_loss), []
+    done, refusals = [], []
 
     def computing(*args: Any, **kwargs: Any) -> tf.Tensor:
-        given = signature.bind(*args, **kwargs).arguments
         if done:
             raise _refused(model, "which calls `compute_loss` more than once")
-        if given.get("sample_weight") is None:
-            raise _refused(model, "which calls `compute_loss` without `sample_weight`")
-        if not _same(given["sample_weight"], sample_weight):
-            raise _refused(model, "which changes `sample_weight`")
+        call = _signature_of(model).bind(*args, **kwargs)
+        _require_weights(model, call.arguments, sample_weight if handed else None)
         done.append("loss")
-        loss = compute_loss(*args, **kwargs)
-        at_loss(given.get("y_pred"), loss)
+
+        def weighted(weights: Any) -> tf.Tensor:
+            call.arguments["sample_weight"] = weights
+            return compute_loss(*call.args, **call.kwargs)
+
+        loss = weighted(sample_weight)
+        at_loss(call.arguments.get("y_pred"), loss, weighted)
         return loss
 
     def applying(grads: Any, trainable_variables: Any = None) -> None:
@@ -111,8 +122,9 @@ def taking_part(
         at_update(lambda: apply(grads, variables), grads, variables)
 
     with (
-        replaced(model, {"compute_loss": computing}),
-        replaced(model.optimizer, {"apply": applying}),
+        replaced(model, {"compute_loss": _noting(computing, refusals)}),
+        replaced(model.optimizer, {"apply": _noting(applying, refusals)}),
+        _raised_as_noted(refusals),
     ):
         yield
     if not done:
@@ -121,27 +133,86 @@ def taking_part(
         raise _refused(model, "which never lets `self.optimizer` apply gradients")
 
 
+def _noting(function: Callable, refusals: list[Refused]) -> Callable:
+    """Returns `function`, which notes what it refuses."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Refused as refusal:
+            refusals.append(refusal)
+            raise
+
+    return call
+
+
+@contextlib.contextmanager
+def _raised_as_noted(refusals: list[Refused]) -> Iterator[None]:
+    """Raises the first refusal, if any, in place of what came of it.
+
+    In a user's own `tf.function`, AutoGraph raises an error of its own.
+    """
+    try:
+        yield
+    except Exception:
+        if refusals:
+            raise refusals[0] from None
+        raise
+
+
+def _signature_of(model: keras.Model) -> inspect.Signature:
+    """Returns the arguments of `compute_loss`, Keras' where it passes them all on."""
+    for function in (type(model).compute_loss, keras.Model.compute_loss):
+        signature = inspect.signature(function.__get__(model))
+        if "sample_weight" in signature.parameters:
+            break
+    return signature
+
+
+def _require_weights(model: keras.Model, given: Mapping, handed: Any) -> None:
+    """Raises unless `compute_loss` got the weights that were handed to the step."""
+    found = given.get("sample_weight")
+    if handed is None and found is not None:
+        raise _refused(model, "which gives `compute_loss` weights of its own")
+    if handed is not None and found is None:
+        what = "which calls `compute_loss` without `sample_weight`"
+        raise _refused(model, what, _WithoutWeights)
+    if handed is not None and not _same(found, handed):
+        raise _refused(model, "which changes `sample_weight`")
+
+
 def _same(found: Any, handed: Any) -> bool:
     pairs = keras.tree.flatten(found), keras.tree.flatten(handed)
     alike = len(pairs[0]) == len(pairs[1])
     return alike and all(a is b for a, b in zip(*pairs, strict=True))
 
 
-def _refused(model: keras.Model, what: str) -> ValueError:
+class _WithoutWeights(Refused):
+    """The step does not use the weights in its data."""
+
+
+def _refused(model: keras.Model, what: str, kind: type = Refused) -> Refused:
     cls = type(model).__name__
-    return ValueError(
-        "A `train_step` of your own must take `x, y, sample_weight = "
-        "keras.utils.unpack_x_y_sample_weight(data)`, hand this `sample_weight`, which "
-        "carries the importance weights, to one call of `self.compute_loss`, and apply "
-        f"its gradients by one call of `self.optimizer`. Received: {cls}.train_step, "
-        f"{what}. Change that, or override `compute_loss` instead, or compile with "
-        'sampling="uniform".'
+    return kind(
+        [
+            "A `train_step` of your own must take `x, y, sample_weight = "
+            "keras.utils.unpack_x_y_sample_weight(data)`, hand this `sample_weight`, "
+            "which carries the importance weights, to one call of `self.compute_loss`, "
+            "and apply its gradients by one call of `self.optimizer`. Without weights "
+            "of your own, `x, y = data` will do, and no weights in that call. "
+            f"Received: {cls}.train_step, {what}. Change that, or override "
+            '`compute_loss` instead, or compile with sampling="uniform".'
+        ]
     )
 
 
 def verify(
-    model: keras.Model, described: list[OutputLoss], data: TrainingData, norm: str
-) -> None:
+    model: keras.Model,
+    described: list[OutputLoss],
+    data: TrainingData,
+    norm: str,
+    weights_given: bool,
+) -> bool:
     """Tries a user's own step on a batch, without changing the model's state.
 
     Args:
@@ -149,13 +220,18 @@ def verify(
         described: its losses.
         data: the first `batch_size` examples are tried.
         norm: the norm asked for.
+        weights_given: whether examples or classes have weights of the user's.
+
+    Returns:
+        Whether a step's weights go to it with its data; else it takes (x, y), and they
+        go to `compute_loss`.
 
     Raises:
         ValueError: if importance sampling cannot work with the step.
     """
     step = own_train_step(model)
     if step is None:
-        return
+        return True
     if norm == "exact":
         raise ValueError(
             "Exact gradient norms are taken in Keras' own training step. Received: "
@@ -165,19 +241,40 @@ def verify(
     others = _other_optimizers(model)
     if others:
         raise _refused(model, f"beside which the model has other optimizers, {others}")
-    known = {id(v) for v in model.metrics_variables}
-    x, y, users = data.batch(np.resize(np.arange(data.n), data.batch_size))
-    ones = tf.ones([data.batch_size], keras.config.floatx())
-    weights = weights_for(described, ones, users)
+    rows = np.resize(np.arange(data.n), data.batch_size)
+    batch = data.batch(rows)
     try:
-        with state_kept(model), tf.GradientTape() as tape:
-            hooks = _trial(model, tape)
-            with taking_part(model, weights, *hooks):
-                step(model, (x, y, weights))
-    except (ValueError, TypeError, IndexError, KeyError) as error:
-        if not _OTHERWISE.search(str(error)):
+        _try_out(model, step, described, batch, handed=True)
+    except (_WithoutWeights, _Unpacking):
+        if weights_given:
             raise
-        raise _refused(model, f"which raised {error!r}") from error
+        _try_out(model, step, described, batch, handed=False)
+        return False
+    return True
+
+
+class _Unpacking(Refused):
+    """The step takes its data apart in another way."""
+
+
+def _try_out(model, step, described, batch: tuple, handed: bool) -> None:
+    x, y, users = batch
+    known = {id(v) for v in model.metrics_variables}
+    size = tf.shape(keras.tree.flatten(y)[0])[:1]
+    weights = weights_for(described, tf.ones(size, keras.config.floatx()), users)
+    try:
+        with state_kept(model), tf.GradientTape(persistent=True) as tape:
+            trial = _Trial(model, described, batch, tape)
+            with (
+                replaced_calls(keras_compat.layers_of(model), trial.called),
+                taking_part(model, weights, trial.at_loss, trial.at_update, handed),
+            ):
+                step(model, (x, y, weights) if handed else (x, y))
+    except (Refused, *NOT_REASONS):
+        raise
+    except Exception as error:
+        kind = _Unpacking if "unpack" in str(error) else Refused
+        raise _refused(model, f"which raised {line_of(error)}", kind) from error
     finally:
         for metric in model.metrics:
             if not known.issuperset(id(v) for v in metric.variables):
@@ -191,32 +288,107 @@ def _other_optimizers(model: keras.Model) -> list[str]:
     return [type(optimizer).__name__ for optimizer in found.values()]
 
 
-def _trial(model: keras.Model, tape: tf.GradientTape) -> tuple[Callable, Callable]:
-    """Returns the hooks of a trial: they compare gradients and update nothing."""
-    watched, expected = model.trainable_weights, []
+class _Trial:
+    """Hooks of a trial, which compare gradients and update nothing.
 
-    def at_loss(y_pred: Any, loss: tf.Tensor) -> None:
+    Args:
+        model: whose step is tried.
+        described: its losses.
+        batch: (x, y, sample_weight).
+        tape: persistent, around the step.
+    """
+
+    def __init__(
+        self, model: keras.Model, described: list, batch: tuple, tape: tf.GradientTape
+    ) -> None:
+        """Watches what is float of x and y."""
+        self._model, self._described, self._tape = model, described, tape
+        x, y, self._users = batch
+        leaves = keras.tree.flatten((x, y))
+        leaves = [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)]
+        self._others = [leaf for leaf in leaves if not is_float(leaf)]
+        self._sources = [leaf for leaf in leaves if is_float(leaf)]
+        self._rows = len(keras.tree.flatten(y)[0])
+        self._watched, self._expected = model.trainable_weights, []
+        tape.watch(self._sources)
+
+    def called(self, layer: keras.Layer, original: Callable) -> Callable:
+        """Returns the layer's call, with statistics held, which couple examples.
+
+        What a layer makes of integers, such as an embedding, is watched in their place.
+        """
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if couples_examples(layer):
+                kwargs["training"] = False
+            outputs = original(*args, **kwargs)
+            given = list(filter(tf.is_tensor, keras.tree.flatten((args, kwargs))))
+            if given and all(any(_equal(a, b) for b in self._others) for a in given):
+                made = [leaf for leaf in keras.tree.flatten(outputs) if is_float(leaf)]
+                self._tape.watch(made)
+                self._sources += made
+            return outputs
+
+        return call
+
+    def at_loss(
+        self, y_pred: Any, loss: tf.Tensor, weighted: Callable[[Any], tf.Tensor]
+    ) -> None:
+        """Keeps the gradients of the loss, and looks at which examples it depends on.
+
+        Raises:
+            ValueError: if the weighted loss of an example depends on another one.
+        """
         if tf.inside_function():
-            raise _refused(model, "which calls it inside a `tf.function` of its own")
-        scaled = model.optimizer.scale_loss(loss)
-        expected.extend(tape.gradient(scaled, [v.value for v in watched]))
+            what = "which calls it inside a `tf.function` of its own"
+            raise _refused(self._model, what)
+        scaled = self._model.optimizer.scale_loss(loss)
+        tried = sorted({0, self._rows // 2, self._rows - 1})
+        none = weighted(self._only([]))
+        alone = [weighted(self._only([row])) - none for row in tried]
+        with self._tape.stop_recording():
+            watched = [v.value for v in self._watched]
+            self._expected += self._tape.gradient(scaled, watched)
+            for row, own in zip(tried, alone, strict=True):
+                found = self._tape.gradient(own, self._sources)
+                if any(_reaches_others(each, row, self._rows) for each in found):
+                    name = f"{type(self._model).__name__}.train_step"
+                    raise Refused([coupling.text(f"{name}, in which it does")])
 
-    def at_update(apply: Callable, gradients: list, variables: list | None) -> None:
-        by_variable = dict(zip(map(id, watched), expected, strict=True))
-        pairs = [
-            (by_variable.get(id(variable)), gradient)
-            for variable, gradient in zip(variables or watched, gradients, strict=True)
-        ]
-        if any(_differ(own, gradient) for own, gradient in pairs):
+    def _only(self, rows: list[int]) -> Any:
+        ones = np.isin(np.arange(self._rows), rows).astype(keras.config.floatx())
+        return weights_for(self._described, tf.constant(ones), self._users)
+
+    def at_update(
+        self, apply: Callable, gradients: list, variables: list | None
+    ) -> None:
+        """Warns of gradients that are not those of the loss."""
+        own = dict(zip(map(id, self._watched), self._expected, strict=True))
+        pairs = zip(variables or self._watched, gradients, strict=True)
+        if any(_differ(own.get(id(variable)), given) for variable, given in pairs):
             warn_once(
-                model,
+                self._model,
                 "own gradients",
                 "The gradients that your `train_step` applies are not those of "
                 "`compute_loss`: terms that it adds are not importance-weighted, and "
                 "what it clips is the weighted gradient. Add terms in `compute_loss`.",
             )
 
-    return at_loss, at_update
+
+def _equal(some: tf.Tensor, other: tf.Tensor) -> bool:
+    if is_float(some) or some.shape != other.shape or tf.is_symbolic_tensor(some):
+        return False
+    return some is other or bool(np.array_equal(some.numpy(), other.numpy()))
+
+
+def _reaches_others(gradient: Any, row: int, rows: int) -> bool:
+    """Returns whether a gradient is not zero for other examples than `row`."""
+    if gradient is None:
+        return False
+    gradient = np.abs(tf.convert_to_tensor(gradient).numpy().astype(np.float64))
+    if gradient.shape[:1] != (rows,):
+        return False
+    return np.delete(gradient, row, axis=0).max(initial=0) > _COUPLED * gradient.max()
 
 
 def _differ(expected: Any, applied: Any) -> bool:

@@ -84,17 +84,18 @@ def own_sampled_step(
 ) -> Step:
     """Trains on a weighted batch by a user's own step; returns as `sampled_step` does.
 
-    The user's step gets (x, y, weights). Where it calls `compute_loss`, norms are taken
-    by a tape beside its own. Where it calls the optimizer, the rate is adapted, and a
-    step that is not finite is skipped. Other weights and metrics of the model that a
-    skipped step assigned are put back.
+    The user's step gets (x, y, weights), or (x, y) if the weights go to `compute_loss`
+    alone. Where it calls `compute_loss`, norms are taken by a tape beside its own.
+    Where it calls the optimizer, the rate is adapted, and a step that is not finite is
+    skipped. Other weights and metrics of the model that a skipped step assigned are put
+    back.
     """
     x, y, sample = data
     weights = weights_of(state, sample.probability)
     combined = weights_for(state.losses, weights, sample.sample_weight)
     before, seen = skipping.state_before(model), {}
 
-    def at_loss(y_pred: Any, loss: tf.Tensor) -> None:
+    def at_loss(y_pred: Any, loss: tf.Tensor, weighted: Callable) -> None:
         found = heads_of(state.losses, heads, y_pred)
         scaled = model.optimizer.scale_loss(loss)
         deltas = tape.gradient(scaled, [head.pre_activation for head in found])
@@ -114,9 +115,9 @@ def own_sampled_step(
         weighted(model, (weights, sample.sample_weight)),
         last_layer.recording(model) as heads,
         tf.GradientTape() as tape,
-        taking_part(model, combined, at_loss, at_update),
+        taking_part(model, combined, at_loss, at_update, state.handed),
     ):
-        logs = step(model, (x, y, combined))
+        logs = step(model, (x, y, combined) if state.handed else (x, y))
     flat: dict[str, Any] = {}
     for name, value in logs.items():  # as Keras shows results of several metrics
         flat |= value if isinstance(value, dict) else {name: value}

@@ -81,6 +81,7 @@ class StepState:
         log: takes norms, gain ratio and losses of each step.
         losses_known: whether the mean loss that is shown makes use of the last losses
             of the examples that were not drawn; see `sampled_step.shown_loss`.
+        handed: whether a user's own step gets the weights with its data.
     """
 
     n: int
@@ -94,3 +95,4 @@ class StepState:
     skips: Skips
     log: StepLog
     losses_known: bool = False
+    handed: bool = True

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.model_state import state_kept
 from keras_osgd.data import training_data
 from keras_osgd.norms import calls, rules
 from keras_osgd.norms.normalization import couples_examples
@@ -72,7 +73,7 @@ def recalibrate_batch_normalization(
     totals = {layer: _Total() for layer in layers}
     order = np.random.default_rng(seed).permutation(data.n)
     with (
-        calls.state_kept(model),
+        state_kept(model),
         _momentum_of_zero(layers),
         _eagerly(),
         calls.replaced_calls(layers, lambda *call: _counted(*call, totals)),

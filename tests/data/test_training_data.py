@@ -394,3 +394,35 @@ def test_the_fingerprint_changes_when_rows_change_places():
     y = np.zeros(1000)
     order = np.random.default_rng(1).permutation(1000)
     assert prepared(x, y).fingerprint() != prepared(x[order], y).fingerprint()
+
+
+# What may be taken for weights
+
+IMAGES = np.random.default_rng(0).uniform(size=(6, 4, 4, 3)).astype("float32")
+VECTORS = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "third"),
+    [
+        (IMAGES, IMAGES, IMAGES[::-1].copy()),
+        (IMAGES, np.arange(6), IMAGES[::-1].copy()),
+        (VECTORS, VECTORS, VECTORS[::-1].copy()),
+        (VECTORS**2, np.arange(6), VECTORS[::-1].copy() ** 2),
+    ],
+)
+def test_the_third_of_a_triplet_is_not_taken_for_weights(x, y, third):
+    with pytest.raises(ValueError, match="third part.*as x is.*positive, negative"):
+        prepared(x, y, third)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "weights"),
+    [
+        (np.ones((6, 4), int), np.ones((6, 4), int), np.ones((6, 4))),  # of tokens
+        (IMAGES[..., :1], IMAGES[..., :1], IMAGES[..., :1]),  # of pixels
+        (VECTORS[:, :1], VECTORS[:, 0], np.ones((6, 1))),
+    ],
+)
+def test_weights_that_have_the_shape_of_x_are_taken(x, y, weights):
+    np.testing.assert_array_equal(prepared(x, y, weights).arrays[2], weights)

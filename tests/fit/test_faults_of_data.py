@@ -218,7 +218,7 @@ def test_fewer_examples_than_a_batch_raise_on_request():
 
 
 def test_every_batch_is_full_and_an_ordinary_epoch_has_the_steps_of_keras():
-    sizes, looked_at = [], 3  # calls of the loss before training
+    sizes, looked_at = [], 8  # calls of the loss before training
     small.fit(counted_rows(sizes, sampling=ORDINARY), X[:50], Y[:50], epochs=2)
     steps = -(-50 // BATCH_SIZE)
     assert sizes[looked_at:] == [BATCH_SIZE] * (2 * steps)
@@ -426,16 +426,38 @@ def test_warnings_are_given_once_although_the_first_fit_is_refused():
     assert small.warned(small.fit, model) == []
 
 
-def test_an_error_in_a_user_s_own_layer_comes_as_it_was_raised():
+def broken(error):
     class Broken(keras.layers.Layer):
         def call(self, inputs):
             if not tf.is_symbolic_tensor(inputs) and len(inputs):
-                raise OSError("the disk is gone")
+                raise error
             return inputs
 
     model = keras_osgd.Sequential([keras.Input((4,)), Broken(), keras.layers.Dense(3)])
     model.compile("sgd", small.crossentropy(), run_eagerly=True)
-    with pytest.raises(OSError, match="the disk is gone"):
-        small.fit(model)
-    with pytest.raises(ValueError, match="1. `sample_w(.|\n)*2. OSError: the disk"):
-        small.fit(model, sample_weight=-np.ones(60))
+    return model
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("not yet"),
+        TypeError("not yet"),
+        ValueError("Exception encountered\n\nnot yet\nand more"),
+        tf.errors.InvalidArgumentError(None, None, "{{node a}} not yet\nat b"),
+    ],
+)
+def test_any_error_in_a_user_s_own_layer_is_a_refusal_that_names_it(error):
+    received = f"Received: {type(error).__name__}: not yet. M"
+    text = f"The model must run on a few .* {received}"
+    with pytest.raises(ValueError, match=f"^{text}.*so.$") as raised:
+        small.fit(broken(error))
+    assert type(raised.value.__cause__) is type(error)
+    with pytest.raises(ValueError, match=rf"1. `sample_w(.|\n)*2. {text}"):
+        small.fit(broken(error), sample_weight=-np.ones(60))
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), KeyboardInterrupt("full")])
+def test_what_is_no_fault_of_the_model_passes_unchanged(error):
+    with pytest.raises(type(error), match="full"):
+        small.fit(broken(error))

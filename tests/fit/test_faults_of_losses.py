@@ -65,8 +65,9 @@ def test_a_loss_without_a_value_for_each_example_raises_with_its_shape(axis):
 
     # Two outputs: over two examples a mean over axis 0 has the right shape by chance.
     shape = r"\(\)" if axis is None else r"\(2,\)"
+    remedy = "Use a mean over all axes but the first in lumped"
     with pytest.raises(
-        ValueError, match=f"one value per example; lumped got shape {shape}. Use Keras"
+        ValueError, match=f"value per example; lumped got shape {shape}. {remedy}"
     ):
         small.fit(small.model(lumped, units=2), X, X[:, :2])
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.sampling import RAIS
+from keras_osgd.sampling import RAIS, Presample
 from keras_osgd.step.own_train_step import own_train_step
 from tests.helpers import small
 from tests.helpers.paths import ROOT
@@ -256,7 +256,7 @@ REFUSED = {
     "never calls `compute_loss`": never,
     "applies gradients without `compute_loss`": own_loss,
     "never lets `self.optimizer` apply": by_hand,
-    "raised ValueError.'too many values to unpack": two_parts,
+    "raised ValueError: too many values to unpack": two_parts,
     "inside a `tf.function` of its own": inside,
 }
 
@@ -269,7 +269,8 @@ def test_a_step_that_cannot_be_sampled_is_refused_before_training(message):
         fit(model)
     assert 'sampling="uniform"' in str(info.value)
     np.testing.assert_array_equal(small.flat(model), before)
-    [found] = keras_osgd.check(model, small.X, small.Y, batch_size=4, print_fn=None)[:1]
+    arguments = model, small.X, small.Y, WEIGHTS, 4
+    [found] = keras_osgd.check(*arguments, print_fn=None)[:1]
     assert found.kind == "error" and found.text == str(info.value)
 
 
@@ -308,3 +309,128 @@ def test_what_a_step_adds_beside_compute_loss_is_warned_of():
 
     assert told(clipped) == ["warning"]
     assert told(guide) == []
+
+
+# Steps that take (x, y), as the first one of Keras' guide
+
+
+def first(model, data):
+    x, y = data
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True)
+        loss = model.compute_loss(y=y, y_pred=y_pred)
+    gradients = tape.gradient(loss, model.trainable_weights)
+    model.optimizer.apply(gradients, model.trainable_weights)
+    for metric in model.metrics:
+        if metric.name == "loss":
+            metric.update_state(loss)
+        else:
+            metric.update_state(y, y_pred)
+    return {m.name: m.result() for m in model.metrics}
+
+
+def seeded(function, *args, **kwargs):
+    keras.utils.set_random_seed(1)  # also of the order in which a stream is read
+    return function(*args, **kwargs)
+
+
+METHODS = {
+    "rais": lambda: RAIS(seed=0, retreat_below=0.0),
+    "presample": lambda: Presample(ratio=2, seed=0),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_without_weights_in_their_data_train_as_ours(method):
+    expected, own = made(sampling=METHODS[method]()), made(first)
+    options = {"metrics": ["accuracy"], "sampling": METHODS[method]()}
+    own.compile(own.optimizer, own.loss, **options)
+    shown, found = (seeded(fit, model, sample_weight=None) for model in (expected, own))
+    np.testing.assert_allclose(small.flat(own), small.flat(expected), atol=1e-6)
+    np.testing.assert_allclose(found["accuracy"], shown["accuracy"], rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], shown["loss"], rtol=0.2)
+    if method == "rais":
+        assert_same(own, expected)
+        assert own.sampling_run.planner.last_plan.importance
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        fit(own)  # with weights of the user's, which Keras would refuse too
+    fit(own, 1, sample_weight=None)
+
+
+def test_a_step_that_leaves_its_weights_unused_trains_as_ours():
+    def dropping(model, data):
+        return first(model, data[:2])
+
+    expected, own = made(), made(dropping)
+    for model in (expected, own):
+        fit(model, sample_weight=None)
+    assert_same(own, expected)
+
+
+def test_weights_that_a_step_makes_itself_are_refused():
+    def weighing(model, data):
+        x, y = data
+        gradients_of(model, x, y, tf.ones(tf.shape(y)))
+
+    with pytest.raises(ValueError, match="`compute_loss` weights of its own"):
+        fit(made(weighing), sample_weight=None)
+
+
+@pytest.mark.parametrize("step", [guide, first])
+def test_a_compute_loss_that_passes_all_its_arguments_on_gets_the_weights(step):
+    def passing_on(model, *args, **kwargs):
+        return keras.Model.compute_loss(model, *args, **kwargs)
+
+    model = made(step)
+    type(model).compute_loss = passing_on
+    assert [f for f in told_of(model) if f.kind == "error"] == []
+
+
+def told_of(model, x=small.X):
+    return keras_osgd.check(model, x, small.Y, None, 4, print_fn=None)
+
+
+# Steps that couple the examples of a batch
+
+
+def mixup(model, data):
+    x, y, w = unpacked(data)
+    order = tf.random.shuffle(tf.range(tf.shape(x)[0]))
+    return guide(model, (0.7 * x + 0.3 * tf.gather(x, order), y, w))
+
+
+def compared(model, data):
+    x, _, w = unpacked(data)
+    with tf.GradientTape() as tape:
+        z = model(x, training=True)
+        places = tf.range(tf.shape(z)[0])
+        scores = tf.matmul(z, z, transpose_b=True)
+        loss = model.compute_loss(x, places, scores, w)
+    gradients = tape.gradient(loss, model.trainable_weights)
+    model.optimizer.apply(gradients, model.trainable_weights)
+    return {}
+
+
+def numbers(step):
+    """Returns a model of whole numbers, and these."""
+    inputs = keras.Input((2,), dtype="int32")
+    outputs = keras.layers.Embedding(60, 5)(inputs)
+    outputs = keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(outputs))
+    model = type("Own", (keras_osgd.Model,), {"train_step": step})(inputs, outputs)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model, np.arange(120).reshape(60, 2) % 60
+
+
+def normed(step):
+    return made(step, layers=[keras.layers.BatchNormalization()]), small.X
+
+
+@pytest.mark.parametrize(
+    ("step", "of"), [(mixup, normed), (compared, normed), (compared, numbers)]
+)
+def test_a_step_that_couples_examples_is_refused(step, of):
+    [found, *_] = told_of(*of(step))
+    assert found.kind == "error"
+    assert "must not depend on the other examples of its batch" in found.text
+    assert "Received: Own.train_step" in found.text
+    assert not [f for f in told_of(*of(guide)) if f.kind == "error"]
