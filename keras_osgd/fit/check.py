@@ -19,9 +19,11 @@ from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.run import RunKey, RunVariables
 from keras_osgd.losses.described import OutputLoss, describe
 from keras_osgd.norms.scorer import Scorer
+from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import RAIS, Oracle, Presample, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
-from keras_osgd.step import own_train_step
+from keras_osgd.step import metrics, own_train_step
+from keras_osgd.step.metrics import Shown
 
 __all__ = [
     "Examined",
@@ -160,6 +162,7 @@ class Examined(NamedTuple):
     Attributes:
         data: the training data; `None` where they were refused.
         losses: described; empty where they were refused.
+        metrics: how each metric of `compile` is shown.
         adapt: whether the learning rate can follow the gain ratio.
         scorer: takes exact norms; `None` where those are not asked for.
         line: a line of information, or `None`.
@@ -167,6 +170,7 @@ class Examined(NamedTuple):
 
     data: TrainingData | None
     losses: list[OutputLoss]
+    metrics: tuple[Shown, ...]
     adapt: bool
     scorer: Scorer | None
     line: str | None
@@ -178,11 +182,13 @@ class ExaminedStream(NamedTuple):
     Attributes:
         stream: `None` where it was refused.
         losses: described; empty where they were refused.
+        metrics: how each metric of `compile` is shown.
         adapt: whether the learning rate can follow the gain ratio.
     """
 
     stream: Stream | None
     losses: list[OutputLoss]
+    metrics: tuple[Shown, ...]
     adapt: bool
 
 
@@ -200,8 +206,8 @@ def examine(
         model: compiled.
         method: the sampling method.
         arguments: of `fit`; a dataset has been read.
-        earlier: variables of the last run; their scorer serves again if nothing that it
-            depends on has changed.
+        earlier: variables of the last run; what was found of metrics, and the scorer,
+            serve again if nothing that they depend on has changed.
     """
     data = refusals.tried(
         training_data.prepare,
@@ -213,7 +219,7 @@ def examine(
         arguments.steps_per_epoch,
     )
     if data is None:
-        return Examined(None, [], False, None, None)
+        return Examined(None, [], (), False, None, None)
     refusals.tried(strategies.require_strategy, model, method, data)
     described = refusals.tried(describe, model, data) or []
     if described:
@@ -223,18 +229,23 @@ def examine(
         sizes = data.n, data.batch_size, model.steps_per_execution
         refusals.tried(refresh_steps, method, *sizes)
     if not model.built:
-        return Examined(data, described, False, None, line)
+        return Examined(data, described, (), False, None, line)
+    adapt = bool(refusals.tried(checks.rate_can_follow, model, method))
+    serves = earlier and earlier.serves(RunKey.of(model, data, adapt), described)
+    step = earlier.step_state if serves else None
+    shown: tuple[Shown, ...] = ()
+    if described:
+        shown = step.metrics if step else metrics.try_out(model, data)
     alone = strategies.replicas_of(model) == 1
     if described and model.trainable_weights and alone:
-        tried = model, described, data, method.norm
+        tried = model, described, shown, data, method.norm
         refusals.tried(own_train_step.verify, *tried)
-    adapt = bool(refusals.tried(checks.rate_can_follow, model, method))
-    if earlier is not None and earlier.serves(RunKey.of(model, data, adapt), described):
-        return Examined(data, described, adapt, earlier.step_state.scorer, line)
+    if step:
+        return Examined(data, described, shown, adapt, step.scorer, line)
     scorer = None
     if model.trainable_weights:
         scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
-    return Examined(data, described, adapt, scorer, line)
+    return Examined(data, described, shown, adapt, scorer, line)
 
 
 def examine_stream(
@@ -242,6 +253,7 @@ def examine_stream(
     model: keras.Model,
     method: Presample,
     arguments: FitArguments,
+    earlier: StreamRun | None = None,
 ) -> ExaminedStream:
     """Looks for obstacles to sampling within pools.
 
@@ -250,6 +262,7 @@ def examine_stream(
         model: compiled; built by the first batch if it is not.
         method: the sampling method.
         arguments: of `fit`.
+        earlier: the last run, as in `examine`.
     """
     refusals.tried(strategies.refuse_streams, model)
     stream = refusals.tried(
@@ -263,13 +276,17 @@ def examine_stream(
         arguments.shuffle,
     )
     if stream is None:
-        return ExaminedStream(None, [], False)
+        return ExaminedStream(None, [], (), False)
     described = refusals.tried(describe, model, stream.first) or []
     if not (described and model.built):
-        return ExaminedStream(stream, described, False)
+        return ExaminedStream(stream, described, (), False)
     checks.warn_of_what_follows_the_draws(model)
+    adapt = bool(refusals.tried(checks.rate_can_follow, model, method))
+    if earlier is not None and earlier.serves(described, adapt):
+        shown = earlier.step_state.metrics
+    else:
+        shown = metrics.try_out(model, stream.first)
     if model.trainable_weights:
-        tried = model, described, stream.first, method.norm
+        tried = model, described, shown, stream.first, method.norm
         refusals.tried(own_train_step.verify, *tried)
-    adapt = refusals.tried(checks.rate_can_follow, model, method)
-    return ExaminedStream(stream, described, bool(adapt))
+    return ExaminedStream(stream, described, shown, adapt)

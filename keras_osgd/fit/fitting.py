@@ -229,7 +229,8 @@ def _begun(
 def _kept_variables(model: keras.Model, held: Held, seen: Examined) -> RunVariables:
     key = RunKey.of(model, seen.data, seen.adapt)
     if held.kept is None or not held.kept.serves(key, seen.losses):
-        made = (held.sampling, held.state, key, seen.losses, seen.scorer)
+        found = seen.losses, seen.metrics, seen.scorer
+        made = (held.sampling, held.state, key, *found)
         held.keep(RunVariables(*made))
     return held.kept
 

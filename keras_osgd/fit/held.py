@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,8 +31,6 @@ class Held:
         history: numbers logged in the last `fit`, by epoch.
         targets: y of the last `fit`.
         sizes: n and m of a uniform `fit`, as far as they are known.
-        importance_weights: of the sampled step that is being traced or run, else
-            `None`.
     """
 
     def __init__(self) -> None:
@@ -44,7 +41,6 @@ class Held:
         self.history: dict[str, list[float]] = {}
         self.targets: Any = None
         self.sizes: tuple[int | None, int | None] = (None, None)
-        self.importance_weights: tuple | None = None
         self.kept: RunVariables | StreamRun | None = None
         self._traced: StepState | None = None  # the one `train_function` is for
         self._dataset: tuple | None = None  # of the last `fit`, and its examples
@@ -121,15 +117,6 @@ class Held:
             return logs
 
         return function
-
-    @contextlib.contextmanager
-    def weighting(self, importance: tuple) -> Iterator[None]:
-        """Weights metrics in the block by (importance weights, the user's weights)."""
-        self.importance_weights = importance
-        try:
-            yield
-        finally:
-            self.importance_weights = None
 
     @property
     def stop_training(self) -> bool:

@@ -28,6 +28,7 @@ from keras_osgd.losses.described import OutputLoss
 from keras_osgd.norms.scorer import Scorer, scoring_all
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scores.state import SamplingState
+from keras_osgd.step.metrics import Shown
 from keras_osgd.step.skipping import Skips
 from keras_osgd.step.state import StepState
 
@@ -70,6 +71,7 @@ class RunVariables:
         state: the sampling state.
         key: sizes and settings.
         losses: the model's, described.
+        metrics: how each of the model's is shown.
         scorer: takes exact norms, or `None`.
 
     Attributes:
@@ -83,6 +85,7 @@ class RunVariables:
         state: SamplingState,
         key: RunKey,
         losses: Sequence[OutputLoss],
+        metrics: Sequence[Shown],
         scorer: Scorer | None,
     ) -> None:
         """Allocates."""
@@ -94,6 +97,7 @@ class RunVariables:
             n=key.n,
             share=key.share,
             losses=losses,
+            metrics=metrics,
             adapt=key.adapt,
             scorer=scorer,
             gain=state.gain,

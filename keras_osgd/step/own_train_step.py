@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import OutputLoss, weights_for
 from keras_osgd.norms.calls import state_kept
+from keras_osgd.step.metrics import Importance, Shown, weighted
 
 __all__ = ["own_train_step", "replaced", "taking_part", "verify"]
 
@@ -140,13 +141,18 @@ def _refused(model: keras.Model, what: str) -> ValueError:
 
 
 def verify(
-    model: keras.Model, described: list[OutputLoss], data: TrainingData, norm: str
+    model: keras.Model,
+    described: list[OutputLoss],
+    metrics: Sequence[Shown],
+    data: TrainingData,
+    norm: str,
 ) -> None:
     """Tries a user's own step on a batch, without changing the model's state.
 
     Args:
         model: compiled and built.
         described: its losses.
+        metrics: how each of `compile` is shown.
         data: the first `batch_size` examples are tried.
         norm: the norm asked for.
 
@@ -169,10 +175,16 @@ def verify(
     x, y, users = data.batch(np.resize(np.arange(data.n), data.batch_size))
     ones = tf.ones([data.batch_size], keras.config.floatx())
     weights = weights_for(described, ones, users)
+    importance = Importance(ones, users, metrics, tf.ones([]))
     try:
         with state_kept(model), tf.GradientTape() as tape:
             hooks = _trial(model, tape)
-            with taking_part(model, weights, *hooks):
+            noted = _metrics_watched(model, data.batch_size)
+            with (
+                taking_part(model, weights, *hooks),
+                noted,
+                weighted(model, importance),
+            ):
                 step(model, (x, y, weights))
     except (ValueError, TypeError, IndexError, KeyError) as error:
         if not _OTHERWISE.search(str(error)):
@@ -217,6 +229,41 @@ def _trial(model: keras.Model, tape: tf.GradientTape) -> tuple[Callable, Callabl
             )
 
     return at_loss, at_update
+
+
+@contextlib.contextmanager
+def _metrics_watched(model: keras.Model, size: int) -> Iterator[None]:
+    """Warns of metrics that the step itself updates with a batch but no weights."""
+    unweighted: dict[str, None] = {}
+
+    def watched(metric: keras.Metric) -> Callable:
+        update_state = metric.update_state
+        signature = inspect.signature(update_state)
+
+        def updating(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            shapes = [getattr(v, "shape", ()) for v in keras.tree.flatten(given)]
+            batch = any(len(shape) and shape[0] == size for shape in shapes)
+            if batch and given.get("sample_weight") is None:
+                unweighted[metric.name] = None
+            return update_state(*args, **kwargs)
+
+        return updating
+
+    own = [metric for metric in model.metrics if metric.name != "compile_metrics"]
+    with contextlib.ExitStack() as stack:
+        for metric in own:
+            stack.enter_context(replaced(metric, {"update_state": watched(metric)}))
+        yield
+    if unweighted:
+        names = ", ".join(map(repr, unweighted))
+        warn_once(
+            model,
+            "unweighted metrics of the step",
+            f"During training {names} will be of the drawn examples, not of the data: "
+            "your `train_step` updates them without `sample_weight`. Pass it on, or "
+            "give them to `compile`.",
+        )
 
 
 def _differ(expected: Any, applied: Any) -> bool:
