@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -16,12 +16,15 @@ from keras.src.models.functional import Functional
 __all__ = [
     "AVERAGES_SWAPPED",
     "Functional",
+    "MetricUpdate",
     "UnderStrategy",
     "batch_size_of",
     "build_under_strategy",
     "call_model",
     "calling",
     "compiled_losses",
+    "compile_metrics",
+    "compiled_metrics",
     "compute_loss",
     "copied",
     "draws_at_random",
@@ -33,11 +36,11 @@ __all__ = [
     "loss_weights",
     "mask_of",
     "reading_rate",
+    "rows_of",
     "steps_taken",
     "tensor_of",
     "track_loss",
     "untracked_loss",
-    "update_compiled_metrics",
     "without_mask",
 ]
 
@@ -160,6 +163,14 @@ def mask_of(tensor: tf.Tensor) -> tf.Tensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
+def rows_of(tensor: tf.Tensor, rows: Any) -> tf.Tensor:
+    """Returns rows of an output, by their numbers `[k]`, with those of its mask."""
+    taken, mask = tf.gather(tensor, rows), mask_of(tensor)
+    if mask is not None:
+        taken._keras_mask = tf.gather(mask, rows)
+    return taken
+
+
 def without_mask(tensor: tf.Tensor) -> tf.Tensor:
     """Returns the tensor itself or, if it has a mask, a copy with its logits alone."""
     if mask_of(tensor) is None:
@@ -180,26 +191,44 @@ def loss_weights(model: keras.Model) -> list[float]:
     return [1.0 if weight is None else weight for weight in weights]
 
 
-def update_compiled_metrics(
-    model: keras.Model,
-    y: Any,
-    y_pred: Any,
-    sample_weight: Any,
-    weight_of: Callable[[keras.Metric, tf.Tensor, Any], Any],
-) -> None:
-    """Updates the metrics of `compile` with a weight for each of them.
+def compile_metrics(model: keras.Model) -> keras.Metric | None:
+    """Returns the metric that holds those of `compile`, or `None` without any."""
+    return model._compile_metrics
+
+
+class MetricUpdate(NamedTuple):
+    """A metric of `compile`, and the arguments of its update for a batch.
+
+    Attributes:
+        metric: the metric.
+        name: its name in the logs, before Keras numbers those of the same name.
+        target: `[m, ...]`.
+        output: `[m, ...]`.
+        sample_weight: `[m, ...]`, the user's for `weighted_metrics`, or `None`.
+    """
+
+    metric: keras.Metric
+    name: str
+    target: Any
+    output: Any
+    sample_weight: Any
+
+
+def compiled_metrics(
+    model: keras.Model, y: Any, y_pred: Any, sample_weight: Any
+) -> list[MetricUpdate]:
+    """Returns the updates of all metrics of `compile` that Keras makes for a batch.
 
     Args:
         model: a compiled model.
         y: targets, as `fit` passes them on.
         y_pred: the model's outputs.
         sample_weight: for `weighted_metrics`; one for all targets, or nested as y is.
-        weight_of: `(metric, output, sample weight or None)` -> weight or `None`.
     """
     compiled = model._compile_metrics
     if compiled is None:
-        return
-    if not compiled.built:  # in the first step
+        return []
+    if not compiled.built:
         compiled.build(y, y_pred)
     flat_y, flat_pred = compiled._flatten_y(y), compiled._flatten_y(y_pred)
     nothing = [None] * len(flat_pred)
@@ -209,16 +238,17 @@ def update_compiled_metrics(
         (compiled._flat_metrics, nothing),
         (compiled._flat_weighted_metrics, given),
     ]
-    for metrics, weights in groups:
-        for group, target, prediction, own in zip(
-            metrics, flat_y, flat_pred, weights, strict=False
-        ):
-            for metric in group.metrics if group else ():
-                weight = weight_of(metric, prediction, own)
-                if weight is None:
-                    metric.update_state(target, prediction)
-                else:
-                    metric.update_state(target, prediction, sample_weight=weight)
+    return [
+        MetricUpdate(metric, _name_in_logs(group, metric), *arguments)
+        for metrics, weights in groups
+        for group, *arguments in zip(metrics, flat_y, flat_pred, weights, strict=False)
+        for metric in (group.metrics if group else ())
+    ]
+
+
+def _name_in_logs(group: Any, metric: keras.Metric) -> str:
+    parts = group.output_name, metric.name
+    return "{}_{}".format(*parts) if group.output_name else metric.name
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ class RunLog:
         row["steps"] = _steps(model) - self._first_step
         row["seconds"] = round(self._aside - self._begun, 3)
         row |= {"gain_ratio": 1.0, "effective_epochs": epoch + 1.0}  # if uniform
-        row |= {name: float(value) for name, value in logs.items()}
+        row |= _numbers(logs)
         p = probabilities_of(model)
         if p is not None:
             found = np.percentile(len(p) * p, PERCENTILES)
@@ -145,6 +145,16 @@ class RunLog:
         shares = share_curve(model.sampling_state.times_drawn)
         arrays = {"share_of_draws": shares, **_predictions(run_of(model))}
         self.files.write_arrays(arrays)
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the logs; of a metric with a number for each class, a column for each."""
+    found: dict[str, float] = {}
+    for name, value in logs.items():
+        each = np.asarray(value, float)
+        names = [f"{name}_{i}" for i in range(each.size)] if each.ndim else [name]
+        found |= dict(zip(names, each.ravel().tolist(), strict=True))
+    return found
 
 
 def _steps(model: keras.Model) -> int:

@@ -19,9 +19,11 @@ from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.run import RunKey, RunVariables
 from keras_osgd.losses.described import OutputLoss, describe
 from keras_osgd.norms.scorer import Scorer
+from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import RAIS, Auto, Oracle, Presample, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
-from keras_osgd.step import own_train_step
+from keras_osgd.step import metrics, own_train_step
+from keras_osgd.step.metrics import Shown
 
 __all__ = [
     "Examined",
@@ -178,6 +180,7 @@ class Examined(NamedTuple):
     Attributes:
         data: the training data; `None` where they were refused.
         losses: described; empty where they were refused.
+        metrics: how each metric of `compile` is shown.
         adapt: whether the learning rate can follow the gain ratio.
         scorer: takes exact norms; `None` where those are not asked for.
         line: a line of information, or `None`.
@@ -186,6 +189,7 @@ class Examined(NamedTuple):
 
     data: TrainingData | None
     losses: list[OutputLoss]
+    metrics: tuple[Shown, ...]
     adapt: bool
     scorer: Scorer | None
     line: str | None
@@ -198,12 +202,14 @@ class ExaminedStream(NamedTuple):
     Attributes:
         stream: `None` where it was refused.
         losses: described; empty where they were refused.
+        metrics: how each metric of `compile` is shown.
         adapt: whether the learning rate can follow the gain ratio.
         handed: whether a user's own step gets the weights with its data.
     """
 
     stream: Stream | None
     losses: list[OutputLoss]
+    metrics: tuple[Shown, ...]
     adapt: bool
     handed: bool = True
 
@@ -222,8 +228,8 @@ def examine(
         model: compiled.
         method: the sampling method.
         arguments: of `fit`; a dataset has been read.
-        earlier: variables of the last run; their scorer serves again if nothing that it
-            depends on has changed.
+        earlier: variables of the last run; what was found of metrics, and the scorer,
+            serve again if nothing that they depend on has changed.
     """
     data = refusals.tried(
         training_data.prepare,
@@ -236,7 +242,7 @@ def examine(
         model.loss,
     )
     if data is None:
-        return Examined(None, [], False, None, None)
+        return Examined(None, [], (), False, None, None)
     refusals.tried(strategies.require_strategy, model, method, data)
     described = refusals.tried(describe, model, data) or []
     if described:
@@ -249,10 +255,12 @@ def examine(
         sizes = data.n, data.batch_size, model.steps_per_execution
         refusals.tried(refresh_steps, method, *sizes)
     if not model.built:
-        return Examined(data, described, False, None, line)
+        return Examined(data, described, (), False, None, line)
     alone, handed = strategies.replicas_of(model) == 1, True
+    shown = _shown(model, described, data, earlier)
     if described and model.trainable_weights and alone:
-        tried = model, described, data, method.norm, data.arrays[2] is not None
+        given = data.arrays[2] is not None
+        tried = model, described, shown, data, method.norm, given
         handed = bool(refusals.tried(own_train_step.verify, *tried))
     adapt, scorer = bool(refusals.tried(checks.rate_can_follow, model, method)), None
     key = RunKey.of(model, data, adapt, handed)
@@ -260,7 +268,21 @@ def examine(
         scorer = earlier.step_state.scorer
     elif model.trainable_weights:
         scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
-    return Examined(data, described, adapt, scorer, line, handed)
+    return Examined(data, described, shown, adapt, scorer, line, handed)
+
+
+def _shown(
+    model: keras.Model,
+    described: list[OutputLoss],
+    data: TrainingData,
+    earlier: RunVariables | StreamRun | None,
+) -> tuple[Shown, ...]:
+    """Returns how metrics are shown, found by a trial unless the last run has it."""
+    if not described:
+        return ()
+    if earlier is not None and earlier.step_state.losses == described:
+        return earlier.step_state.metrics
+    return metrics.try_out(model, data)
 
 
 def require_worth_reading(
@@ -298,6 +320,7 @@ def examine_stream(
     model: keras.Model,
     method: Presample,
     arguments: FitArguments,
+    earlier: StreamRun | None = None,
 ) -> ExaminedStream:
     """Looks for obstacles to sampling within pools.
 
@@ -306,6 +329,7 @@ def examine_stream(
         model: compiled; built by the first batch if it is not.
         method: the sampling method.
         arguments: of `fit`.
+        earlier: the last run, as in `examine`.
     """
     refusals.tried(strategies.refuse_streams, model)
     stream = refusals.tried(
@@ -320,15 +344,16 @@ def examine_stream(
         model.loss,
     )
     if stream is None:
-        return ExaminedStream(None, [], False)
+        return ExaminedStream(None, [], (), False)
     described = refusals.tried(describe, model, stream.first) or []
     if not (described and model.built):
-        return ExaminedStream(stream, described, False)
+        return ExaminedStream(stream, described, (), False)
     checks.warn_of_what_follows_the_draws(model)
     first, handed = stream.first, True
+    adapt = bool(refusals.tried(checks.rate_can_follow, model, method))
+    shown = _shown(model, described, first, earlier)
     if model.trainable_weights:
-        weights_given = first.arrays[2] is not None or stream.class_weight is not None
-        tried = model, described, first, method.norm, weights_given
+        given = first.arrays[2] is not None or stream.class_weight is not None
+        tried = model, described, shown, first, method.norm, given
         handed = bool(refusals.tried(own_train_step.verify, *tried))
-    adapt = refusals.tried(checks.rate_can_follow, model, method)
-    return ExaminedStream(stream, described, bool(adapt), handed)
+    return ExaminedStream(stream, described, shown, adapt, handed)

@@ -286,6 +286,7 @@ def _kept_variables(model: keras.Model, held: Held, seen: Examined) -> RunVariab
     key = RunKey.of(model, seen.data, seen.adapt, seen.handed)
     if held.kept is None or not held.kept.serves(key, seen.losses):
         known = checks.losses_are_known(model, held.sampling, seen.losses)
-        made = (held.sampling, held.state, key, seen.losses, seen.scorer, known)
+        found = seen.losses, seen.metrics, seen.scorer
+        made = (held.sampling, held.state, key, *found, known)
         held.keep(RunVariables(*made))
     return held.kept

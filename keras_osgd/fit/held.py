@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -33,8 +32,6 @@ class Held:
         targets: y of the last `fit`.
         sizes: n and m of a uniform `fit`, as far as they are known.
         reasons: why the last `fit` trained as in Keras although the method is `Auto`.
-        importance_weights: of the sampled step that is being traced or run, else
-            `None`.
     """
 
     def __init__(self) -> None:
@@ -46,7 +43,6 @@ class Held:
         self.targets: Any = None
         self.sizes: tuple[int | None, int | None] = (None, None)
         self.reasons: tuple[str, ...] = ()
-        self.importance_weights: tuple | None = None
         self.kept: RunVariables | StreamRun | None = None
         self._traced: StepState | None = None  # the one `train_function` is for
         self._dataset: tuple | None = None  # of the last `fit`, and its examples
@@ -134,15 +130,6 @@ class Held:
             return logs
 
         return function
-
-    @contextlib.contextmanager
-    def weighting(self, importance: tuple) -> Iterator[None]:
-        """Weights metrics in the block by (importance weights, the user's weights)."""
-        self.importance_weights = importance
-        try:
-            yield
-        finally:
-            self.importance_weights = None
 
     @property
     def stop_training(self) -> bool:

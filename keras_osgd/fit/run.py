@@ -29,6 +29,7 @@ from keras_osgd.norms.scorer import Scorer, scoring_all
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
+from keras_osgd.step.metrics import Shown
 from keras_osgd.step.skipping import Skips, lost
 from keras_osgd.step.state import StepState
 
@@ -75,6 +76,7 @@ class RunVariables:
         state: the sampling state.
         key: sizes and settings.
         losses: the model's, described.
+        metrics: how each of the model's is shown.
         scorer: takes exact norms, or `None`.
         losses_known: see `StepState`.
 
@@ -89,6 +91,7 @@ class RunVariables:
         state: SamplingState,
         key: RunKey,
         losses: Sequence[OutputLoss],
+        metrics: Sequence[Shown],
         scorer: Scorer | None,
         losses_known: bool = False,
     ) -> None:
@@ -101,6 +104,7 @@ class RunVariables:
             n=key.n,
             share=key.share,
             losses=losses,
+            metrics=metrics,
             adapt=key.adapt,
             scorer=scorer,
             gain=state.gain,

@@ -45,7 +45,7 @@ def pool_sampling(
     """
     refusals = Refusals()
     arguments = divided(refusals, arguments)
-    seen = examine_stream(refusals, model, held.sampling, arguments)
+    seen = examine_stream(refusals, model, held.sampling, arguments, held.kept)
     refusals.end()
     run = _begun_run(model, held, seen)
     stream, size = seen.stream, arguments.batch_size
@@ -78,7 +78,8 @@ def _begun_run(model: keras.Model, held: Held, seen: ExaminedStream) -> StreamRu
     described = seen.losses, seen.adapt, seen.handed
     if held.kept is None or not held.kept.serves(*described):
         seed = continuation.seed_of(held.sampling)
-        parts = (held.sampling, held.state, *described[:2], seed, seen.handed)
+        found = seen.losses, seen.metrics, seen.adapt
+        parts = (held.sampling, held.state, *found, seed, seen.handed)
         held.keep(StreamRun(model, *parts))
     held.begin(model, held.kept)
     return held.kept

@@ -21,7 +21,6 @@ from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import Auto, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.scores.state import SamplingState
-from keras_osgd.step import metrics
 from keras_osgd.step.own_train_step import replaced
 from keras_osgd.step.sampled_step import make_core
 from keras_osgd.step.state import StepState
@@ -184,15 +183,6 @@ class ImportanceSampled(UnderStrategy):
             return (sampled if _is_drawn(data) else own)(data)
 
         return step
-
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
-    ) -> dict[str, tf.Tensor]:
-        """Updates the metrics; a sampled step weights all of them by importance."""
-        if self.sampling_held.importance_weights is None:
-            return super().compute_metrics(x, y, y_pred, sample_weight)
-        metrics.update(self, self.sampling_held.importance_weights, y, y_pred)
-        return self.get_metrics_result()
 
 
 def _is_drawn(data: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +21,7 @@ from keras_osgd.pools.pool_gain import PoolGain
 from keras_osgd.sampling import Presample
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
+from keras_osgd.step.metrics import Shown
 from keras_osgd.step.skipping import Skips, lost
 from keras_osgd.step.state import StepState
 
@@ -115,6 +116,7 @@ class StreamRun:
         sampling: configuration.
         state: sampling state, whose effective iterations go on.
         described: the model's losses.
+        metrics: how each of the model's is shown.
         adapt: whether the learning rate follows the gain ratio.
         seed: of all draws.
         handed: whether a user's own step gets the weights with its data.
@@ -126,6 +128,7 @@ class StreamRun:
         sampling: Presample,
         state: SamplingState,
         described: list[OutputLoss],
+        metrics: Sequence[Shown],
         adapt: bool,
         seed: int,
         handed: bool = True,
@@ -140,6 +143,7 @@ class StreamRun:
             n=1,  # `Sample` carries B p
             share=Share(),
             losses=described,
+            metrics=metrics,
             adapt=adapt,
             scorer=None,
             gain=self.gain,

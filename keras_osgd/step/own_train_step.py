@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +21,7 @@ from keras_osgd.losses.described import OutputLoss, weights_for
 from keras_osgd.norms.calls import replaced_calls
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.norms.rules import is_float
+from keras_osgd.step.metrics import Importance, Shown, weighted
 
 __all__ = ["own_train_step", "replaced", "taking_part", "verify"]
 
@@ -209,6 +210,7 @@ def _refused(model: keras.Model, what: str, kind: type = Refused) -> Refused:
 def verify(
     model: keras.Model,
     described: list[OutputLoss],
+    metrics: Sequence[Shown],
     data: TrainingData,
     norm: str,
     weights_given: bool,
@@ -218,6 +220,7 @@ def verify(
     Args:
         model: compiled and built.
         described: its losses.
+        metrics: how each of `compile` is shown.
         data: the first `batch_size` examples are tried.
         norm: the norm asked for.
         weights_given: whether examples or classes have weights of the user's.
@@ -244,11 +247,11 @@ def verify(
     rows = np.resize(np.arange(data.n), data.batch_size)
     batch = data.batch(rows)
     try:
-        _try_out(model, step, described, batch, handed=True)
+        _try_out(model, step, (described, metrics), batch, handed=True)
     except (_WithoutWeights, _Unpacking):
         if weights_given:
             raise
-        _try_out(model, step, described, batch, handed=False)
+        _try_out(model, step, (described, metrics), batch, handed=False)
         return False
     return True
 
@@ -257,17 +260,21 @@ class _Unpacking(Refused):
     """The step takes its data apart in another way."""
 
 
-def _try_out(model, step, described, batch: tuple, handed: bool) -> None:
-    x, y, users = batch
+def _try_out(model, step, found: tuple, batch: tuple, handed: bool) -> None:
+    (described, metrics), (x, y, users) = found, batch
     known = {id(v) for v in model.metrics_variables}
     size = tf.shape(keras.tree.flatten(y)[0])[:1]
-    weights = weights_for(described, tf.ones(size, keras.config.floatx()), users)
+    ones = tf.ones(size, keras.config.floatx())
+    weights = weights_for(described, ones, users)
+    importance = Importance(ones, users, metrics, tf.ones([]))
     try:
         with state_kept(model), tf.GradientTape(persistent=True) as tape:
             trial = _Trial(model, described, batch, tape)
             with (
                 replaced_calls(keras_compat.layers_of(model), trial.called),
                 taking_part(model, weights, trial.at_loss, trial.at_update, handed),
+                _metrics_watched(model, int(size[0])),
+                weighted(model, importance),
             ):
                 step(model, (x, y, weights) if handed else (x, y))
     except (Refused, *NOT_REASONS):
@@ -389,6 +396,41 @@ def _reaches_others(gradient: Any, row: int, rows: int) -> bool:
     if gradient.shape[:1] != (rows,):
         return False
     return np.delete(gradient, row, axis=0).max(initial=0) > _COUPLED * gradient.max()
+
+
+@contextlib.contextmanager
+def _metrics_watched(model: keras.Model, size: int) -> Iterator[None]:
+    """Warns of metrics that the step itself updates with a batch but no weights."""
+    unweighted: dict[str, None] = {}
+
+    def watched(metric: keras.Metric) -> Callable:
+        update_state = metric.update_state
+        signature = inspect.signature(update_state)
+
+        def updating(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            shapes = [getattr(v, "shape", ()) for v in keras.tree.flatten(given)]
+            batch = any(len(shape) and shape[0] == size for shape in shapes)
+            if batch and given.get("sample_weight") is None:
+                unweighted[metric.name] = None
+            return update_state(*args, **kwargs)
+
+        return updating
+
+    own = [metric for metric in model.metrics if metric.name != "compile_metrics"]
+    with contextlib.ExitStack() as stack:
+        for metric in own:
+            stack.enter_context(replaced(metric, {"update_state": watched(metric)}))
+        yield
+    if unweighted:
+        names = ", ".join(map(repr, unweighted))
+        warn_once(
+            model,
+            "unweighted metrics of the step",
+            f"During training {names} will be of the drawn examples, not of the data: "
+            "your `train_step` updates them without `sample_weight`. Pass it on, or "
+            "give them to `compile`.",
+        )
 
 
 def _differ(expected: Any, applied: Any) -> bool:

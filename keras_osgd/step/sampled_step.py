@@ -20,7 +20,7 @@ from keras_osgd.norms.calls import recording
 from keras_osgd.norms.last_layer import heads_of, last_layer_squares
 from keras_osgd.scores import distributions
 from keras_osgd.step import exact_step, skipping
-from keras_osgd.step.metrics import weighted
+from keras_osgd.step.metrics import Importance, weighted
 from keras_osgd.step.own_train_step import own_train_step, taking_part
 from keras_osgd.step.state import StepState
 
@@ -67,7 +67,7 @@ def sampled_step(model: keras.Model, state: StepState, data: Any) -> Step:
     before = skipping.state_before(model)
     done = _forward_and_backward(model, state, data, weights, combined)
     losses = _track_loss(model, state, (y, done.y_pred, sample), done.loss, weights)
-    with weighted(model, (weights, sample.sample_weight)):
+    with weighted(model, importance_of(state, sample)):
         logs = model.compute_metrics(x, y, done.y_pred, sample_weight=combined)
 
     def apply(gradients: Any) -> None:
@@ -112,17 +112,14 @@ def own_sampled_step(
         )
 
     with (
-        weighted(model, (weights, sample.sample_weight)),
+        weighted(model, importance_of(state, sample)),
         last_layer.recording(model) as heads,
         tf.GradientTape() as tape,
         taking_part(model, combined, at_loss, at_update, state.handed),
     ):
         logs = step(model, (x, y, combined) if state.handed else (x, y))
-    flat: dict[str, Any] = {}
-    for name, value in logs.items():  # as Keras shows results of several metrics
-        flat |= value if isinstance(value, dict) else {name: value}
     skipping.put_back_unless(seen["counts"], before)
-    logs = skipping.shown(flat, model.get_metrics_result())
+    logs = skipping.shown(logs, model.get_metrics_result())
     return Step(logs, tf.sqrt(seen["pass"].last_layer[0]), seen["gain"])
 
 
@@ -208,6 +205,26 @@ def size_of(sample: Any) -> tf.Tensor:
     return tf.cast(tf.size(sample.probability) * replicas.count(), tf.float32)
 
 
+def importance_of(state: StepState, sample: Any) -> Importance:
+    """Returns the weights of a step's metrics, before the step.
+
+    A total over an epoch, of ceil(n/m) effective iterations, is one over n examples.
+    """
+    size, visits = size_of(sample), tf.ones([])
+    if state.adapt:
+        drawn = tf.reduce_all(sample.probability == sample.candidate)
+        visits = _applied(state, state.gain.current(size), drawn)
+    if state.n > 1:  # not a stream, which does not know its length
+        visits *= state.n / (size * tf.math.ceil(state.n / size))
+    weights = weights_of(state, sample.probability)
+    return Importance(weights, sample.sample_weight, state.metrics, visits)
+
+
+def _applied(state: StepState, gain: tf.Tensor, importance: tf.Tensor) -> tf.Tensor:
+    """Returns the gain ratio that rate and clock follow: 1 in uniform steps."""
+    return tf.where(importance, gain, 1.0) if state.adapt else tf.ones([])
+
+
 def update(
     model: keras.Model,
     state: StepState,
@@ -242,7 +259,7 @@ def update(
     def conclude(each: Callable, gradients: Any, old: Any) -> tuple:
         finite, _, importance = flags
         counts, gain = state.skips.admit(finite), state.gain.current(size)
-        applied_gain = tf.where(importance, gain, 1.0) if state.adapt else tf.ones([])
+        applied_gain = _applied(state, gain, importance)
         changed = [(v, value) for (v, _), value in zip(before, old, strict=True)]
         step = functools.partial(each, apply, gradients)
         _apply(model, state, step, changed, applied_gain, counts)

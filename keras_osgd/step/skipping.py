@@ -155,13 +155,23 @@ def put_back_unless(
 def shown(logs: dict[str, Any], results: dict[str, Any]) -> dict[str, tf.Tensor]:
     """Returns a step's logs, with the metrics as they are now.
 
+    Results of several metrics in one are single entries, as Keras shows them.
+
     Args:
         logs: of the step; entries other than metrics are the user's own.
         results: of the metrics now.
     """
+    logs, results = _flat(logs), _flat(results)
     logs = keras.tree.map_structure(tf.convert_to_tensor, logs)
     for name in logs.keys() & results.keys():
         value = tf.cast(results[name], logs[name].dtype)
         if value.shape == logs[name].shape:
             logs[name] = value
     return logs
+
+
+def _flat(logs: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in logs.items():
+        found |= _flat(value) if isinstance(value, dict) else {name: value}
+    return found

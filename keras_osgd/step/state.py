@@ -12,6 +12,7 @@ from keras_osgd.base.replicas import Share
 from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.losses.described import OutputLoss
 from keras_osgd.norms.scorer import Scorer
+from keras_osgd.step.metrics import Shown
 from keras_osgd.step.skipping import Skips
 
 __all__ = ["StepState"]
@@ -71,6 +72,7 @@ class StepState:
             It is 1 for pools: there `Sample` carries p times the pool's size.
         share: this process's part of the work.
         losses: the model's losses, described.
+        metrics: how each metric of `compile` is shown.
         adapt: whether the learning rate follows the gain ratio.
         scorer: takes exact norms; `None` where those of the last layer serve.
         gain: estimates the gain ratio.
@@ -87,6 +89,7 @@ class StepState:
     n: int
     share: Share
     losses: Sequence[OutputLoss]
+    metrics: Sequence[Shown]
     adapt: bool
     scorer: Scorer | None
     gain: Gain

@@ -80,12 +80,12 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
     ),
     "_compile_metrics": (
         lambda: compiled(),
-        "update_compiled_metrics: metrics during training",
+        "compiled_metrics: metrics during training",
     ),
     **{
         name: (
             lambda: compiled()._compile_metrics,
-            "update_compiled_metrics: metrics during training",
+            "compiled_metrics: metrics during training",
         )
         for name in ("_flatten_y", "_flat_metrics", "_flat_weighted_metrics")
     },
@@ -317,14 +317,32 @@ def one_output():
     return compiled(), small.Y
 
 
+def test_the_holder_of_metrics_is_what_keras_updates():
+    model, y = two_outputs()
+    held, calls = keras_compat.compile_metrics(model), []
+    held.update_state(y, model(small.X))
+    assert held.result().keys() < model.get_metrics_result().keys()
+    vars(held)["update_state"] = lambda *given: calls.append(given)
+    model.compute_metrics(small.X, y, model(small.X))
+    assert len(calls) == 1
+
+
+def updated(model, y, sample_weight, otherwise=None):
+    made = keras_compat.compiled_metrics(model, y, model(small.X), sample_weight)
+    shown = set(model.get_metrics_result()) - {"loss", "a_loss", "b_loss"}
+    assert {update.name for update in made} <= shown
+    for update in made:
+        own = update.sample_weight
+        own = otherwise if own is None else own
+        update.metric.update_state(update.target, update.output, sample_weight=own)
+
+
 @pytest.mark.parametrize("make", [one_output, two_outputs])
 def test_metrics_without_weights_are_those_of_keras(make):
     model, y = make()
     expected = model.evaluate(small.X, y, batch_size=60, verbose=0, return_dict=True)
     model.reset_metrics()
-    keras_compat.update_compiled_metrics(
-        model, y, model(small.X), None, lambda *_: None
-    )
+    updated(model, y, None)
     found = model.get_metrics_result()
     for name in expected:
         if "loss" not in name:
@@ -346,11 +364,7 @@ def test_weighted_metrics_are_those_of_keras_and_the_others_follow_their_weight(
     )
     model.reset_metrics()
 
-    def weight_of(metric, output, own):
-        return np.eye(60)[0] if own is None else own
-
-    given = weights if isinstance(y, dict) else of_output[0]
-    keras_compat.update_compiled_metrics(model, y, model(small.X), given, weight_of)
+    updated(model, y, weights if isinstance(y, dict) else of_output[0], np.eye(60)[0])
     found = model.get_metrics_result()
     weighted = [name for name in expected if "weighted" in name or name == "a_mse"]
     assert len(weighted) == (2 if isinstance(y, dict) else 1)
@@ -363,9 +377,8 @@ def test_weighted_metrics_are_those_of_keras_and_the_others_follow_their_weight(
 def test_a_model_without_metrics_has_none_to_update():
     model = functional()
     model.compile("sgd", "mse")
-    given = model, small.Y, model(small.X), None
-    keras_compat.update_compiled_metrics(*given, lambda *_: 1.0)
-    assert set(model.get_metrics_result()) == {"loss"}
+    assert keras_compat.compile_metrics(model) is None
+    assert keras_compat.compiled_metrics(model, small.Y, model(small.X), None) == []
 
 
 # The learning rate
@@ -499,6 +512,15 @@ def test_a_copy_has_the_same_mask_and_logits():
         assert copy is not tensor and keras.ops.all(copy == tensor)
         for name in ("_keras_logits", "_keras_mask"):
             assert getattr(copy, name, None) is getattr(tensor, name, None)
+
+
+def test_rows_of_an_output_have_those_of_its_mask():
+    masked = keras.layers.Masking()(tf.constant([[[1.0], [0.0]], [[0.0], [2.0]]]))
+    taken = keras_compat.rows_of(masked, [1, 1, 0])
+    np.testing.assert_array_equal(taken[..., 0], [[0, 2], [0, 2], [1, 0]])
+    expected = [[False, True], [False, True], [True, False]]
+    np.testing.assert_array_equal(keras_compat.mask_of(taken), expected)
+    assert keras_compat.mask_of(keras_compat.rows_of(tf.zeros([2, 1]), [0])) is None
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,19 @@ def test_the_history_has_what_keras_and_the_sampler_say_of_every_epoch(logged):
     assert (np.diff(record.history["seconds"]) >= 0).all()
 
 
+def test_a_metric_of_each_class_has_a_column_for_each(tmp_path):
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model = small.model(loss, metrics=[keras.metrics.F1Score(name="f1")])
+    callbacks = [SamplingMonitor(tmp_path, tensorboard=False)]
+    y = np.eye(3, dtype="float32")[small.Y]
+    small.fit(model, y=y, epochs=2, verbose=2, callbacks=callbacks)
+    found = load(tmp_path).history
+    expected = np.array(model.history.history["f1"])
+    assert expected.shape == (2, 3) and expected.std() > 0
+    for label in range(3):
+        np.testing.assert_array_equal(found[f"f1_{label}"], expected[:, label])
+
+
 def test_percentiles_are_those_of_n_p_as_planned(logged):
     _, _, seen, record, _ = logged
     for epoch, (p, *_) in enumerate(seen[:-1]):

@@ -275,7 +275,7 @@ def test_the_steps_of_training_have_it_from_plan_to_weights(name, weighted):
     """Every outcome is a step of one block, planned, gathered and trained on."""
     task, p = Task(4, weighted, keras_osgd.Sequential), DISTRIBUTIONS[name](4)
     key = RunKey(4, M, 1, adapt=False, share=Share())
-    variables = RAIS(), _state(4), key, task.losses, None
+    variables = RAIS(), _state(4), key, task.losses, (), None
     p, run = np.array(p), RunVariables(*variables, losses_known=True)
     task.model.optimizer.build(task.model.trainable_weights)
     outcomes = np.array(list(itertools.product(range(4), repeat=M)))

@@ -17,7 +17,7 @@ from keras_osgd.data import training_data
 from keras_osgd.fit import strategies
 from keras_osgd.norms import last_layer
 from keras_osgd.sampling import RAIS
-from tests.helpers import replayed, small
+from tests.helpers import keras_metrics, replayed, small
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.long
@@ -198,6 +198,20 @@ def test_half_precision_scales_its_loss_on_two_replicas():
     assert model.sampling_state.observed == replayed.BATCH_SIZE * (
         model.sampling_run.clock.step
     )
+
+
+def test_metrics_on_two_replicas_are_those_on_one():
+    def made():
+        given = [keras.metrics.F1Score(), keras.metrics.TruePositives(name="hits")]
+        given += [keras.metrics.OneHotMeanIoU(3, name="iou"), "accuracy"]
+        return keras_metrics.model_for("one-hot", given)
+
+    x, y, *_ = keras_metrics.FAMILIES["one-hot"]
+    models = [_trained(m, x, y, epochs=2) for m in (made(), _in_scope(made))]
+    one, two = (model.history.history for model in models)  # of the same draws
+    assert one.keys() == two.keys() and len(one) == 5
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)
 
 
 def test_weights_of_examples_and_dicts_reach_each_replica():

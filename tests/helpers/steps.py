@@ -15,6 +15,7 @@ def step_state(n: int, losses: list, scorer=None) -> StepState:
         n=n,
         share=Share(),
         losses=losses,
+        metrics=(),
         adapt=False,
         scorer=scorer,
         gain=GainRatio(),

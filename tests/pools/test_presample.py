@@ -86,7 +86,7 @@ def stream_run(trained, data, sampling=EAGER, adapt=False):
     refusals.end()
     state = trained.sampling_state
     state.start_clock()
-    return StreamRun(trained, sampling, state, described, adapt, seed=0)
+    return StreamRun(trained, sampling, state, described, (), adapt, seed=0)
 
 
 # The estimator

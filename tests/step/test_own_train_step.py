@@ -129,6 +129,30 @@ def test_steps_written_otherwise_train_as_ours(step, reference):
     assert ("one" in history) == (step is extended)
 
 
+class Pair(keras.metrics.SparseCategoricalAccuracy):
+    """Two results in one."""
+
+    def result(self):
+        return {"right": super().result(), "wrong": 1 - super().result()}
+
+
+@pytest.mark.parametrize("step", [guide, of_readme])
+def test_a_metric_of_the_model_s_own_is_weighted_if_the_step_does_it(step, reference):
+    model = made(step, metrics=["accuracy", Pair(name="pair")])
+    model.own = keras.metrics.SparseCategoricalAccuracy(name="own")
+    told = [t for t in small.warned(fit, model) if "drawn examples" in t]
+    shown, expected = model.history.history, reference[1]
+    wrong = 1 - np.array(expected["accuracy"])
+    np.testing.assert_allclose(shown["right"], expected["accuracy"], rtol=1e-5)
+    np.testing.assert_allclose(shown["wrong"], wrong, rtol=1e-5)
+    if step is guide:
+        assert not told
+        expected = expected["weighted_accuracy"]
+        np.testing.assert_allclose(shown["own"], expected, rtol=1e-5)
+    else:
+        assert [t[:29] for t in told] == ["During training 'own' will be"]
+
+
 def test_a_scaled_loss_and_xla_change_neither_steps_nor_norms(reference):
     def optimizer():
         inner = keras.optimizers.SGD(0.1, momentum=0.5)
