@@ -232,7 +232,7 @@ def test_what_is_known_of_the_rows_not_drawn_makes_the_loss_exact(case):
     dense = keras.layers.Dense(3, kernel_regularizer="l2")
     model = keras_osgd.Model(inputs, dense(inputs))
     model.compile(wrap(keras.optimizers.SGD(0.0)), **{"sampling": "rais", **options})
-    shown = small.fit(model, epochs=8, **given).history["loss"]
+    shown = small.fit(model, epochs=12, **given).history["loss"]
     assert model.sampling_run.clock.step > 80  # well into the second block
     sizes = {"batch_size": small.BATCH_SIZE, "verbose": 0}
     expected = model.evaluate(small.X, small.Y, **given, **sizes)

@@ -26,7 +26,7 @@ from tests.helpers.keras_metrics import (
 )
 from tests.helpers.replayed import Draws
 
-STEPS, EPOCHS = 30, 6
+STEPS, EPOCHS = 30, 20
 COUNTS = ("true_pos", "true_neg", "false_pos", "false_neg", "close")
 
 
