@@ -26,13 +26,19 @@ def rows(data: TrainingData, others: bool = False) -> np.ndarray:
         >>> rows(data).tolist(), rows(data, others=True).tolist()
         ([0, 3, 4, 0, 3], [0, 3, 4, 1, 2])
     """
-    spread = np.unique(np.linspace(0, data.n - 1, PROBES).astype(np.int64))
-    leaves = [np.asarray(leaf[spread]) for leaf in leaves_of(data.arrays[1])]
-    first = {}
-    for place in range(len(spread)):
-        first.setdefault(repr([leaf[place].tolist() for leaf in leaves]), place)
-    different = list(first.values())
-    order = [*different, *(i for i in range(len(spread)) if i not in different)]
+    spread = np.unique(np.linspace(0, data.n - 1, PROBES).astype(np.int64)).tolist()
+    different: dict[bytes, int] = {}
+    for row in spread:  # targets may be large, so no more are read than need be
+        if len(different) < KEPT:
+            different.setdefault(_target(data, row), row)
+    chosen = [*different.values()]
+    order = [*chosen, *(row for row in spread if row not in chosen)]
     kept = order[:KEPT]
     added = order[KEPT:ROWS] if others else []
-    return spread[[*kept, *np.resize([*added, *kept], ROWS - len(kept))]]
+    return np.array([*kept, *np.resize([*added, *kept], ROWS - len(kept))], np.int64)
+
+
+def _target(data: TrainingData, row: int) -> bytes:
+    return b"".join(
+        np.asarray(leaf[row]).tobytes() for leaf in leaves_of(data.arrays[1])
+    )
