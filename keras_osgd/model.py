@@ -16,21 +16,6 @@ _PACKAGE = "keras_osgd"
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class Functional(ImportanceSampled, keras_compat.Functional):
-    """Functional model with importance sampling, made by `Model(inputs, outputs)`."""
-
-
-@keras.saving.register_keras_serializable(package=_PACKAGE)
-class Sequential(ImportanceSampled, keras.Sequential):
-    """`keras.Sequential` with importance sampling.
-
-    Example:
-        >>> model = Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-        >>> model.compile("sgd", "mse", sampling="rais")
-    """
-
-
-@keras.saving.register_keras_serializable(package=_PACKAGE)
 class Model(ImportanceSampled, keras.Model):
     """`keras.Model` with importance sampling: to subclass, or with inputs and outputs.
 
@@ -42,9 +27,8 @@ class Model(ImportanceSampled, keras.Model):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Returns a functional model if called with inputs and outputs."""
-        if cls is Model and _is_functional(args, kwargs):
-            return Functional(*args, **kwargs)
-        return super().__new__(cls)
+        functional = cls is Model and _is_functional(args, kwargs)
+        return super().__new__(Functional if functional else cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Builds the model as Keras does."""
@@ -56,6 +40,25 @@ class Model(ImportanceSampled, keras.Model):
             super().__init__(*args, **kwargs)
 
 
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Functional(Model, keras_compat.Functional):
+    """Functional model with importance sampling, made by `Model(inputs, outputs)`."""
+
+    __init__ = keras_compat.Functional.__init__
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Sequential(Model, keras.Sequential):
+    """`keras.Sequential` with importance sampling.
+
+    Example:
+        >>> model = Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse", sampling="rais")
+    """
+
+    __init__ = keras.Sequential.__init__
+
+
 def _is_functional(args: tuple, kwargs: dict) -> bool:
     named = "outputs" in kwargs and (len(args) == 1 or "inputs" in kwargs)
     return len(args) == 2 or named
@@ -63,7 +66,7 @@ def _is_functional(args: tuple, kwargs: dict) -> bool:
 
 def _rebase(cls: type) -> None:
     """Replaces `Model` by `Functional` in the bases of a user's class and parents."""
-    if cls is Model or not issubclass(cls, Model):
+    if cls in (Model, Functional, Sequential) or not issubclass(cls, Model):
         return
     for base in cls.__bases__:
         _rebase(base)
@@ -93,13 +96,8 @@ def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
         )
     method = get_sampling(sampling)
     if not isinstance(model, ImportanceSampled):
-        old = type(model)
         stop = vars(model).pop("stop_training", False)
-        model.__class__ = type(
-            old.__name__,
-            (_Accelerated, old),
-            {"__module__": old.__module__, "__qualname__": old.__qualname__},
-        )
+        model.__class__ = _accelerated(type(model))
         model.stop_training = stop
         model.train_function = None
     model.sampling_held.configure(method)
@@ -107,9 +105,21 @@ def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
 
 
 class _Accelerated(ImportanceSampled):
-    """Base that `accelerate` puts before a model's class."""
+    """What `accelerate` adds to a model's class."""
 
     get_compile_config = keras.Model.get_compile_config
+
+
+def _accelerated(cls: type) -> type:
+    """Returns a class with our methods between all of `cls` and those of `keras.Model`.
+
+    So a `fit` of `cls` prepares the data before ours sees them, as if its author had
+    written `keras_osgd.Model` for `keras.Model`.
+    """
+    # A base of its own for each: Keras may change the bases of a class for good.
+    ours = type("Accelerated", (_Accelerated, keras.Model), {})
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls, ours), names)
 
 
 def release(model: keras.Model) -> keras.Model:
@@ -125,7 +135,7 @@ def release(model: keras.Model) -> keras.Model:
             'compile(sampling="uniform") to switch sampling off.'
         )
     stop = model.stop_training
-    model.__class__ = type(model).__bases__[1]
+    model.__class__ = type(model).__bases__[0]
     for name in [name for name in vars(model) if name.startswith("_keras_osgd")]:
         del vars(model)[name]
     model.stop_training = stop
