@@ -51,21 +51,6 @@ class _Compiled(ImportanceSampled):
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class Functional(_Compiled, keras_compat.Functional):
-    """Functional model with importance sampling, made by `Model(inputs, outputs)`."""
-
-
-@keras.saving.register_keras_serializable(package=_PACKAGE)
-class Sequential(_Compiled, keras.Sequential):
-    """`keras.Sequential` with importance sampling.
-
-    Example:
-        >>> model = Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-        >>> model.compile("sgd", "mse", sampling="rais")
-    """
-
-
-@keras.saving.register_keras_serializable(package=_PACKAGE)
 class Model(_Compiled, keras.Model):
     """`keras.Model` with importance sampling: to subclass, or with inputs and outputs.
 
@@ -77,9 +62,8 @@ class Model(_Compiled, keras.Model):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Returns a functional model if called with inputs and outputs."""
-        if cls is Model and _is_functional(args, kwargs):
-            return Functional(*args, **kwargs)
-        return super().__new__(cls)
+        functional = cls is Model and _is_functional(args, kwargs)
+        return super().__new__(Functional if functional else cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Builds the model as Keras does."""
@@ -91,6 +75,25 @@ class Model(_Compiled, keras.Model):
             super().__init__(*args, **kwargs)
 
 
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Functional(Model, keras_compat.Functional):
+    """Functional model with importance sampling, made by `Model(inputs, outputs)`."""
+
+    __init__ = keras_compat.Functional.__init__
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Sequential(Model, keras.Sequential):
+    """`keras.Sequential` with importance sampling.
+
+    Example:
+        >>> model = Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse", sampling="rais")
+    """
+
+    __init__ = keras.Sequential.__init__
+
+
 def _is_functional(args: tuple, kwargs: dict) -> bool:
     named = "outputs" in kwargs and (len(args) == 1 or "inputs" in kwargs)
     return len(args) == 2 or named
@@ -98,7 +101,7 @@ def _is_functional(args: tuple, kwargs: dict) -> bool:
 
 def _rebase(cls: type) -> None:
     """Replaces `Model` by `Functional` in the bases of a user's class and parents."""
-    if cls is Model or not issubclass(cls, Model):
+    if cls in (Model, Functional, Sequential) or not issubclass(cls, Model):
         return
     for base in cls.__bases__:
         _rebase(base)
@@ -110,7 +113,8 @@ def accelerate(model: keras.Model, sampling: Any = "auto") -> keras.Model:
 
     The model itself is changed and returned; weights, optimizer and its state stay.
     Files saved from it load without keras_osgd. A second call changes the sampling
-    method.
+    method. Methods of the model's own class run before ours: its `fit` may prepare the
+    data, and a `compile` that takes no `sampling` is called before `accelerate`.
 
     Args:
         model: any Keras model.
@@ -128,13 +132,8 @@ def accelerate(model: keras.Model, sampling: Any = "auto") -> keras.Model:
         )
     method = get_sampling(sampling)
     if not isinstance(model, ImportanceSampled):
-        old = type(model)
         stop = vars(model).pop("stop_training", False)
-        model.__class__ = type(
-            old.__name__,
-            (_Accelerated, old),
-            {"__module__": old.__module__, "__qualname__": old.__qualname__},
-        )
+        model.__class__ = _accelerated_class(type(model))
         model.stop_training = stop
         model.train_function = None
     model.sampling_held.configure(method)
@@ -142,12 +141,12 @@ def accelerate(model: keras.Model, sampling: Any = "auto") -> keras.Model:
 
 
 class _Accelerated(ImportanceSampled):
-    """Base that `accelerate` puts before a model's class."""
+    """What `accelerate` adds to a model's class."""
 
     @property
     def __class__(self) -> type:
         """The model's own class, by whose name Keras saves and clones it."""
-        return type(self).__bases__[1]
+        return type(self).__bases__[0]
 
     def __reduce__(self) -> tuple:
         """Makes copies and pickles hold the model's own, and what `accelerate` adds."""
@@ -170,6 +169,18 @@ def _accelerated(make: Callable, arguments: tuple, method: Any, state: dict) -> 
 def _added(model: keras.Model) -> list[str]:
     """Returns the names of the attributes that the package keeps on a model."""
     return [name for name in vars(model) if name.startswith("_keras_osgd")]
+
+
+def _accelerated_class(cls: type) -> type:
+    """Returns a class with our methods between all of `cls` and those of `keras.Model`.
+
+    So a `fit` of `cls` prepares the data before ours sees them, as if its author had
+    written `keras_osgd.Model` for `keras.Model`.
+    """
+    # A base of its own for each: Keras may change the bases of a class for good.
+    ours = type("Accelerated", (_Accelerated, keras.Model), {})
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls, ours), names)
 
 
 def release(model: keras.Model) -> keras.Model:

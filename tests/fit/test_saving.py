@@ -400,6 +400,17 @@ def test_what_cannot_be_accelerated_or_released_is_refused():
         keras_osgd.release(_sequential(keras.Sequential))
 
 
+def test_all_our_models_are_instances_of_our_model():
+    class Wrapped(keras_osgd.Model):
+        pass
+
+    made = [MODELS[kind]() for kind in MODELS]
+    made += [_functional(Wrapped), keras_osgd.Sequential(), keras_osgd.Model()]
+    made += [type(made[0]).from_config(made[0].get_config())]
+    assert all(isinstance(model, keras_osgd.Model) for model in made)
+    assert type(made[0]) is type(made[-1]) is not keras_osgd.Model
+
+
 def test_our_classes_keep_their_bases_whatever_is_made_of_them():
     bases = {c: c.__bases__ for c in (keras_osgd.Model, keras_osgd.Sequential)}
 
