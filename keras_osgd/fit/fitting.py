@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base import replicas
@@ -16,6 +17,7 @@ from keras_osgd.base.refusals import Refusals
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data import training_data
 from keras_osgd.data.indexed_examples import Indexed
+from keras_osgd.data.weights import with_class_weight
 from keras_osgd.fit import checks, continuation, strategies
 from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.callback_list import callback_list, ends_on_nan
@@ -133,7 +135,20 @@ def as_in_keras(
     """
     x, size, part = arguments.x, arguments.batch_size, arguments.validation_split
     held.leave(model, training_data.sizes(x, size, part), reasons)
-    yield resumed(model, checkpoint, arguments)
+    yield resumed(model, checkpoint, _with_weights_of_values(arguments))
+
+
+def _with_weights_of_values(arguments: FitArguments) -> FitArguments:
+    """Returns the arguments with `class_weight` for labels that Keras fails on.
+
+    These have more than one axis beyond the examples', as masks of images have.
+    """
+    y, weights = arguments.y, arguments.class_weight
+    given = weights is not None and arguments.sample_weight is None
+    if not given or getattr(y, "ndim", 0) < 3:
+        return arguments
+    weights = with_class_weight(np.asarray(y), None, weights)
+    return arguments.replace(class_weight=None, sample_weight=weights)
 
 
 def examined(

@@ -224,6 +224,19 @@ def test_a_dataset_larger_than_the_memory_is_not_read(monkeypatch, capsys):
     assert "must fit into memory" in told and "cache=directory" in told
 
 
+def test_masks_have_the_weights_of_their_classes_where_keras_fails_on_them():
+    x, y = X[FEW, :, None, None], (X[FEW, :, None] > 0).astype("int32")
+    kernel = keras.initializers.Constant([[[[-0.5, 0.5]]]])
+    inputs, outputs = keras.Input((4, 1, 1)), L.Conv2D(2, 1, kernel_initializer=kernel)
+    model = keras_osgd.Model(inputs, outputs(inputs))
+    model.compile(keras.optimizers.SGD(0.0), small.crossentropy())
+    weights, batch = {0: 1.0, 1: 40.0}, {"batch_size": len(x), "verbose": 0}
+    shown = model.fit(x, y, class_weight=weights, **batch).history["loss"][0]
+    assert model.sampling_run is None
+    expected = model.evaluate(x, y, sample_weight=np.where(y == 1, 40.0, 1.0), **batch)
+    assert shown == pytest.approx(expected, rel=1e-5)
+
+
 def test_rais_refuses_it_with_all_reasons_at_once():
     model = compiled(keras_osgd.Sequential, loss=mean_of_batch, sampling="rais")
     model.trainable = False
