@@ -15,7 +15,7 @@ from keras_osgd.data import training_data
 from keras_osgd.data.rows import Rows
 from keras_osgd.draws import reshuffled
 from keras_osgd.draws import reshuffled as draws
-from keras_osgd.draws.blocks import estimate_of_loss
+from keras_osgd.draws.blocks import Blocks, estimate_of_loss
 from keras_osgd.draws.observations import ObservationLog
 from keras_osgd.draws.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.draws.planner import RAISPlanner
@@ -330,6 +330,34 @@ def test_given_what_was_drawn_the_loss_of_all_that_can_be_drawn_is_unbiased(asid
     of_draw = baseline + factor / (relative * credit) * now[index]
     expected = np.where(drawn, now[rest], last[rest]).mean()
     assert visits[drawn] @ of_draw / size == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("aside", [[], [1, 4]])
+@pytest.mark.parametrize("kind", ["reshuffled", "independent"])
+def test_a_plan_has_what_its_losses_are_weighted_by(kind, aside):
+    state, buffers, p = _state(9), PlanBuffers(50, M), np.array(_candidate(9))
+    rest, size = np.delete(np.arange(9), aside), 50 * M
+    state.bad_examples.strikes.update(dict.fromkeys(aside, 3))
+    state.owed = _rng(1).normal(0, 9, 9)
+    state.last_losses[:] = _rng(2).uniform(1, 9, 9)
+    state.last_losses[[1, 3]] = np.nan
+    of_rest = p[rest] / p[rest].sum()
+    visits = np.zeros(9)
+    visits[rest] = size * of_rest
+    if kind == "reshuffled":
+        visits[rest] = reshuffled.block_density(state.owed[rest], of_rest, size)[0]
+    made = Blocks(RAIS(draws=kind), state, buffers)
+    made.make(0, p, True)
+    plan = made.last_plan
+    assert set(np.unique(plan.index)) <= set(rest)
+    weights = 1 / (9 * plan.probability)
+    mean = np.nanmean(state.last_losses[rest])
+    known = np.where(np.isnan(state.last_losses), mean, state.last_losses)[plan.index]
+    # What a visit adds to the mean over the draws, for each unit of f - h.
+    step = np.minimum(size / visits[plan.index], 4 / p[plan.index] * p[rest].sum())
+    step /= len(rest)
+    np.testing.assert_allclose(plan.loss_factor * weights, step, rtol=1e-5)
+    np.testing.assert_allclose(plan.loss_baseline, mean - step * known, rtol=1e-4)
 
 
 def test_a_factor_that_would_be_large_is_cut():

@@ -216,7 +216,6 @@ SHOWN = {  # options of `compile` and of `fit`
     "weights": ({}, {"sample_weight": np.linspace(0.0, 2.0, 60)}),
     "compiled": ({"jit_compile": True}, {}),
     "executions": ({"steps_per_execution": 5}, {}),
-    "independent": ({"sampling": RAIS(seed=0, draws="independent")}, {}),
     "half": ({"optimizer": keras.optimizers.LossScaleOptimizer}, {}),
 }
 

@@ -127,9 +127,7 @@ def assert_each(model, found, data, alone):
 
     A sum is shown as m times the mean over the examples, where m is the batch size.
     """
-    _, y, own = keras.tree.map_structure(
-        lambda a: a if a is None else tf.convert_to_tensor(a), data.batch(slice(N))
-    )
+    _, y, own = data.batch(slice(N))
     each = shares.each(model, found, (y, model(X), own), tf.constant(7.0))
     sums = not found[0].batch_mean
     np.testing.assert_allclose(each, alone * (7 if sums else 1), rtol=1e-5)
@@ -376,31 +374,3 @@ def test_a_compute_loss_that_ignores_the_weights_is_refused():
 def test_a_compute_loss_that_never_calls_the_loss_is_refused():
     with pytest.raises(ValueError, match="`compute_loss` of yours must call it"):
         with_compute_loss(Own)
-
-
-# Models that cannot be tried out
-
-
-class NoCall(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.encoder = keras.layers.Dense(1)
-
-
-def stateful():
-    inputs = keras.Input(batch_shape=(2, STEPS, 4))
-    return keras.Model(inputs, keras.layers.LSTM(1, stateful=True, name="mine")(inputs))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (NoCall, "must have a `call`.*Received: NoCall without one. Define `call`"),
-        (stateful, r"may be `stateful`.*Received: stateful=\['mine'\]. Set"),
-    ],
-)
-def test_a_model_without_outputs_or_with_states_is_refused(make, message):
-    model = make()
-    model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=message):
-        losses.describe(model, prepared(REALS[:, 0]))
