@@ -374,3 +374,31 @@ def test_a_compute_loss_that_ignores_the_weights_is_refused():
 def test_a_compute_loss_that_never_calls_the_loss_is_refused():
     with pytest.raises(ValueError, match="`compute_loss` of yours must call it"):
         with_compute_loss(Own)
+
+
+# Models that cannot be tried out
+
+
+class NoCall(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.encoder = keras.layers.Dense(1)
+
+
+def stateful():
+    inputs = keras.Input(batch_shape=(2, STEPS, 4))
+    return keras.Model(inputs, keras.layers.LSTM(1, stateful=True, name="mine")(inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (NoCall, "must have a `call`.*Received: NoCall without one. Define `call`"),
+        (stateful, r"may be `stateful`.*Received: stateful=\['mine'\]. Set"),
+    ],
+)
+def test_a_model_without_outputs_or_with_states_is_refused(make, message):
+    model = make()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=message):
+        losses.describe(model, prepared(REALS[:, 0]))
