@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd import sampling
 from keras_osgd.data import indexed, records
+from tests.helpers import keras_losses, keras_metrics
 
 PAGE = pathlib.Path(keras_osgd.__file__).parent / "fit" / "README.md"
 BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->"
@@ -371,6 +373,20 @@ def _optimizers() -> Iterator[Row]:
         yield Row(f"`{cls.__name__}`", arrays(), lambda c=cls: compiled(optimizer=c()))
 
 
+def _losses() -> Iterator[Row]:
+    for name, trial in keras_losses.TRIALS.items():
+        given = {"x": keras_losses.X, "y": trial.y, "batch_size": 4}
+        model = functools.partial(trial.model, keras_osgd.Model)
+        yield Row(f"`{name}`", functools.partial(dict, given), model)
+
+
+def _metrics() -> Iterator[str]:
+    for name, row in keras_metrics.ROWS.items():
+        shown = keras_metrics.how_shown(row.make(), row.family)
+        why = f": {row.reason}" if row.reason else ""
+        yield f"| {name} | {shown}{why} |"
+
+
 def sections(at: pathlib.Path) -> dict[str, Iterator[Row]]:
     """Returns the rows of each section; callbacks write into the folder `at`."""
     return {
@@ -380,6 +396,7 @@ def sections(at: pathlib.Path) -> dict[str, Iterator[Row]]:
         "Models": _models(),
         "Callbacks": _callbacks(at),
         "Optimizers": _optimizers(),
+        "Losses": _losses(),
     }
 
 
@@ -418,6 +435,7 @@ def table() -> str:
                 lines.append(f"| {row.name} | {outcome(row)} |")
                 print(lines[-1], flush=True)
                 keras.backend.clear_session()
+    lines += ["\n| Metrics | shown during training |", "|---|---|", *_metrics()]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

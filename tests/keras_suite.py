@@ -46,6 +46,9 @@ _PLAIN = {
     "from keras_osgd.fit.trainer import ImportanceSampled": (
         "class ImportanceSampled: pass"
     ),
+    "class Model(_Compiled, keras.Model)": (
+        "class Model(ImportanceSampled, keras.Model)"
+    ),
     '_PACKAGE = "keras_osgd"': '_PACKAGE = "plain"',
 }
 # Tests that fail with ours for a good reason: a part of the name -> the reason.
