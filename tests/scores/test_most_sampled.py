@@ -124,10 +124,10 @@ def test_a_file_from_before_draws_were_counted_loads_with_none_counted(trained):
     np.testing.assert_array_equal(state.times_drawn, np.zeros(N, np.int32))
 
 
-def test_state_takes_twenty_four_bytes_an_example(trained):
+def test_state_takes_twenty_eight_bytes_an_example(trained):
     held = trained[0].sampling_state.state_dict().values()
     # The bytes of averages, of the last norm, classes, owed mass and counts.
-    assert sum(a.nbytes for a in held if a.shape == (N,)) == 24 * N
+    assert sum(a.nbytes for a in held if a.shape == (N,)) == 28 * N
 
 
 def test_history_has_the_figures_of_every_epoch_and_keras_has_only_its_own(trained):
