@@ -1,6 +1,7 @@
 """Metrics shown in training estimate those of `evaluate`, for every metric of Keras."""
 
 import contextlib
+import dataclasses
 
 import keras
 import numpy as np
@@ -9,8 +10,9 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd.data import training_data
+from keras_osgd.draws.pipeline import Sample
 from keras_osgd.sampling import RAIS, Presample
-from keras_osgd.step import metrics
+from keras_osgd.step import metrics, sampled_step
 from keras_osgd.step.metrics import Importance
 from tests.helpers import keras_metrics, small
 from tests.helpers.keras_metrics import (
@@ -25,6 +27,7 @@ from tests.helpers.keras_metrics import (
     model_for,
 )
 from tests.helpers.replayed import Draws
+from tests.helpers.steps import step_state
 
 STEPS, EPOCHS = 30, 20
 COUNTS = ("true_pos", "true_neg", "false_pos", "false_neg", "close")
@@ -122,6 +125,26 @@ def test_whole_weights_have_the_importance_weights_as_their_mean():
     assert error < 0.01 * expected.min()
     assert np.abs(found[0] - expected).max() < 4 * error
     np.testing.assert_array_equal(*found)
+
+
+def test_totals_over_an_epoch_are_those_of_the_data_whatever_the_gain_ratio():
+    """An epoch of 60 has ceil(60/8) = 8 effective iterations, of 8 visits each."""
+    state = step_state(60, [])
+    state.gain.averages.assign([2.0, 1.0, 1.0, 0.5])
+    gain = float(state.gain.current(8.0))
+    assert gain == pytest.approx(1.25)  # by equation (4): 1 + (2 - 1) / (8 * 0.5)
+    p, index = tf.fill([8], 1 / 60), tf.range(8)
+    drawn, uniform = Sample(index, p, p, index), Sample(index, p, 2 * p, index)
+    adapting = dataclasses.replace(state, adapt=True)
+    stream = dataclasses.replace(adapting, n=1)  # of unknown length
+    for at, sample, expected in (
+        (state, drawn, 60 / 64),
+        (adapting, uniform, 60 / 64),
+        (adapting, drawn, gain * 60 / 64),
+        (stream, drawn, gain),
+    ):
+        visits = sampled_step.importance_of(at, sample).visits
+        assert float(visits) == pytest.approx(expected)
 
 
 def flat(name, value):
