@@ -78,7 +78,8 @@ def accelerate(model: keras.Model, sampling: Any = "rais") -> keras.Model:
 
     The model itself is changed and returned; weights, optimizer and its state stay.
     Files saved from it load without keras_osgd. A second call changes the sampling
-    method.
+    method. Methods of the model's own class run before ours: its `fit` may prepare the
+    data, and a `compile` that takes no `sampling` is called before `accelerate`.
 
     Args:
         model: any Keras model.
