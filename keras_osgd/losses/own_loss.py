@@ -21,8 +21,9 @@ _ROUNDING = 1e-6  # of a whole loss, which hides small shares in it
 
 
 def has_own(model: keras.Model) -> bool:
-    """Returns whether `compute_loss` is not Keras' own."""
-    return type(model).compute_loss is not keras.Model.compute_loss
+    """Returns whether `compute_loss` of the class or the model is not Keras' own."""
+    of_class = type(model).compute_loss is not keras.Model.compute_loss
+    return of_class or "compute_loss" in vars(model)
 
 
 class _Losses(NamedTuple):

@@ -100,7 +100,7 @@ def taking_part(
     def computing(*args: Any, **kwargs: Any) -> tf.Tensor:
         if done:
             raise _refused(model, "which calls `compute_loss` more than once")
-        call = _signature_of(model).bind(*args, **kwargs)
+        call = _signature_of(compute_loss, model).bind(*args, **kwargs)
         _require_weights(model, call.arguments, sample_weight if handed else None)
         done.append("loss")
 
@@ -161,13 +161,11 @@ def _raised_as_noted(refusals: list[Refused]) -> Iterator[None]:
         raise
 
 
-def _signature_of(model: keras.Model) -> inspect.Signature:
+def _signature_of(compute_loss: Callable, model: keras.Model) -> inspect.Signature:
     """Returns the arguments of `compute_loss`, Keras' where it passes them all on."""
-    for function in (type(model).compute_loss, keras.Model.compute_loss):
-        signature = inspect.signature(function.__get__(model))
-        if "sample_weight" in signature.parameters:
-            break
-    return signature
+    own = inspect.signature(compute_loss)
+    keras_own = inspect.signature(keras.Model.compute_loss.__get__(model))
+    return own if "sample_weight" in own.parameters else keras_own
 
 
 def _require_weights(model: keras.Model, given: Mapping, handed: Any) -> None:

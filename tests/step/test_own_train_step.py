@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
+from keras_osgd.pools import stream_run
 from keras_osgd.sampling import RAIS, Presample
 from keras_osgd.step.own_train_step import own_train_step
 from tests.helpers import small
@@ -360,12 +361,14 @@ def seeded(function, *args, **kwargs):
 
 METHODS = {
     "rais": lambda: RAIS(seed=0, retreat_below=0.0),
-    "presample": lambda: Presample(ratio=2, seed=0),
+    "presample": lambda: Presample(ratio=2, cost=1.0, seed=0),
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_steps_without_weights_in_their_data_train_as_ours(method):
+def test_steps_without_weights_in_their_data_train_as_ours(method, monkeypatch):
+    monkeypatch.setattr(stream_run, "_OBSERVED", 1)
+    monkeypatch.setattr(stream_run, "_MARGIN", 0.0)
     expected, own = made(sampling=METHODS[method]()), made(first)
     options = {"metrics": ["accuracy"], "sampling": METHODS[method]()}
     own.compile(own.optimizer, own.loss, **options)
@@ -373,7 +376,9 @@ def test_steps_without_weights_in_their_data_train_as_ours(method):
     np.testing.assert_allclose(small.flat(own), small.flat(expected), atol=1e-6)
     np.testing.assert_allclose(found["accuracy"], shown["accuracy"], rtol=1e-5)
     np.testing.assert_allclose(found["loss"], shown["loss"], rtol=0.2)
-    if method == "rais":
+    if method == "presample":
+        assert own.sampling_run.clock.pooled
+    else:
         assert_same(own, expected)
         assert own.sampling_run.planner.last_plan.importance
     with pytest.raises(ValueError, match="too many values to unpack"):
@@ -400,14 +405,26 @@ def test_weights_that_a_step_makes_itself_are_refused():
         fit(made(weighing), sample_weight=None)
 
 
-@pytest.mark.parametrize("step", [guide, first])
-def test_a_compute_loss_that_passes_all_its_arguments_on_gets_the_weights(step):
+def test_a_compute_loss_that_passes_all_its_arguments_on_gets_the_weights(reference):
     def passing_on(model, *args, **kwargs):
         return keras.Model.compute_loss(model, *args, **kwargs)
 
-    model = made(step)
+    model = made(guide)
     type(model).compute_loss = passing_on
-    assert [f for f in told_of(model) if f.kind == "error"] == []
+    fit(model)
+    assert_same(model, reference[0])
+
+
+def test_a_compute_loss_of_the_instance_that_drops_the_weights_is_refused():
+    model = made(guide)
+    of_keras = model.compute_loss
+
+    def dropping(x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return of_keras(x, y, y_pred)
+
+    model.compute_loss = dropping
+    [found] = [f.text for f in told_of(model) if f.kind == "error"]
+    assert "Received: the same loss for weights 1 and 2" in found
 
 
 def told_of(model, x=small.X):
