@@ -17,6 +17,7 @@ from keras_osgd.losses import shares
 from keras_osgd.losses.described import weights_for
 from keras_osgd.norms import last_layer
 from keras_osgd.norms.calls import recording
+from keras_osgd.norms.forms import widened
 from keras_osgd.norms.last_layer import heads_of, last_layer_squares
 from keras_osgd.scores import distributions
 from keras_osgd.step import exact_step, skipping
@@ -152,8 +153,8 @@ def _track_loss(model, loss, weights, size) -> None:
     Regularisation is in `loss` too, so it is shown times m over the epoch's mean sum of
     weights, a factor of 1 within a few per cent. Taking it out would compute it twice.
     """
-    total = tf.reduce_sum(weights)
-    keras_compat.track_loss(model, loss * size / total, total)
+    total, loss = tf.reduce_sum(weights), widened(loss)
+    keras_compat.track_loss(model, loss * tf.cast(size / total, loss.dtype), total)
 
 
 class Pass(NamedTuple):

@@ -22,7 +22,7 @@ from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
 ROW = 5  # whose loss is not finite: on one replica, then on the other
-EPOCHS = 8  # of 8 steps: into the second block, which follows the scores
+EPOCHS = 9  # of 8 steps: into the second block, which follows the scores
 FIT = {"batch_size": replayed.BATCH_SIZE, "verbose": 0}
 
 
