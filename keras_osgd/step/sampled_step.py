@@ -17,7 +17,6 @@ from keras_osgd.losses import shares
 from keras_osgd.losses.described import weights_for
 from keras_osgd.norms import last_layer
 from keras_osgd.norms.calls import recording
-from keras_osgd.norms.forms import widened
 from keras_osgd.norms.last_layer import heads_of, last_layer_squares
 from keras_osgd.scores import distributions
 from keras_osgd.step import exact_step, skipping
@@ -153,7 +152,7 @@ def _track_loss(model, loss, weights, size) -> None:
     Regularisation is in `loss` too, so it is shown times m over the epoch's mean sum of
     weights, a factor of 1 within a few per cent. Taking it out would compute it twice.
     """
-    total, loss = tf.reduce_sum(weights), widened(loss)
+    total = tf.reduce_sum(weights)
     keras_compat.track_loss(model, loss * tf.cast(size / total, loss.dtype), total)
 
 

@@ -1,6 +1,5 @@
 """Sampled training in other precisions: by `floatx`, and by dtype policies."""
 
-import contextlib
 import functools
 
 import keras
@@ -8,30 +7,11 @@ import numpy as np
 import pytest
 
 from keras_osgd.data import training_data
-from keras_osgd.sampling import RAIS, Presample
-from tests.helpers import checkpoints, small
+from keras_osgd.sampling import RAIS
+from tests.helpers import small
 
 STEPS, M = 3, small.BATCH_SIZE
 OWN = np.random.default_rng(5).uniform(0.5, 2.0, 60)
-
-
-@contextlib.contextmanager
-def precision(floatx, policy=None):
-    """Sets the float type of Keras and its policy, until the end of the block."""
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    try:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy or floatx)  # one that was set hides floatx
-        yield
-    finally:
-        keras.config.set_floatx(before[0])
-        keras.config.set_dtype_policy(before[1])
-
-
-@pytest.fixture
-def float64():
-    with precision("float64"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +71,9 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_steps_in_float64_are_those_by_hand_in_float64(name, learned, float64):
-    model, weights, plan, _ = continued(learned, name, STEPS)
+def test_steps_in_float64_are_those_by_hand_in_float64(name, learned):
+    with small.precision("float64"):
+        model, weights, plan, _ = continued(learned, name, STEPS)
     assert {w.dtype for w in weights} == {np.dtype("float64")}
     states = {}, {}
     for step in range(STEPS):
@@ -127,36 +108,10 @@ def test_steps_on_the_same_draws_are_those_of_float32_up_to_rounding(
 ):
     of_keras, optimizer, error = SETTINGS[name]
     expected, before, plan, shown = with_exact_norms(optimizer)
-    with precision(*of_keras):
+    with small.precision(*of_keras):
         found, _, own_plan, own_shown = continued(learned, optimizer, 15, "exact")
     np.testing.assert_array_equal(own_plan.index, plan.index)
     change = small.flat(expected) - np.concatenate([w.ravel() for w in before])
     off = small.flat(found).astype(np.float64) - small.flat(expected)
     assert np.linalg.norm(off) < error * np.linalg.norm(change)
     np.testing.assert_allclose(own_shown["loss"], shown["loss"], rtol=error)
-
-
-def test_pools_in_float64_train_as_in_float32():
-    sampling = Presample(2, floor=1.0, cost=1.0, seed=0)  # draws do not turn on a bit
-    options, found = {"sample_weight": OWN, "epochs": 8}, []
-    for name in ("float32", "float64"):
-        with precision(name):
-            trained = small.model(optimizer="adam", sampling=sampling)
-            trained.set_weights([np.ones([4, 3]), np.zeros(3)])
-            small.fit(trained, **options)
-            found.append(small.flat(trained))
-    assert found[1].dtype == np.float64
-    np.testing.assert_allclose(*found, rtol=1e-4)
-
-
-def test_a_run_in_float64_goes_on_from_a_checkpoint_to_the_bit(
-    tmp_path, capsys, float64
-):
-    sampling = RAIS(seed=0)
-    whole = checkpoints.net(sampling)
-    small.fit(whole, epochs=4)
-    checkpoints.saved_midway(tmp_path, sampling)
-    resumed, _ = checkpoints.going_on(tmp_path, sampling, capsys)
-    pairs = zip(*map(checkpoints.state_of, (resumed, whole)), strict=True)
-    for found, expected in pairs:
-        np.testing.assert_array_equal(found, expected)
