@@ -38,7 +38,7 @@ def applied_rate(
     optimizer: keras.optimizers.Optimizer, gain: tf.Tensor, lead: tf.Tensor
 ) -> float:
     """Returns the learning rate of a step inside `adapted`."""
-    with adapted(optimizer, tf.cast(gain, tf.float32), lead):
+    with adapted(optimizer, gain, lead):
         return float(inner_optimizer(optimizer).learning_rate)
 
 
@@ -85,6 +85,8 @@ def adapted(
         (0.5, 0.25)
     """
     rule, optimizer = rule_for(optimizer), inner_optimizer(optimizer)
+    wide = tf.float64 if keras.config.floatx() == "float64" else tf.float32
+    gain = tf.cast(gain, wide)
     multiplier = {"linear": gain, "square_root": tf.sqrt(gain)}.get(rule)
     replaced = {}
     if rule == "square_root":
@@ -127,8 +129,8 @@ def _bias_correction(optimizer, decays, gain, lead) -> tf.Tensor:
     r = 4, that makes the step 1.9 times too large. The true share is 1 - prod(beta').
     The product is beta'^(tau/r) with the effective iterations tau, exactly if r stays.
     """
-    steps = tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.float32)
-    lead = tf.cast(lead, tf.float32) / (optimizer.gradient_accumulation_steps or 1)
+    steps = tf.cast(tf.convert_to_tensor(optimizer.iterations), gain.dtype)
+    lead = tf.cast(lead, gain.dtype) / (optimizer.gradient_accumulation_steps or 1)
     effective = (steps + lead) / gain + 1.0
     steps += 1.0
     correction = tf.ones_like(gain)

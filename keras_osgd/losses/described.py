@@ -308,7 +308,8 @@ def times(weights: tf.Tensor, user: Any, rank: int) -> tf.Tensor:
 
     Args:
         weights: `[m]`, importance weights.
-        user: `[m, ...]`, or `None`; axes beyond `rank` are of length 1.
+        user: `[m, ...]`, or `None`; axes beyond `rank` are of length 1. The product is
+            float64 if it is, else of the type of `weights`.
         rank: number of axes, at least 1.
 
     Example:
@@ -319,6 +320,7 @@ def times(weights: tf.Tensor, user: Any, rank: int) -> tf.Tensor:
     shaped = tf.reshape(weights, [-1] + [1] * (rank - 1))
     if user is None:
         return shaped
-    user = tf.cast(user, weights.dtype)
+    wide = tf.float64 if user.dtype == tf.float64 else weights.dtype
+    user, shaped = tf.cast(user, wide), tf.cast(shaped, wide)
     missing = [1] * max(rank - user.shape.rank, 0)
     return shaped * tf.reshape(user, tf.concat([tf.shape(user)[:rank], missing], 0))

@@ -168,13 +168,14 @@ def _track_loss(model, state, batch, loss, weights) -> tf.Tensor | None:
     (y, y_pred, sample), total = batch, tf.reduce_sum(weights)
     size = size_of(sample)
     if not state.losses_known:
-        keras_compat.track_loss(model, loss * size / total, total)
+        keras_compat.track_loss(model, loss * tf.cast(size / total, loss.dtype), total)
         return None
     each = shares.each(model, state.losses, (y, y_pred, sample.sample_weight), size)
+    each = tf.cast(each, tf.float32)
     added = sample.loss_baseline + weights * (sample.loss_factor - 1.0) * each
-    shown = loss * replicas.count() + tf.reduce_mean(added)
+    shown = loss * replicas.count() + tf.cast(tf.reduce_mean(added), loss.dtype)
     keras_compat.track_loss(model, shown, size)
-    return tf.cast(each, tf.float32)
+    return each
 
 
 class Pass(NamedTuple):

@@ -1,5 +1,6 @@
 """A tiny model and its data, for the tests that go through `fit`."""
 
+import contextlib
 import warnings
 from collections.abc import Callable
 
@@ -47,3 +48,16 @@ def warned(function: Callable, *args, **kwargs) -> list[str]:
 def flat(trained) -> np.ndarray:
     """Returns all weights as one vector."""
     return np.concatenate([w.ravel() for w in trained.get_weights()])
+
+
+@contextlib.contextmanager
+def precision(floatx, policy=None):
+    """Sets the float type of Keras and its policy, until the end of the block."""
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    try:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy or floatx)  # one that was set hides floatx
+        yield
+    finally:
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])

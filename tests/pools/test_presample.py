@@ -433,6 +433,20 @@ def test_a_finite_dataset_starts_over_also_amid_a_pool_and_with_a_last_smaller_b
         assert sorted(order) == list(range(16)) and list(order) != sorted(order)
 
 
+def test_in_float64_pools_are_drawn_and_trained_on_as_in_float32():
+    found = []
+    for name in ("float32", "float64"):
+        with small.precision(name):
+            made = model()
+            made.set_weights([np.ones([4, 3]), np.zeros(3)])
+            options = {"steps_per_epoch": 30, "verbose": 0, "callbacks": [Primed()]}
+            made.fit(ENDLESS, **options)
+            assert made.sampling_run.pooling
+            found.append(small.flat(made))
+    assert found[1].dtype == np.float64
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4)
+
+
 def test_arrays_are_streams_too():
     trained = model()
     options = {"sample_weight": np.ones(62), "class_weight": {0: 0.5}}
