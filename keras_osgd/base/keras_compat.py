@@ -33,6 +33,7 @@ __all__ = [
     "steps_taken",
     "tensor_of",
     "track_loss",
+    "unsummed",
     "untracked_loss",
     "update_compiled_metrics",
     "without_mask",
@@ -232,6 +233,26 @@ def reading_rate(
         yield
     finally:
         del vars(optimizer)["_get_current_learning_rate"]
+
+
+@contextlib.contextmanager
+def unsummed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Lets `optimizer` apply a single replica's gradients as they are, in the block.
+
+    TensorFlow's sum over replicas registers a gradient of its own for each graph, and
+    so keeps the graph for ever, even where there is but one replica.
+
+    Args:
+        optimizer: the one that applies the gradients (inside a `LossScaleOptimizer`).
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        yield
+        return
+    vars(optimizer)["_all_reduce_sum_gradients"] = lambda gradients: gradients
+    try:
+        yield
+    finally:
+        del vars(optimizer)["_all_reduce_sum_gradients"]
 
 
 def steps_taken(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:

@@ -137,24 +137,12 @@ def once(function: Callable, *args: Any) -> Any:
         3
     """
     if _alone():
-        return function(_on_the_only_one, *args)
+        return function(lambda on_replica, *own: on_replica(*own), *args)
 
     def merged(strategy: tf.distribute.Strategy, *values: Any) -> Any:
         return function(lambda f, *of_all: strategy.run(f, args=of_all), *values)
 
     return tf.distribute.get_replica_context().merge_call(merged, args=args)
-
-
-def _on_the_only_one(on_replica: Callable, *own: Any) -> Any:
-    """Returns `on_replica(*own)`, called where Keras' optimizers sum no gradients.
-
-    TensorFlow never lets go of the graph in which a replica's gradients were summed,
-    not even of those of a single one. Outside of replicas, Keras does not sum them.
-    """
-    if tf.distribute.has_strategy():
-        return on_replica(*own)
-    context = tf.distribute.get_replica_context()
-    return context.merge_call(lambda strategy: on_replica(*own))
 
 
 def assign_each(variable: tf.Variable, values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import keras
@@ -60,8 +61,12 @@ class Rows:
         )
 
     def _gather_in_place(self, index: tf.Tensor) -> list[Any]:
-        def take(rows: np.ndarray) -> list[np.ndarray]:
-            return [part for leaf in self._leaves for part in taken_from(leaf, rows)]
+        # TensorFlow keeps `take` for ever; the data, only while a dataset has its rows.
+        of_dataset = weakref.ref(self)
+
+        def take(index: np.ndarray) -> list[np.ndarray]:
+            leaves = of_dataset()._leaves
+            return [part for leaf in leaves for part in taken_from(leaf, index)]
 
         dtypes = [tf.as_dtype(d) for leaf in self._leaves for d in dtypes_of(leaf)]
         taken = iter(tf.numpy_function(take, [index], dtypes, stateful=False))

@@ -258,7 +258,8 @@ def _apply(model, state, apply: Callable, changed, gain, counts) -> None:
     lead = state.clock.lead.read_value()
 
     def step() -> tf.Tensor:
-        with learning_rate.adapted(optimizer, gain, lead):
+        unsummed = keras_compat.unsummed(inner)
+        with unsummed, learning_rate.adapted(optimizer, gain, lead):
             apply()
         return tf.constant(True)
 

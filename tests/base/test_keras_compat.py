@@ -102,6 +102,10 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
             "_symbolic_build",
         )
     },
+    "_all_reduce_sum_gradients": (
+        keras.optimizers.SGD,
+        "unsummed: the graphs of trained models are kept for ever",
+    ),
     "_iterations": (
         keras.optimizers.SGD,
         "reading_rate: schedules; steps_taken: where effective iterations begin",

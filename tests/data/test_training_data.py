@@ -1,4 +1,6 @@
+import gc
 import hashlib
+import weakref
 
 import keras
 import numpy as np
@@ -341,3 +343,22 @@ def test_the_fingerprint_changes_when_rows_change_places():
     y = np.zeros(1000)
     order = np.random.default_rng(1).permutation(1000)
     assert prepared(x, y).fingerprint() != prepared(x[order], y).fingerprint()
+
+
+def test_data_read_in_place_are_kept_by_the_dataset_alone():
+    x = np.arange(6.0).reshape(3, 2)
+
+    def made(x):
+        taken = rows.Rows((x, None), in_place=True)
+        indices = tf.data.Dataset.range(3).batch(2)
+        return indices.map(tf.autograph.experimental.do_not_convert(taken))
+
+    def read(dataset):
+        return np.concatenate([batch[0] for batch in dataset])
+
+    dataset, kept = made(x), weakref.ref(x)
+    gc.collect()
+    np.testing.assert_array_equal(read(dataset), x)
+    del x, dataset
+    gc.collect()
+    assert kept() is None
