@@ -292,6 +292,17 @@ def test_a_file_keeps_the_sampling_or_saving_says_once_that_it_does_not(
     assert not [text for text in warned if "HDF5" in text]
 
 
+def test_the_scores_of_an_accelerated_model_come_back_by_load_weights(
+    trained, tmp_path
+):
+    model, path = trained((False, "subclassed")), tmp_path / "m.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    assert type(loaded) is KerasNet and loaded.compiled
+    keras_osgd.accelerate(loaded, METHOD).load_weights(path)
+    assert_same(loaded, model)
+
+
 # Classes with a `compile` of their own
 
 
