@@ -86,6 +86,9 @@ class Functional(Model, keras_compat.Functional):
 class Sequential(Model, keras.Sequential):
     """`keras.Sequential` with importance sampling.
 
+    `keras.models.clone_model` makes a `keras.Sequential` of it, as of any subclass:
+    pass the clone to `accelerate`.
+
     Example:
         >>> model = Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse", sampling="rais")
@@ -111,10 +114,14 @@ def _rebase(cls: type) -> None:
 def accelerate(model: keras.Model, sampling: Any = "auto") -> keras.Model:
     """Lets any model, new, compiled or loaded, train with importance sampling.
 
-    The model itself is changed and returned; weights, optimizer and its state stay.
-    Files saved from it load without keras_osgd. A second call changes the sampling
-    method. Methods of the model's own class run before ours: its `fit` may prepare the
-    data, and a `compile` that takes no `sampling` is called before `accelerate`.
+    The model itself is changed and returned; weights, optimizer and its state stay. A
+    second call changes the sampling method. Methods of the model's own class run before
+    ours: its `fit` may prepare the data, and a `compile` that takes no `sampling` is
+    called before `accelerate`.
+
+    Copies and pickles of it are accelerated too. Clones are not, nor are models loaded
+    from its files, which load without keras_osgd: `accelerate` them again. The scores
+    in such a file come back by `load_weights`.
 
     Args:
         model: any Keras model.
@@ -147,6 +154,10 @@ class _Accelerated(ImportanceSampled):
     def __class__(self) -> type:
         """The model's own class, by whose name Keras saves and clones it."""
         return type(self).__bases__[0]
+
+    def __dir__(self) -> set[str]:
+        """Returns all names: by them Keras finds the state that it saves."""
+        return {*super().__dir__(), *dir(type(self))}
 
     def __reduce__(self) -> tuple:
         """Makes copies and pickles hold the model's own, and what `accelerate` adds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import keras
@@ -60,11 +61,11 @@ class Rows:
         )
 
     def _gather_in_place(self, index: tf.Tensor) -> list[Any]:
-        def take(rows: np.ndarray) -> list[np.ndarray]:
-            return [part for leaf in self._leaves for part in taken_from(leaf, rows)]
-
+        # TensorFlow keeps the function for ever, a dataset keeps this object.
+        take = weakref.WeakMethod(self._take)
         dtypes = [tf.as_dtype(d) for leaf in self._leaves for d in dtypes_of(leaf)]
-        taken = iter(tf.numpy_function(take, [index], dtypes, stateful=False))
+        read = tf.numpy_function(lambda i: take()(i), [index], dtypes, stateful=False)
+        taken = iter(read)
         gathered = []
         for leaf in self._leaves:
             tensors = [next(taken) for _ in dtypes_of(leaf)]
@@ -75,3 +76,6 @@ class Rows:
                 tensors[0].set_shape([index.shape[0], *leaf.shape[1:]])
                 gathered.append(tensors[0])
         return gathered
+
+    def _take(self, index: np.ndarray) -> list[np.ndarray]:
+        return [part for leaf in self._leaves for part in taken_from(leaf, index)]

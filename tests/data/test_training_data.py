@@ -1,4 +1,6 @@
+import gc
 import hashlib
+import weakref
 
 import keras
 import numpy as np
@@ -426,3 +428,22 @@ def test_the_third_of_a_triplet_is_not_taken_for_weights(x, y, third):
 )
 def test_weights_that_have_the_shape_of_x_are_taken(x, y, weights):
     np.testing.assert_array_equal(prepared(x, y, weights).arrays[2], weights)
+
+
+def test_data_read_in_place_are_kept_by_the_dataset_alone():
+    x = np.arange(6.0).reshape(3, 2)
+
+    def made(x):
+        taken = rows.Rows((x, None), in_place=True)
+        indices = tf.data.Dataset.range(3).batch(2)
+        return indices.map(tf.autograph.experimental.do_not_convert(taken))
+
+    def read(dataset):
+        return np.concatenate([batch[0] for batch in dataset])
+
+    dataset, kept = made(x), weakref.ref(x)
+    gc.collect()
+    np.testing.assert_array_equal(read(dataset), x)
+    del x, dataset
+    gc.collect()
+    assert kept() is None

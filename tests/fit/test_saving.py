@@ -3,7 +3,6 @@
 import copy
 import functools
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -289,18 +288,6 @@ def test_an_export_and_an_accelerated_models_file_load_without_the_add_on(tmp_pa
     subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True
     )
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_deepcopy_and_pickle_work(kind, trained):
-    model = trained(kind)
-    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(copied) is type(model)
-        np.testing.assert_array_equal(
-            copied.predict(X, verbose=0), model.predict(X, verbose=0)
-        )
-    if kind == "subclassed":
-        copied.fit(X, Y, epochs=1, verbose=0)  # Python makes all by one `__reduce__`
 
 
 def test_accelerate_and_release_keep_weights_and_optimizer():
