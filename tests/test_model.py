@@ -137,7 +137,8 @@ def through_pickle(model):
 
 def assert_same(copied, model):
     """Asserts that the copy has all that the model has, and shares none of it."""
-    assert type(copied).__mro__[1:] == type(model).__mro__[1:]
+    mine, theirs = ([c.__qualname__ for c in type(m).__mro__] for m in (copied, model))
+    assert mine == theirs and copied.__class__ is model.__class__
     assert copied.compiled == model.compiled
     assert repr(copied.sampling) == repr(model.sampling)
     mine, theirs = (m.sampling_state.state_dict() for m in (copied, model))
