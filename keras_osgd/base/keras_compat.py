@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 __all__ = [
     "AVERAGES_SWAPPED",
@@ -30,6 +32,7 @@ __all__ = [
     "draws_at_random",
     "draws_random_numbers",
     "forget_initial_epoch",
+    "global_seeds_kept",
     "layers_of",
     "logits",
     "loss_options",
@@ -284,6 +287,19 @@ def reading_rate(
         yield
     finally:
         del vars(optimizer)["_get_current_learning_rate"]
+
+
+@contextlib.contextmanager
+def global_seeds_kept() -> Iterator[None]:
+    """Puts Keras' own generator of seeds back as it was before the block, or away."""
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    state = None if generator is None else tf.identity(tensor_of(generator.state))
+    try:
+        yield
+    finally:
+        if generator is not None:
+            generator.state.assign(state)
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import pathlib
-import random
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.model_state import seeds_kept
 from keras_osgd.base.refusals import NO_EXAMPLES
 from keras_osgd.data.arrays import as_array
 from keras_osgd.data.indexed_examples import Indexed
@@ -41,6 +40,7 @@ __all__ = [
     "require_batches",
     "require_readable",
     "stand_in",
+    "was_read",
 ]
 
 MEMORY_LIMIT = 2**30
@@ -129,11 +129,16 @@ def from_dataset(x: Any, earlier: tuple | None, verbose: bool) -> tuple[Any, Any
     """
     if not is_dataset(x):
         return x, earlier
-    if earlier is not None and earlier[0]() is x:
+    if was_read(x, earlier):
         return earlier[1], earlier
     require_batches(x, ", or pass `keras_osgd.data.indexed(dataset)`")
     found = indexed(x, batched=True, verbose=verbose)
     return found, (weakref.ref(x), found)
+
+
+def was_read(x: Any, earlier: tuple | None) -> bool:
+    """Returns whether x is the dataset of a record of `from_dataset`."""
+    return earlier is not None and earlier[0]() is x
 
 
 def require_batches(dataset: Any, or_else: str = "") -> None:
@@ -160,9 +165,7 @@ def _require_finite(dataset: Any) -> None:
 
 
 def require_readable(dataset: Any, memory_limit: int | None) -> None:
-    """Raises where it is known before reading that a dataset cannot be read once.
-
-    Nothing is read of a `tf.data.Dataset`, and the first batch of a `PyDataset`.
+    """Raises where it is known without reading that a dataset cannot be read once.
 
     Args:
         dataset: to be read.
@@ -173,11 +176,6 @@ def require_readable(dataset: Any, memory_limit: int | None) -> None:
     """
     if isinstance(dataset, keras.utils.PyDataset):
         _length(dataset)
-        with _random_state_kept():
-            first, again = (
-                row_hashes(keras.tree.flatten(as_arrays(dataset[0]))) for _ in "12"
-            )
-        _refuse_new(first, again)
         return
     _require_finite(dataset)
     if keras_compat.draws_at_random(dataset):
@@ -197,27 +195,23 @@ def _least_bytes(dataset: tf.data.Dataset) -> int:
     return total * max(int(dataset.cardinality()) - 1, 0)  # the last may be smaller
 
 
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Restores the states of Python's and NumPy's own random generators."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
 def stand_in(dataset: Any) -> tuple | None:
-    """Returns a few rows shaped as those of a dataset, to try a model on; reads none.
+    """Returns a few rows shaped as those of a dataset, to try a model on.
+
+    A `tf.data.Dataset` is not read, a `PyDataset` gives its first batch twice.
 
     Returns:
         (x, y, ...) of arrays; x is normally distributed if it is floats, all else is 0.
         The first batch of a `PyDataset`. `None` where the shapes are not known.
+
+    Raises:
+        ValueError: if a `PyDataset` gives other examples when it is read again.
     """
     if isinstance(dataset, keras.utils.PyDataset):
-        with _random_state_kept():
-            return as_arrays(dataset[0])
+        with seeds_kept():
+            first, again = as_arrays(dataset[0]), as_arrays(dataset[0])
+        _refuse_new(*(row_hashes(keras.tree.flatten(rows)) for rows in (first, again)))
+        return first
     specs, numbers = tf.nest.flatten(dataset.element_spec), np.random.default_rng(0)
     for spec in specs:
         if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 
+from keras_osgd.base.model_state import seeds_kept
 from keras_osgd.base.refusals import Refusals
 from keras_osgd.data import datasets, streams, training_data
 from keras_osgd.data.indexed_examples import Indexed
@@ -107,7 +108,8 @@ def check(
             sample_weight=sample_weight,
             class_weight=class_weight,
         )
-        findings = _findings(model, method, arguments)
+        with seeds_kept(model):
+            findings = _findings(model, method, arguments)
     finally:  # `fit` must still warn
         vars(model).pop("_keras_osgd_warned", None)
         if warned is not None:
@@ -307,11 +309,12 @@ def require_worth_reading(
     length = refusals.tried(datasets.length_of, x)
     refusals.end()
     refusals.tried(method.require_enough, *length)
-    rows = datasets.stand_in(x)
+    rows = refusals.tried(datasets.stand_in, x)
     if rows is not None:
         size = len(keras.tree.flatten(rows)[0])
         trial = arguments.replace(x=Indexed((*rows, None, None)[:3], None, size))
-        examine(refusals, model, RAIS(**method.get_config()), trial)
+        with seeds_kept(model):
+            examine(refusals, model, RAIS(**method.get_config()), trial)
     refusals.end()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_osgd.data.datasets import from_dataset
+from keras_osgd.data.datasets import from_dataset, was_read
 from keras_osgd.fit.run import Run, RunVariables
 from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import Sampling, get
@@ -59,7 +59,7 @@ class Held:
 
     def has_read(self, x: Any) -> bool:
         """Returns whether x is the dataset that the last `fit` read."""
-        return self._dataset is not None and self._dataset[0]() is x
+        return was_read(x, self._dataset)
 
     def seen(self, x: Any) -> Any:
         """Returns the same as `read`, but prints and remembers nothing."""

@@ -27,10 +27,9 @@ from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.losses.described import OutputLoss
 from keras_osgd.norms.scorer import Scorer, scoring_all
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.metrics import Shown
-from keras_osgd.step.skipping import Skips, lost
+from keras_osgd.step.skipping import Skips
 from keras_osgd.step.state import StepState
 
 __all__ = ["Run", "RunKey", "RunVariables"]
@@ -138,8 +137,6 @@ class Run:
         watch: looks for faults in the observations.
         told: alarms and notices of this `fit`.
         active: whether it is under way.
-        ends_on_nan: whether a callback of Keras ends training at a loss that is not
-            finite; else such steps are skipped.
     """
 
     def __init__(
@@ -162,7 +159,7 @@ class Run:
         self.watch = watch_over(self.state, self.sampling, *sizes, data)
         self.planner: Planner = self._planner()
         self.told: list[str] = []
-        self.active = self.ends_on_nan = False
+        self.active = False
 
     def _planner(self) -> Planner:
         common = (self.sampling, self.state, self.buffers, self.log)
@@ -185,10 +182,10 @@ class Run:
             saved: from `state_dict`, to go on there; the sampling state has been
                 restored by the caller.
             done: part of the first epoch that was trained already, without `saved`.
-            ends_on_nan: see the attribute.
+            ends_on_nan: whether a callback of Keras ends training at a loss that is not
+                finite; else such steps are skipped.
         """
-        self.ends_on_nan = ends_on_nan
-        self.skips.restart(1 if ends_on_nan else MOST_IN_A_ROW)
+        self.skips.restart(ends_on_nan)
         self.active = self.state.in_use = True
         if saved is None:
             self.clock.restart(done)
@@ -213,9 +210,7 @@ class Run:
             Its logs, and whether the epoch is complete.
         """
         self.planner.prepare(self.clock.step)
-        logs = function(data)
-        if self.ends_on_nan and int(self.skips.in_a_row):
-            logs = lost(self._model, logs)
+        logs = self.skips.logs(self._model, function(data))
         return logs, self.after_execution()
 
     def after_execution(self) -> bool:
@@ -232,7 +227,7 @@ class Run:
         return complete
 
     def _raise(self) -> None:
-        if self.watch.error and not self.ends_on_nan:
+        if self.watch.error and not self.skips.end_fit:
             parts = (self.watch.error, _LAST_GOOD, self.where_saved())
             raise RuntimeError(" ".join(filter(None, parts)))
 

@@ -22,7 +22,7 @@ from keras_osgd.sampling import Presample
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.metrics import Shown
-from keras_osgd.step.skipping import Skips, lost
+from keras_osgd.step.skipping import Skips
 from keras_osgd.step.state import StepState
 
 __all__ = ["StreamClock", "StreamRun"]
@@ -135,7 +135,7 @@ class StreamRun:
     ) -> None:
         """Starts without pools."""
         self.model, self.sampling = model, sampling
-        self.active, self.pooling, self.ends_on_nan = False, False, False
+        self.active, self.pooling = False, False
         self.told: list[str] = []  # it has no alarms
         self.gain = PoolGain(sampling.ratio, sampling.floor)
         self.clock, self.skips, self.log = StreamClock(state.lead), Skips(), SkipCount()
@@ -174,8 +174,7 @@ class StreamRun:
         """
         self.steps, self.batch_size, self._decide_at = steps, batch_size, 0
         self.clock.restart()
-        self.ends_on_nan = ends_on_nan
-        self.skips.restart(1 if ends_on_nan else MOST_IN_A_ROW)
+        self.skips.restart(ends_on_nan)
         self.log.skipped.assign(0)
         self.active = True
 
@@ -197,8 +196,7 @@ class StreamRun:
         if first is None:
             raise StopIteration
         logs = function(itertools.chain([first], steps))
-        if self.ends_on_nan and int(self.skips.in_a_row):
-            return lost(self.model, logs), self.clock.complete()
+        logs = self.skips.logs(self.model, logs)
         self._end_if_too_many(self.clock.step)
         return logs, self.clock.complete()
 
@@ -236,7 +234,7 @@ class StreamRun:
         return float(self.gain.current(float(self.batch_size)))
 
     def _end_if_too_many(self, step: int | None) -> None:
-        if self.skips.too_many(step):
+        if self.skips.too_many(step) and not self.skips.end_fit:
             raise RuntimeError(
                 "The loss and its gradient must be finite. Received: they were not in "
                 f"{MOST_IN_A_ROW} steps in a row before step {self.clock.step}, which "

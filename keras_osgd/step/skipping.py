@@ -17,7 +17,6 @@ from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 __all__ = [
     "Skips",
     "all_finite",
-    "lost",
     "put_back",
     "put_back_unless",
     "shown",
@@ -29,9 +28,13 @@ _POLL = 8  # steps between two looks, as in the clock
 class Skips:
     """Decides inside the step whether it counts, and counts steps skipped in a row.
 
-    After `MOST_IN_A_ROW` skipped steps, or as few as `restart` was told, every step is
+    After `MOST_IN_A_ROW` skipped steps, or one where that ends `fit`, every step is
     skipped until the next `restart`, so that the weights do not depend on when the
     training thread looks.
+
+    Attributes:
+        end_fit: whether a callback of Keras ends training at a loss that is not finite.
+        in_a_row: `[]` int64, steps skipped since the last one that counted.
 
     Example:
         >>> skips = Skips()
@@ -41,18 +44,20 @@ class Skips:
 
     def __init__(self) -> None:
         """Starts with nothing skipped."""
+        self.end_fit = False
         self.in_a_row = step_variable(0, tf.int64)
         self._most = step_variable(MOST_IN_A_ROW, tf.int64)
         self._poll_at = _POLL
 
-    def restart(self, most_in_a_row: int = MOST_IN_A_ROW) -> None:
+    def restart(self, end_fit: bool = False) -> None:
         """Starts counting for a new `fit`.
 
         Args:
-            most_in_a_row: steps skipped in a row after which all are.
+            end_fit: see the attribute.
         """
+        self.end_fit = end_fit
         self.in_a_row.assign(0)
-        self._most.assign(most_in_a_row)
+        self._most.assign(1 if end_fit else MOST_IN_A_ROW)
         self._poll_at = _POLL
 
     def admit(self, finite: tf.Tensor) -> tf.Tensor:
@@ -78,12 +83,20 @@ class Skips:
             self._poll_at = step + _POLL
         return int(self.in_a_row) >= MOST_IN_A_ROW
 
+    def logs(self, model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
+        """Returns an execution's logs; a loss of NaN where a skipped step ends `fit`.
 
-def lost(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
-    """Returns logs with a loss of NaN, which the epoch shows from now on too."""
-    nan = tf.constant(np.nan)
-    track_loss(model, nan, tf.ones([]))
-    return {**logs, "loss": nan}
+        The epoch shows that loss from now on too.
+
+        Args:
+            model: that is trained.
+            logs: of the execution.
+        """
+        if not (self.end_fit and int(self.in_a_row)):
+            return logs
+        nan = tf.constant(np.nan)
+        track_loss(model, nan, tf.ones([]))
+        return {**logs, "loss": nan}
 
 
 def all_finite(loss: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.model_state import seeds_kept
 from tests.helpers import small
 
 schedules = keras.optimizers.schedules
@@ -556,3 +557,20 @@ def test_fit_begins_with_the_epoch_of_backup_and_restore_unless_it_is_forgotten(
         targets = np.zeros([2, *model.output_shape[1:-1]])
         history = model.fit(inputs, targets, epochs=3, verbose=0, callbacks=[beginning])
         assert history.epoch == epochs
+
+
+@pytest.mark.parametrize("drawn_before", [False, True])
+def test_global_seeds_are_as_if_the_block_had_drawn_nothing(drawn_before):
+    def drawn(between):
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(0)
+        numbers = [keras.random.normal([2])] if drawn_before else []
+        between()
+        return np.array([*numbers, keras.random.normal([2]), keras.random.normal([2])])
+
+    def tried():
+        with seeds_kept():
+            keras.random.normal([2])
+
+    np.testing.assert_array_equal(drawn(tried), drawn(lambda: None))
+    assert (drawn(lambda: keras.random.normal([2])) != drawn(lambda: None)).any()

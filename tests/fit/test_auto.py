@@ -72,6 +72,22 @@ class Activity(L.Layer):
         return x
 
 
+class Noise(L.Layer):
+    """Draws in inference too, by a seed of its own and by that of Keras."""
+
+    def __init__(self):
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        x = x + keras.random.normal([4], seed=self.seeds)
+        return x + keras.random.normal([4])
+
+
+def noisy(base):
+    return compiled(base, Noise())
+
+
 def own_step(base):
     class Own(base):
         def train_step(self, data):
@@ -136,6 +152,11 @@ OTHERS = {
         compiled,
         lambda: replaced(x=X[FEW], y=Y[FEW]),
         "1000 examples.*40 examples in 5 batches",
+    ),
+    "few examples, random in inference": (
+        noisy,
+        lambda: replaced(x=X[FEW], y=Y[FEW]),
+        "40 examples in 5 batches",
     ),
     "few steps": (
         compiled,
