@@ -21,15 +21,16 @@ class _Compiled(ImportanceSampled):
     """Base of our own classes, whose files and copies bring the method back."""
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns Keras' compile configuration with the sampling method.
+        """Returns Keras' compile configuration with the sampling method, if chosen.
 
         It is part of the optimizer's, where plain Keras models overlook it:
         `keras.models.clone_model` makes one of any `Sequential`, and compiles it so.
         """
-        config = super().get_compile_config()
-        if isinstance(config.get("optimizer"), dict):
-            method = keras.saving.serialize_keras_object(self.sampling_held.sampling)
-            config["optimizer"][_METHOD] = method
+        config, method = super().get_compile_config(), self.sampling_held.sampling
+        chosen = repr(method) != repr(get_sampling("auto"))
+        if chosen and isinstance(config.get("optimizer"), dict):
+            named = keras.saving.serialize_keras_object(method)
+            config["optimizer"][_METHOD] = named
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

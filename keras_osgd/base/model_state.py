@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +14,22 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 
-__all__ = ["seeds_kept", "state_kept"]
+__all__ = ["build", "seeds_kept", "state_kept"]
+
+
+def build(model: keras.Model, x: Any) -> None:
+    """Builds the layers that are not built, by tracing, as Keras' `fit` does.
+
+    No operation runs, so that a layer which counts its calls has counted none.
+
+    Args:
+        model: any.
+        x: `[rows, ...]`, inputs.
+    """
+    if model.run_eagerly or all(x.built for x in keras_compat.layers_of(model)):
+        return
+    call = functools.partial(keras_compat.call_model, model, training=False)
+    tf.function(call).get_concrete_function(x)
 
 
 @contextlib.contextmanager
@@ -34,20 +51,12 @@ def state_kept(model: keras.Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def seeds_kept(model: keras.Model | None = None) -> Iterator[None]:
-    """Restores the states of random generators at the end of the block.
-
-    They are those of Python, of NumPy, of Keras and of the model's layers.
-    """
+def seeds_kept() -> Iterator[None]:
+    """Restores the random generators of Python, NumPy and Keras after the block."""
     states = random.getstate(), np.random.get_state()
-    weights = {id(v) for v in model.weights} if model else ()
-    seeds = [v for v in model.variables if id(v) not in weights] if model else []
-    held = [(v, tf.identity(v)) for v in seeds]
     try:
         with keras_compat.global_seeds_kept():
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        for variable, value in held:
-            variable.assign(value)

@@ -10,7 +10,7 @@ from keras_osgd.base.refusals import line_of
 from keras_osgd.base.warn import unless_it_fails
 from keras_osgd.fit import fitting, streaming
 from keras_osgd.fit.arguments import FitArguments
-from keras_osgd.fit.check import require_worth_reading
+from keras_osgd.fit.check import require_enough, require_worth_reading
 from keras_osgd.fit.fit_callback import ResumingCallback
 from keras_osgd.fit.held import Held
 from keras_osgd.sampling import Auto, Presample, Uniform
@@ -45,6 +45,7 @@ def beginning(
         return fitting.importance_sampling(*common, *found)
     try:
         with unless_it_fails(model):
+            require_enough(held.sampling, arguments)
             if not held.has_read(arguments.x):
                 require_worth_reading(model, held.sampling, arguments)
             found = fitting.examined(*common, arguments)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import keras
 
-from keras_osgd.base.model_state import seeds_kept
+from keras_osgd.base.model_state import build, seeds_kept, state_kept
 from keras_osgd.base.refusals import Refusals
 from keras_osgd.data import datasets, streams, training_data
 from keras_osgd.data.indexed_examples import Indexed
@@ -18,6 +19,7 @@ from keras_osgd.draws.oracle import refresh_steps
 from keras_osgd.fit import checks, strategies
 from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.run import RunKey, RunVariables
+from keras_osgd.losses import probe
 from keras_osgd.losses.described import OutputLoss, describe
 from keras_osgd.norms.scorer import Scorer
 from keras_osgd.pools.stream_run import StreamRun
@@ -33,6 +35,7 @@ __all__ = [
     "check",
     "examine",
     "examine_stream",
+    "require_enough",
     "require_worth_reading",
 ]
 
@@ -108,8 +111,7 @@ def check(
             sample_weight=sample_weight,
             class_weight=class_weight,
         )
-        with seeds_kept(model):
-            findings = _findings(model, method, arguments)
+        findings = _findings(model, method, arguments)
     finally:  # `fit` must still warn
         vars(model).pop("_keras_osgd_warned", None)
         if warned is not None:
@@ -245,6 +247,27 @@ def examine(
     )
     if data is None:
         return Examined(None, [], (), False, None, None)
+    with _without_a_trace(model, data):
+        return _examine(refusals, model, method, (arguments, data), earlier)
+
+
+@contextlib.contextmanager
+def _without_a_trace(model: keras.Model, data: TrainingData) -> Iterator[None]:
+    """Builds the model, and restores after the block all that a trial may change."""
+    with contextlib.suppress(Exception):  # the trial says better what is amiss
+        build(model, data.batch(probe.rows(data))[0])
+    with state_kept(model), seeds_kept():
+        yield
+
+
+def _examine(
+    refusals: Refusals,
+    model: keras.Model,
+    method: RAIS | Oracle,
+    given: tuple[FitArguments, TrainingData],
+    earlier: RunVariables | None,
+) -> Examined:
+    arguments, data = given
     refusals.tried(strategies.require_strategy, model, method, data)
     described = refusals.tried(describe, model, data) or []
     if described:
@@ -287,6 +310,26 @@ def _shown(
     return metrics.try_out(model, data)
 
 
+def require_enough(method: Auto, arguments: FitArguments) -> None:
+    """Raises where too little to learn from is given, as far as that is known at once.
+
+    Args:
+        method: the sampling method.
+        arguments: of `fit`; nothing is read, and no model is tried.
+    """
+    x, steps = arguments.x, None
+    if datasets.is_dataset(x):
+        with contextlib.suppress(ValueError):  # without a length: told of later
+            n, steps = datasets.length_of(x)
+    else:
+        part = arguments.validation_split
+        n, size = training_data.sizes(x, arguments.batch_size, part)
+        if n is not None:
+            steps = arguments.steps_per_epoch or -(-n // size)
+    if steps is not None and steps >= 0:  # not an endless dataset's
+        method.require_enough(n, steps)
+
+
 def require_worth_reading(
     model: keras.Model, method: Auto, arguments: FitArguments
 ) -> None:
@@ -313,8 +356,7 @@ def require_worth_reading(
     if rows is not None:
         size = len(keras.tree.flatten(rows)[0])
         trial = arguments.replace(x=Indexed((*rows, None, None)[:3], None, size))
-        with seeds_kept(model):
-            examine(refusals, model, RAIS(**method.get_config()), trial)
+        examine(refusals, model, RAIS(**method.get_config()), trial)
     refusals.end()
 
 
@@ -348,6 +390,18 @@ def examine_stream(
     )
     if stream is None:
         return ExaminedStream(None, [], (), False)
+    with _without_a_trace(model, stream.first):
+        return _examine_first(refusals, model, method, stream, earlier)
+
+
+def _examine_first(
+    refusals: Refusals,
+    model: keras.Model,
+    method: Presample,
+    stream: Stream,
+    earlier: StreamRun | None,
+) -> ExaminedStream:
+    """Examines the first batch of a stream."""
     described = refusals.tried(describe, model, stream.first) or []
     if not (described and model.built):
         return ExaminedStream(stream, described, (), False)

@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base import replicas
-from keras_osgd.base.model_state import seeds_kept
 from keras_osgd.base.refusals import Refusals
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data import training_data
@@ -248,7 +247,7 @@ def _examined(
         message = "`shuffle=False` has no effect: draws are random."
         warn_once(model, "shuffle", message)
     refusals.tried(strategies.refuse_checkpoint, model, checkpoint)
-    with strategies.scope_of(model), seeds_kept(model):
+    with strategies.scope_of(model):
         seen = examine(refusals, model, held.sampling, arguments, held.kept)
     refusals.end()
     return seen

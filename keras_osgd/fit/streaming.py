@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import keras
 
-from keras_osgd.base.model_state import seeds_kept
 from keras_osgd.base.refusals import Refusals
 from keras_osgd.fit import continuation
 from keras_osgd.fit.arguments import FitArguments
@@ -46,8 +45,7 @@ def pool_sampling(
     """
     refusals = Refusals()
     arguments = divided(refusals, arguments)
-    with seeds_kept(model):
-        seen = examine_stream(refusals, model, held.sampling, arguments, held.kept)
+    seen = examine_stream(refusals, model, held.sampling, arguments, held.kept)
     refusals.end()
     run = _begun_run(model, held, seen)
     stream, size = seen.stream, arguments.batch_size

@@ -73,19 +73,38 @@ class Activity(L.Layer):
 
 
 class Noise(L.Layer):
-    """Draws in inference too, by a seed of its own and by that of Keras."""
+    """Draws in inference too, by seeds of its own and of Keras; counts its calls."""
 
     def __init__(self):
         super().__init__()
         self.seeds = keras.random.SeedGenerator(3)
 
+    def build(self, shape):
+        self.calls = self.add_weight(initializer="zeros", trainable=False)
+
     def call(self, x):
+        self.calls.assign_add(1.0)
         x = x + keras.random.normal([4], seed=self.seeds)
         return x + keras.random.normal([4])
 
 
+class Unbuilt:
+    """A subclassed model that its first batch builds."""
+
+    def __init__(self):
+        super().__init__()
+        self.all = [Noise(), L.Dense(3)]
+
+    def call(self, x):
+        return self.all[1](self.all[0](x))
+
+
 def noisy(base):
-    return compiled(base, Noise())
+    keras.utils.set_random_seed(0)
+    subclassed = keras.Model if base is keras.Sequential else keras_osgd.Model
+    model = type("Subclassed", (Unbuilt, subclassed), {})()
+    model.compile("sgd", mean_of_batch)
+    return model
 
 
 def own_step(base):
@@ -153,10 +172,10 @@ OTHERS = {
         lambda: replaced(x=X[FEW], y=Y[FEW]),
         "1000 examples.*40 examples in 5 batches",
     ),
-    "few examples, random in inference": (
+    "a loss of the batch, random in inference": (
         noisy,
-        lambda: replaced(x=X[FEW], y=Y[FEW]),
-        "40 examples in 5 batches",
+        lambda: replaced(),
+        "one value per example",
     ),
     "few steps": (
         compiled,
