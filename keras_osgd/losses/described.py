@@ -266,7 +266,10 @@ def leaf_of(structure: Any, place: int) -> Any:
 
 
 def weights_for(
-    losses: list[OutputLoss], weights: tf.Tensor, sample_weight: Any
+    losses: list[OutputLoss],
+    weights: tf.Tensor,
+    sample_weight: Any,
+    factors: Sequence[tf.Tensor | None] = (),
 ) -> Any:
     """Returns the `sample_weight` that carries the importance weights to each loss.
 
@@ -274,19 +277,22 @@ def weights_for(
         losses: from `describe`.
         weights: `[m]`, importance weights.
         sample_weight: the user's, `[m, ...]`, one for each target, or `None`.
+        factors: `[]` for each loss, from `shares.factors_of_masks`.
     """
 
-    def combined(loss: OutputLoss) -> tf.Tensor:
-        return times(weights, leaf_of(sample_weight, loss.target), loss.rank)
+    def combined(loss: OutputLoss, factor: tf.Tensor | None) -> tf.Tensor:
+        own = weights if factor is None else weights * tf.cast(factor, weights.dtype)
+        return times(own, leaf_of(sample_weight, loss.target), loss.rank)
 
+    pairs = list(zip(losses, factors or [None] * len(losses), strict=True))
     if len(losses) == 1 and not losses[0].path:
-        return combined(losses[0])
+        return combined(*pairs[0])
     nested: dict = {}
-    for loss in losses:
+    for loss, factor in pairs:
         level = nested
         for key in loss.path[:-1]:
             level = level.setdefault(key, {})
-        level[loss.path[-1]] = combined(loss)
+        level[loss.path[-1]] = combined(loss, factor)
     return nested
 
 

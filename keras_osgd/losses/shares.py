@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_osgd.base import keras_compat
+from keras_osgd.base import keras_compat, replicas
 from keras_osgd.losses.described import (
     OutputLoss,
     leaf_of,
@@ -24,6 +25,7 @@ __all__ = [
     "are_known",
     "depends_on_batch",
     "each",
+    "factors_of_masks",
     "has_terms_of_the_batch",
     "scale",
     "unmasked",
@@ -101,6 +103,56 @@ def each(
             own = tf.reduce_sum(values, axis=1) * tf.cast(size, values.dtype)
         total += weights[order] * tf.cast(own, keras.config.floatx())
     return total
+
+
+def factors_of_masks(
+    model: keras.Model,
+    described: Sequence[OutputLoss],
+    batch: tuple[Any, Any],
+    weights: tf.Tensor,
+) -> tuple[list[tf.Tensor | None], tf.Tensor | None]:
+    """Returns factors of the weights of masked losses, and what these are divided by.
+
+    Keras divides a masked mean by the number of the batch's values that are left. Among
+    draws by importance that number is not the data's, for masked examples are rarely
+    drawn. Times its factor, each weight is divided by the sum of the weights of the
+    values left, which estimates it, as in any weighted mean.
+
+    Args:
+        model: compiled.
+        described: its losses.
+        batch: targets and outputs.
+        weights: `[m]`, importance weights.
+
+    Returns:
+        `[]` for each loss, `None` where nothing is masked; and `[]`, the sum of the
+        weights of the values left, in all masked losses, `None` without such. On
+        several replicas it is their mean.
+    """
+    factors, sums = [], []
+    for order, one in enumerate(described):
+        if one.alone:
+            factors.append(None)
+            continue
+        loss = keras_compat.compiled_losses(model)[order][1]
+        target, output = (
+            leaf_of(batch[0], one.target),
+            output_of(batch[1], one.path, order),
+        )
+        left = _values_left(loss, target, output)
+        weighted = tf.reduce_sum(left * tf.cast(weights, left.dtype))
+        sums.append(replicas.averaged(weighted))
+        factors.append(tf.math.divide_no_nan(tf.reduce_sum(left), sums[-1]))
+    return factors, tf.add_n(sums) if sums else None
+
+
+def _values_left(loss: keras.Loss, target: Any, output: tf.Tensor) -> tf.Tensor:
+    """Returns `[m]` float32, how many values of each example a loss's masks leave."""
+    values = loss.call(tf.cast(target, loss.dtype), tf.cast(output, loss.dtype))
+    masks = [keras_compat.mask_of(tensor) for tensor in (output, values)]
+    masks = [tf.cast(mask, tf.float32) for mask in masks if mask is not None]
+    left = functools.reduce(tf.multiply, masks)
+    return tf.reduce_sum(tf.reshape(left, [tf.shape(left)[0], -1]), axis=1)
 
 
 def _weighted_values(

@@ -77,6 +77,7 @@ def taking_part(
     at_loss: Callable[[Any, tf.Tensor, Callable[[Any], tf.Tensor]], None],
     at_update: Callable[[Callable[[], Any], list, list | None], None],
     handed: bool = True,
+    with_masks: Callable[[Any, Any], Any] | None = None,
 ) -> Iterator[None]:
     """Hooks into a user's step, where it computes the loss and applies the gradients.
 
@@ -89,6 +90,8 @@ def taking_part(
             and their variables, instead of `optimizer.apply`.
         handed: whether the weights were handed to the step; else they are given to
             `compute_loss` here.
+        with_masks: returns the weights to compute the loss with for targets and
+            outputs; `None` for `sample_weight` as it is.
 
     Raises:
         ValueError: unless the step computes the loss once, with these weights, and
@@ -108,8 +111,9 @@ def taking_part(
             call.arguments["sample_weight"] = weights
             return compute_loss(*call.args, **call.kwargs)
 
-        loss = weighted(sample_weight)
-        at_loss(call.arguments.get("y_pred"), loss, weighted)
+        y, y_pred = (call.arguments.get(name) for name in ("y", "y_pred"))
+        loss = weighted(with_masks(y, y_pred) if with_masks else sample_weight)
+        at_loss(y_pred, loss, weighted)
         return loss
 
     def applying(grads: Any, trainable_variables: Any = None) -> None:

@@ -65,8 +65,8 @@ def sampled_step(model: keras.Model, state: StepState, data: Any) -> Step:
     weights = weights_of(state, sample.probability)
     combined = weights_for(state.losses, weights, sample.sample_weight)
     before = skipping.state_before(model)
-    done = _forward_and_backward(model, state, data, weights, combined)
-    losses = _track_loss(model, state, (y, done.y_pred, sample), done.loss, weights)
+    done = _forward_and_backward(model, state, data, weights)
+    losses = _track_loss(model, state, (y, sample), done, weights)
     with weighted(model, importance_of(state, sample)):
         logs = model.compute_metrics(x, y, done.y_pred, sample_weight=combined)
 
@@ -111,11 +111,14 @@ def own_sampled_step(
             model, state, sample, done, lambda _: apply()
         )
 
+    def with_masks(y: Any, y_pred: Any) -> Any:
+        return _with_masks(model, state, (y, y_pred, sample), weights)[0]
+
     with (
         weighted(model, importance_of(state, sample)),
         last_layer.recording(model) as heads,
         tf.GradientTape() as tape,
-        taking_part(model, combined, at_loss, at_update, state.handed),
+        taking_part(model, combined, at_loss, at_update, state.handed, with_masks),
     ):
         logs = step(model, (x, y, combined) if state.handed else (x, y))
     skipping.put_back_unless(seen["counts"], before)
@@ -123,7 +126,7 @@ def own_sampled_step(
     return Step(logs, tf.sqrt(seen["pass"].last_layer[0]), seen["gain"])
 
 
-def _forward_and_backward(model, state, data, weights, combined) -> Pass:
+def _forward_and_backward(model, state, data, weights) -> Pass:
     (x, y, sample), size = data, size_of(data[-1])
     scorer, held = state.scorer, None
     if scorer is not None and scorer.holds_statistics:
@@ -133,6 +136,7 @@ def _forward_and_backward(model, state, data, weights, combined) -> Pass:
         recorded = contextlib.nullcontext([]) if scorer is None else recording(model)
         with recorded as frames, last_layer.recording(model) as heads:
             y_pred = keras_compat.call_model(model, x, training=True)
+            combined, left = _with_masks(model, state, (y, y_pred, sample), weights)
             loss = keras_compat.compute_loss(model, x, y, y_pred, combined)
         scaled = of_data = model.optimizer.scale_loss(loss)
         if scorer is not None and shares.depends_on_batch(model):
@@ -153,10 +157,18 @@ def _forward_and_backward(model, state, data, weights, combined) -> Pass:
         model, state.losses, found, deltas, size
     )
     last = squared / tf.square(weights), squared_gradient
-    return Pass(y_pred, loss, gradients, last, exact)
+    return Pass(y_pred, loss, gradients, last, exact, left)
 
 
-def _track_loss(model, state, batch, loss, weights) -> tf.Tensor | None:
+def _with_masks(model, state, batch, weights) -> tuple[Any, tf.Tensor | None]:
+    """Returns the weights of each loss, and the sum that masked ones are divided by."""
+    y, y_pred, sample = batch
+    parts = model, state.losses, (y, y_pred), weights
+    factors, left = shares.factors_of_masks(*parts)
+    return weights_for(state.losses, weights, sample.sample_weight, factors), left
+
+
+def _track_loss(model, state, batch, done, weights) -> tf.Tensor | None:
     """Adds a batch to the mean loss that is shown; returns each example's, if known.
 
     The mean over the steps is shown, as in Keras: of each step's loss, regularisation
@@ -164,9 +176,13 @@ def _track_loss(model, state, batch, loss, weights) -> tf.Tensor | None:
     the losses of single examples are not known, it is the self-normalised mean of the
     epoch, sum w f over sum w, of far higher variance. Regularisation is then shown
     times m over the epoch's mean sum of weights, a factor of 1 within a few per cent.
+    Of masked losses the sums are those over the values that the masks leave.
     """
-    (y, y_pred, sample), total = batch, tf.reduce_sum(weights)
-    size = size_of(sample)
+    (y, sample), y_pred, loss = batch, done.y_pred, done.loss
+    size, total = size_of(sample), tf.reduce_sum(weights)
+    if done.left is not None:
+        keras_compat.track_loss(model, loss * replicas.count(), done.left)
+        return None
     if not state.losses_known:
         keras_compat.track_loss(model, loss * tf.cast(size / total, loss.dtype), total)
         return None
@@ -187,6 +203,7 @@ class Pass(NamedTuple):
         gradients: one for each trainable weight.
         last_layer: squared norms `[m]` and ||g||^2 `[]` of the last layer.
         exact: the same over all trainable weights, or `None`.
+        left: `[]`, sum of the weights that masked losses were divided by, or `None`.
     """
 
     y_pred: Any
@@ -194,6 +211,7 @@ class Pass(NamedTuple):
     gradients: list[Any]
     last_layer: tuple[tf.Tensor, tf.Tensor]
     exact: tuple[tf.Tensor, tf.Tensor] | None
+    left: tf.Tensor | None = None
 
 
 def weights_of(state: StepState, probability: tf.Tensor) -> tf.Tensor:
