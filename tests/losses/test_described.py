@@ -345,6 +345,41 @@ def test_masked_values_of_a_sum_are_no_part_of_an_example_s_loss():
     )
 
 
+UNMASKED = np.arange(STEPS) < np.arange(1, N + 1)[:, None]
+IGNORING = CE(from_logits=True, ignore_class=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda: masked(CE(from_logits=True)), UNMASKED),
+        (lambda: (*described(IGNORING, "steps", LABELS), X), LABELS != 0),
+        (lambda: masked(IGNORING), UNMASKED & (LABELS != 0)),
+    ],
+)
+def test_a_masked_loss_is_divided_by_the_weights_of_the_values_left(make, left):
+    model, found, x = make()
+    y_pred = keras_compat.call_model(model, x, training=True)
+    batch = (LABELS, y_pred), WEIGHTS
+    factors, divisor = shares.factors_of_masks(model, found, *batch)
+    weights = losses.weights_for(found, WEIGHTS, OWN, factors)
+    own = CE(from_logits=True, reduction="none")(
+        LABELS, tf.constant(np.array(y_pred))
+    ).numpy()
+    weighted = WEIGHTS.numpy()[:, None] * left
+    expected = (weighted * OWN[:, None] * own).sum() / weighted.sum()
+    assert batch_loss(model, x, LABELS, weights) == pytest.approx(expected, rel=1e-5)
+    assert float(divisor) == pytest.approx(weighted.sum(), rel=1e-6)
+
+
+def test_losses_without_masks_have_no_factors():
+    model, found = described(["mse", CE(from_logits=True)], "list", [REALS, LABELS])
+    factors = shares.factors_of_masks(
+        model, found, ([REALS, LABELS], model(X)), WEIGHTS
+    )
+    assert factors == ([None, None], None)
+
+
 @pytest.mark.parametrize(
     ("make", "known"),
     [
