@@ -14,8 +14,9 @@ import keras_osgd
 from keras_osgd.sampling import RAIS, Presample
 from tests.helpers import small
 from tests.helpers.paths import ROOT
-from tests.helpers.small import BATCH_SIZE, EPOCHS, X, Y
+from tests.helpers.small import BATCH_SIZE, X, Y
 
+EPOCHS = 4  # into the second block
 ORDINARY = RAIS(adapt_learning_rate=False)
 
 
@@ -103,9 +104,9 @@ ROWS = {
         "test_a_schedule_stays_the_one_of_the_user",
     ],
     29: ["test_half_precision_observes_finite_norms_in_float32"],
-    30: ["test_compiled_by_xla_the_same_examples_are_drawn"],
+    30: ["test_modes_draw_and_learn_the_same_from_the_same_table"],
     31: [
-        "test_run_eagerly_gives_the_numbers_of_graph_mode",
+        "test_modes_draw_and_learn_the_same_from_the_same_table",
         "test_one_seed_gives_the_same_to_the_bit_however_the_steps_and_arrays_are_read",
     ],
     32: [
@@ -225,9 +226,8 @@ def test_every_batch_is_full_and_an_ordinary_epoch_has_the_steps_of_keras():
     assert sizes[looked_at:] == [BATCH_SIZE] * (2 * 2 * steps)
 
 
-@pytest.mark.parametrize("sampling", [ORDINARY, RAIS(seed=0)])
-def test_the_steps_of_an_epoch_are_printed(sampling, capsys):
-    small.fit(small.model(sampling=sampling), X[:50], Y[:50], verbose=1)
+def test_the_steps_of_an_epoch_are_printed(capsys):
+    small.fit(small.model(), X[:50], Y[:50], verbose=1)
     assert "13/13" in capsys.readouterr().out
 
 
@@ -260,12 +260,9 @@ def test_what_cannot_be_read_at_random_raises_with_a_remedy(source, received):
         small.model().fit(source, verbose=0)
 
 
-@pytest.mark.parametrize("source", ["infinite", "generator"])
-def test_what_cannot_be_read_at_random_trains_by_that_remedy(source):
-    data = DATASET.batch(20).repeat() if source == "infinite" else None
-    data = data or ((X, Y) for _ in range(9))
+def test_what_cannot_be_read_at_random_trains_by_that_remedy():
     trained = small.model(sampling=keras_osgd.sampling.Presample(ratio=4))
-    trained.fit(data, steps_per_epoch=3, verbose=0)
+    trained.fit(((X, Y) for _ in range(9)), steps_per_epoch=3, verbose=0)
     assert int(trained.optimizer.iterations) == 3
 
 
@@ -331,7 +328,7 @@ def _tagger(sampling):
 
 def test_the_loss_tells_class_indices_from_rows_that_look_one_hot():
     x, y = np.stack([X, -X], axis=1), np.eye(2, dtype=int)[Y % 2]
-    options, models = {"class_weight": {0: 1.0, 1: 5.0}, "epochs": 2}, []
+    options, models = {"class_weight": {0: 1.0, 1: 5.0}}, []
     for labels in (y, y[..., np.newaxis]):
         models.append(_tagger(RAIS(seed=0)))
         small.fit(models[-1], x, labels, **options)
