@@ -96,7 +96,7 @@ def test_without_any_fit_and_without_last_norms_draws_are_uniform(monkeypatch):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (blocks, "reshuffled"),  # the draws
+        (ScoreTable, "features_of"),  # the draws, which need it even where uniform
         (ScoreTable, "observe"),  # what is taken in
     ],
 )

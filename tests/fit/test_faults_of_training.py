@@ -66,8 +66,8 @@ def test_adam_trains_by_the_square_root_rule_and_says_so_once():
 
 
 def test_an_optimizer_without_a_rule_keeps_its_rate_and_says_so():
-    model = small.model(optimizer="lion")
-    messages = small.warned(small.fit, model)
+    model = small.model(optimizer="lion", run_eagerly=True)
+    messages = small.warned(small.fit, model, batch_size=20)
     assert len(messages) == 1 and "Lion: no rule is known" in messages[0]
     assert model.sampling_state.lead.numpy() == 0.0
     assert not model.sampling_run.step_state.adapt
@@ -156,8 +156,8 @@ def test_a_schedule_stays_the_one_of_the_user():
 def trained(name, norm):
     """Returns a model trained under a dtype policy, to look at."""
     keras.config.set_dtype_policy(name)
-    model = small.model(sampling=RAIS(seed=0, norm=norm))
-    small.fit(model)  # in which each example is drawn
+    model = small.model(sampling=RAIS(seed=0, norm=norm), run_eagerly=True)
+    small.fit(model, batch_size=20)  # in which each example is drawn
     return model
 
 

@@ -342,11 +342,12 @@ def test_batch_normalization_is_warned_of_once():
             (4,), L.Dense(6), L.BatchNormalization(), L.Dense(3, "softmax")
         )
 
-    model = compiled(build, sampling=RAIS(norm="exact", seed=0))
-    statistics, norms = small.warned(small.fit, model)
+    options = {"sampling": RAIS(norm="exact", seed=0), "run_eagerly": True}
+    model = compiled(build, **options)
+    statistics, norms = small.warned(small.fit, model, batch_size=20)
     assert "recalibrate_batch_normalization" in statistics
     assert "held at their moving averages" in norms
-    assert small.warned(small.fit, model) == []
+    assert small.warned(small.fit, model, batch_size=20) == []
 
 
 def test_an_accelerated_model_s_steps_are_those_of_our_own(monitored):
