@@ -10,8 +10,10 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd import sampling
 from keras_osgd.callbacks import SamplingMonitor
+from keras_osgd.data import training_data
 from keras_osgd.data.rows import Rows
 from keras_osgd.draws import oracle, pipeline
+from keras_osgd.fit import checks
 from keras_osgd.norms.scorer import Scorer
 from keras_osgd.sampling import RAIS, Oracle
 from tests.helpers import small
@@ -91,23 +93,18 @@ def _assert_p_is_that_of_the_plans_first_step(watch, refresh):
     return starts
 
 
-@pytest.mark.parametrize("refresh", [1, 3])
-def test_p_is_in_proportion_to_the_norms_at_the_weights_before_the_step(
-    refresh, scorings
-):
-    method = Oracle(refresh, 0.0, adapt_learning_rate=False, seed=0)
+def test_p_is_in_proportion_to_the_norms_at_the_weights_before_the_step(scorings):
+    method = Oracle(1, 0.0, adapt_learning_rate=False, seed=0)
     model, watch = _model(rate=1.0, sampling=method), _Watch()
-    warned = small.warned(_fit, model, epochs=2, callbacks=[watch])
     # With fresh norms w v is the same for all: there is no weight to bound.
-    assert any("`floor` is 0" in line for line in warned) == (refresh > 1)
-    starts = _assert_p_is_that_of_the_plans_first_step(watch, refresh)
-    assert starts == list(range(0, 2 * STEPS, refresh))
+    assert small.warned(_fit, model, epochs=2, callbacks=[watch]) == []
+    starts = _assert_p_is_that_of_the_plans_first_step(watch, 1)
+    assert starts == list(range(2 * STEPS))
     assert len(scorings) == len(starts)  # none after the last step
 
 
-@pytest.mark.parametrize("draws", ["reshuffled", "independent"])
-def test_with_one_example_a_step_moves_by_the_mean_norm_whichever_is_drawn(draws):
-    method = Oracle(adapt_learning_rate=False, draws=draws, seed=0)
+def test_with_one_example_a_step_moves_by_the_mean_norm_whichever_is_drawn():
+    method = Oracle(adapt_learning_rate=False, draws="reshuffled", seed=0)
     model, watch = _model(sampling=method), _Watch()
     x, y = X[:7], Y[:7]
     _fit(model, x, y, batch_size=1, epochs=2, callbacks=[watch])
@@ -124,19 +121,6 @@ def test_with_one_example_a_step_moves_by_the_mean_norm_whichever_is_drawn(draws
         np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=3e-7)
 
 
-def test_the_weighted_gradient_is_that_of_the_mean_loss_over_all_draws():
-    model, watch = _model(), _Watch()
-    _fit(model, callbacks=[watch])
-    _, weights, _, p = watch.steps[-1]
-    gradients = _gradients(weights)
-    each = gradients / (N * p[:, np.newaxis])
-    np.testing.assert_allclose(p @ each, gradients.mean(axis=0), atol=1e-12)
-    # No other p has as small a second moment, and this one's is (mean v)^2.
-    second = p @ (each**2).sum(axis=1)
-    norms = np.linalg.norm(gradients, axis=1)
-    assert second == pytest.approx(norms.mean() ** 2, rel=1e-9)
-
-
 def test_the_pipeline_reads_nothing_ahead():
     buffers = pipeline.PlanBuffers(block_steps=8, batch_size=2)
     buffers.planned_until.assign(8)
@@ -145,17 +129,6 @@ def test_the_pipeline_reads_nothing_ahead():
     for step in range(6):
         buffers.index.assign(tf.fill(buffers.index.shape, tf.cast(step, tf.int64)))
         assert next(iterator)[2].index.numpy().tolist() == [step, step]
-
-
-def test_two_runs_with_one_seed_are_equal_to_the_bit_and_another_is_not():
-    found = []
-    for seed in (1, 1, 2):
-        model = _model(sampling=Oracle(refresh=2, seed=seed))
-        history = _fit(model).history
-        found.append((small.flat(model), history))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    assert found[0][1] == found[1][1]
-    assert (found[0][0] != found[2][0]).any()
 
 
 def test_a_second_fit_scores_at_the_weights_it_begins_with(scorings):
@@ -201,10 +174,8 @@ def _two_outputs(**options):
 Y_AB = {"a": X[:, :1] * 3.0, "b": X[:, 1:2]}
 
 
-@pytest.mark.parametrize(
-    "method", [Oracle(1, 1.0, seed=0), RAIS(1.0, norm="exact", seed=0)]
-)
-def test_scorings_do_not_count_in_the_losses_shown_of_several_outputs(method):
+def test_scorings_do_not_count_in_the_losses_shown_of_several_outputs():
+    method = RAIS(1.0, norm="exact", seed=0)  # which scores each batch apart
     model = _two_outputs(sampling=method)  # drawn uniformly: all weights are 1
     history = _fit(model, y=Y_AB).history
     shown = history["a_loss"][0] + history["b_loss"][0]
@@ -212,7 +183,7 @@ def test_scorings_do_not_count_in_the_losses_shown_of_several_outputs(method):
     [tracker] = [m for m in model.metrics if m.name == "a_loss"]
     assert float(tracker.count) == STEPS * M
     model.reset_metrics()
-    keras_osgd.gradient_norms(model, X, Y_AB)
+    keras_osgd.gradient_norms(model, X, Y_AB)  # as the oracle scores all examples
     assert all(float(v) == 0.0 for v in model.metrics_variables)
 
 
@@ -231,23 +202,15 @@ def test_a_saved_model_trains_on_as_the_one_that_was_not_saved(tmp_path):
     assert loaded.sampling_state.blocks == model.sampling_state.blocks
 
 
-def test_an_accelerated_keras_model_trains_by_exact_norms(scorings):
-    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    plain.compile("sgd", small.crossentropy())
-    model = keras_osgd.accelerate(plain, sampling="oracle")
-    history = _fit(model).history
-    assert len(scorings) == model.optimizer.iterations.numpy()
-    assert np.isfinite(history["loss"]).all()
-
-
-@pytest.mark.parametrize("per_execution", [2, 4])
-def test_a_refresh_that_is_a_multiple_of_steps_per_execution_trains(per_execution):
+def test_a_refresh_that_is_a_multiple_of_steps_per_execution_trains():
     # Epochs of 8 effective iterations, which end inside executions and blocks.
-    method = Oracle(refresh=4, floor=1e-9, seed=0)
-    model, watch = _model(sampling=method, steps_per_execution=per_execution), _Watch()
-    _fit(model, X[:27], Y[:27], epochs=4, callbacks=[watch])
+    method = Oracle(refresh=4, floor=0.0, seed=0)
+    model, watch = _model(sampling=method, steps_per_execution=2), _Watch()
+    options = {"epochs": 4, "callbacks": [watch]}
+    told = small.warned(_fit, model, X[:27], Y[:27], **options)
+    assert any("`floor` is 0" in line for line in told)
     steps = [step for step, *_ in watch.steps]
-    assert any(step % per_execution for step in steps)  # or nothing was tested
+    assert any(step % 2 for step in steps)  # or nothing was tested
     for i, (step, weights, plan, p) in enumerate(watch.steps):
         ends = (steps[1:] + [model.sampling_run.clock.step])[i]
         assert plan.start <= step < ends <= plan.start + 4
@@ -277,19 +240,21 @@ def test_the_default_refresh_follows_n_and_steps_per_execution():
 
 
 def test_stale_scores_are_warned_of_once(monkeypatch):
-    def warned(sampling, fits=1):
-        model = _model(sampling=sampling, run_eagerly=True)
-        found = [small.warned(_fit, model, steps_per_epoch=1) for _ in range(fits)]
-        return sum(found, []), model
+    data = training_data.prepare(X, Y, None, None, M, None)
+
+    def warned(method):
+        model, method = _model(sampling=method), sampling.get(method)
+        calls = [(checks.warn_of_staleness, model, method, data)] * 2
+        return sum((small.warned(*call) for call in calls), [])
 
     monkeypatch.setattr(sampling, "_FRESH", N)
-    assert warned("oracle")[0] == []
+    assert warned("oracle") == []
     monkeypatch.setattr(sampling, "_FRESH", N - 1)
-    assert warned(Oracle(refresh=1))[0] == []
-    messages, _ = warned(Oracle(refresh=2), fits=2)
-    assert len(messages) == 1
-    assert "30 examples are scored every 2 steps: in between" in messages[0]
-    messages, model = warned("oracle", fits=2)
+    assert warned(Oracle(refresh=1)) == []
+    [message] = warned(Oracle(refresh=2))
+    assert "30 examples are scored every 2 steps: in between" in message
+    model = _model(sampling="oracle", run_eagerly=True)
+    messages = small.warned(_fit, model, steps_per_epoch=1)
     assert len(messages) == 1
     assert "30 examples are scored every 50 steps by default: " in messages[0]
     assert "20.4 / 21.1 % every 5 / 20 steps" in messages[0]
@@ -332,17 +297,6 @@ def test_draws_are_uniform_where_no_norm_is_above_0(monkeypatch, capsys):
     for *_, p in watch.steps:
         np.testing.assert_allclose(p, 1 / N, rtol=1e-12)
     assert capsys.readouterr().out.count("All gradient norms are 0: draws are uni") == 1
-
-
-def test_equal_norms_give_uniform_p():
-    keras.utils.set_random_seed(0)
-    layer = keras.layers.Dense(1, kernel_initializer="zeros")
-    model = keras_osgd.Sequential([keras.Input((1,)), layer])
-    model.compile("sgd", "mse", sampling="oracle")
-    watch = _Watch()
-    x = np.where(np.arange(N) % 2, 1.0, -1.0)[:, np.newaxis]
-    _fit(model, x, x, callbacks=[watch])
-    np.testing.assert_allclose(watch.steps[0][-1], 1 / N, rtol=1e-6)
 
 
 def test_the_floor_bounds_the_weights(monkeypatch):
@@ -388,9 +342,15 @@ def test_it_is_named_and_serialized_like_the_others():
     }
 
 
-def test_the_monitor_tells_the_seconds_of_scoring_and_the_gain():
+def test_the_monitor_tells_the_seconds_of_scoring_and_the_gain(monkeypatch, capsys):
+    monkeypatch.setattr(oracle, "_RETREAT_BELOW", 7.9)  # of which fresh scores know not
     model = _model(rate=0.5)
-    history = _fit(model, epochs=8, callbacks=[SamplingMonitor()]).history
+    options = {"verbose": 2, "callbacks": [SamplingMonitor()]}
+    history = _fit(model, epochs=8, **options).history
+    out = capsys.readouterr().out
+    assert out.count("Scoring 30 examples\n") == 1  # the first of many
+    assert "Draws are uniform" not in out and model.sampling_state.armed
+    assert model.sampling_run.clock.step > 50  # gains are averaged over so many
     seconds = np.array(history["scoring_seconds"])
     assert (np.diff(seconds, prepend=0.0) > 0).all()
     assert 0 < history["sampling_share"][-1] < 1
@@ -400,26 +360,18 @@ def test_the_monitor_tells_the_seconds_of_scoring_and_the_gain():
     progress = np.array(history["effective_epochs"])
     np.testing.assert_allclose(progress, np.arange(1, 9), atol=8 / STEPS)
     assert model.optimizer.iterations.numpy() < 8 * STEPS
-    rais = _model(sampling=RAIS())
-    assert "scoring_seconds" not in _fit(rais, callbacks=[SamplingMonitor()]).history
 
 
-@pytest.mark.parametrize("refresh", [1, 5])
-def test_stale_scores_that_do_not_pay_are_retreated_from_and_one_scoring_is_told_of(
-    refresh, monkeypatch, capsys
-):
+def test_stale_scores_that_do_not_pay_are_retreated_from(monkeypatch, capsys):
     monkeypatch.setattr(oracle, "_RETREAT_BELOW", 7.9)  # never reached
-    model = _model(sampling=Oracle(refresh, seed=0))
-    model.fit(X, Y, batch_size=M, epochs=8, verbose=2)
+    model = _model(sampling=Oracle(5, adapt_learning_rate=False, seed=0))
+    _fit(model, epochs=7, verbose=2)
     out = capsys.readouterr().out
-    stale = refresh > 1
-    assert out.count("Draws are uniform and independent until") == stale
-    assert out.count("Scoring 30 examples\n") == 1  # the first of many
+    assert out.count("Draws are uniform and independent until") == 1
     plan = model.sampling_run.planner.last_plan
-    assert plan.importance != stale
-    if stale:
-        np.testing.assert_allclose(plan.probability, plan.credit / N)
-        monkeypatch.setattr(oracle, "_RETREAT_BELOW", 0.5)
-        _fit(model, epochs=8)
-        assert model.sampling_run.planner.last_plan.importance
-        assert capsys.readouterr().out == ""
+    assert not plan.importance
+    np.testing.assert_allclose(plan.probability, plan.credit / N)
+    monkeypatch.setattr(oracle, "_RETREAT_BELOW", 0.5)
+    _fit(model, epochs=7)
+    assert model.sampling_run.planner.last_plan.importance
+    assert capsys.readouterr().out == ""

@@ -1,18 +1,16 @@
 """Models, optimizers and ways of running that are not the plain one."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
 
 import keras_osgd
 from keras_osgd.callbacks import SamplingMonitor
-from keras_osgd.draws import pipeline
 from keras_osgd.fit import checks
 from keras_osgd.sampling import RAIS
 from tests.helpers import small
-from tests.helpers.small import EPOCHS
+
+EPOCHS = 5  # well into the second block
 
 
 class Unbuilt(keras_osgd.Model):
@@ -22,19 +20,6 @@ class Unbuilt(keras_osgd.Model):
 
     def call(self, inputs):
         return self.dense(inputs)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The indices of all blocks that are planned."""
-    plans, write = [], pipeline.PlanBuffers.write
-
-    def noted(self, plan):
-        plans.append(plan.index)
-        write(self, plan)
-
-    monkeypatch.setattr(pipeline.PlanBuffers, "write", noted)
-    return plans
 
 
 @pytest.fixture
@@ -81,17 +66,19 @@ def test_adam_trains_by_the_square_root_rule_and_says_so_once():
 
 
 def test_an_optimizer_without_a_rule_keeps_its_rate_and_says_so():
-    model = small.model(optimizer="lion")
-    messages = small.warned(small.fit, model, epochs=EPOCHS)
+    model = small.model(optimizer="lion", run_eagerly=True)
+    messages = small.warned(small.fit, model, batch_size=20)
     assert len(messages) == 1 and "Lion: no rule is known" in messages[0]
     assert model.sampling_state.lead.numpy() == 0.0
     assert not model.sampling_run.step_state.adapt
 
 
 def test_a_rate_that_is_not_to_be_adapted_needs_no_rule():
-    model = small.model(optimizer="adam", sampling=RAIS(adapt_learning_rate=False))
-    assert small.warned(small.fit, model, epochs=EPOCHS) == []
-    assert model.sampling_state.lead.numpy() == 0.0
+    for optimizer in ("adam", "lion"):
+        method = RAIS(adapt_learning_rate=False)
+        model = small.model(optimizer=optimizer, sampling=method)
+        assert small.warned(checks.rate_can_follow, model, method) == []
+        assert not checks.rate_can_follow(model, method)
 
 
 def test_a_model_without_trainable_weights_is_refused():
@@ -166,26 +153,22 @@ def test_a_schedule_stays_the_one_of_the_user():
 # Row 29
 
 
-@functools.cache
 def trained(name, norm):
     """Returns a model trained under a dtype policy, to look at."""
     keras.config.set_dtype_policy(name)
-    model = small.model(sampling=RAIS(seed=0, norm=norm))
-    small.fit(model, epochs=4)  # until each example has been drawn
+    model = small.model(sampling=RAIS(seed=0, norm=norm), run_eagerly=True)
+    small.fit(model, batch_size=20)  # in which each example is drawn
     return model
 
 
-@pytest.mark.parametrize(
-    ("half_type", "norm"),
-    [("float16", "last_layer"), ("float16", "exact"), ("bfloat16", "exact")],
-)
+@pytest.mark.parametrize("norm", ["last_layer", "exact"])
 @pytest.mark.usefixtures("policy")  # puts back the one before
-def test_half_precision_observes_finite_norms_in_float32(half_type, norm):
-    half, full = trained(f"mixed_{half_type}", norm), trained("float32", norm)
-    assert half.layers[0].compute_dtype == half_type
+def test_half_precision_observes_finite_norms_in_float32(norm):
+    half, full = trained("mixed_float16", norm), trained("float32", norm)
+    assert half.layers[0].compute_dtype == "float16"
     norms = [m.sampling_state.table.last_norms() for m in (half, full)]
     assert norms[0].dtype == np.float32
-    assert np.isfinite(norms[0]).all()
+    assert np.isfinite(norms[0]).all() and (norms[1] > 0).all()
     np.testing.assert_allclose(norms[0], norms[1], rtol=0.05)
 
 
@@ -202,44 +185,17 @@ def test_steps_that_float16_skips_do_not_advance_the_clock(mixed_float16):
     np.testing.assert_allclose(logs["effective_epochs"][-1], effective / 15, rtol=1e-6)
 
 
-@pytest.mark.parametrize("initial_scale", [2.0, 2.0**40])
 def test_accumulated_steps_keep_their_rate_and_count_unless_float16_skips_them(
-    initial_scale, mixed_float16
+    mixed_float16,
 ):
     accumulating = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
-    scaled = keras.optimizers.LossScaleOptimizer(accumulating, initial_scale)
-    model = small.model(optimizer=scaled)
+    scaled = keras.optimizers.LossScaleOptimizer(accumulating, 2.0**40)
+    model = small.model(optimizer=scaled, sampling=RAIS(seed=0, retreat_below=0.0))
     messages = small.warned(small.fit, model, epochs=EPOCHS)
     assert len(messages) == 1 and "SGD accumulates gradients" in messages[0]
     clock = model.sampling_run.clock
     assert clock.effective_iterations() == EPOCHS * 15
     assert int(scaled.iterations) == EPOCHS * 15 // 2  # updates, of two batches each
-    skipped = clock.step - EPOCHS * 15
-    assert skipped == 0 if initial_scale == 2 else skipped > 10
+    assert clock.step - EPOCHS * 15 > 10  # the first ones overflowed
+    assert model.sampling_run.planner.last_plan.importance
     assert model.sampling_state.lead.numpy() == 0.0
-
-
-# Rows 30 and 31
-
-
-def test_compiled_by_xla_the_same_examples_are_drawn(drawn):
-    # Of two features that say nearly the same, rounding would decide between the fits.
-    method = RAIS(features=("constant", "last", "class_mean"), seed=0)
-    models = [small.model(sampling=method, jit_compile=xla) for xla in (False, True)]
-    indices = []
-    for model in models:
-        small.fit(model, epochs=EPOCHS)
-        indices.append(np.concatenate(drawn))
-        drawn.clear()
-    assert models[0].sampling_run.probabilities().std() > 1e-3 / 60  # not uniform
-    np.testing.assert_array_equal(*indices)
-    np.testing.assert_allclose(*map(small.flat, models), rtol=1e-4, atol=1e-6)
-
-
-def test_run_eagerly_gives_the_numbers_of_graph_mode():
-    models = small.model(), small.model(run_eagerly=True)
-    histories = [small.fit(m, epochs=5, callbacks=[SamplingMonitor()]) for m in models]
-    assert models[0].sampling_run.planner.last_plan.importance
-    np.testing.assert_allclose(*map(small.flat, models), rtol=1e-5, atol=1e-6)
-    for key in ("loss", "gain_ratio", "effective_epochs"):
-        np.testing.assert_allclose(*(h.history[key] for h in histories), rtol=1e-4)

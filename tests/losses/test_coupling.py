@@ -59,8 +59,8 @@ def test_a_loss_of_keras_without_a_loss_for_each_example_is_refused(name):
         described(TRIALS[name])
 
 
-@pytest.mark.parametrize("name", ["Dice(axis=(1, 2, 3))", "Tversky(axis=(1, 2, 3))"])
-def test_the_remedy_for_a_loss_of_one_number_trains_with_norms_of_its_own(name):
+def test_the_remedy_for_a_loss_of_one_number_trains_with_norms_of_its_own():
+    name = "Tversky(axis=(1, 2, 3))"
     with pytest.raises(ValueError, match=re.escape(f"`keras.losses.{name}`")):
         described(TRIALS[name.split("(")[0] + "()"])
     options = {"sampling": RAIS(seed=0), "optimizer": keras.optimizers.SGD(0.0)}

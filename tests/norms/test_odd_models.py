@@ -318,11 +318,10 @@ class Tripling(L.Layer):
         return 3.0 * x if training else x
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-def test_norms_in_training_mode_are_of_the_model_in_training_mode(mode):
+def test_norms_in_training_mode_are_of_the_model_in_training_mode():
     keras.utils.set_random_seed(0)
     model = functional((5,), L.Dense(4), Tripling(), L.Dense(2))
-    model.compile("sgd", "mse", run_eagerly=mode == "eager")
+    model.compile("sgd", "mse")
     x, y = values(5), values(2)
     found = keras_osgd.gradient_norms(model, x, y, training=True)
     model.layers[2].call = lambda x, training=False: 3.0 * x

@@ -6,14 +6,14 @@ import keras
 import numpy as np
 import pytest
 
+from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.sampling import RAIS
 from tests.helpers import small
 
-MODES = {
-    "eager": {"run_eagerly": True},
-    "jit": {"jit_compile": True},
-    "five steps": {"steps_per_execution": 5},
-    "five steps, jit": {"steps_per_execution": 5, "jit_compile": True},
+MODES = {  # with whether they adapt the rate: epochs end where executions do
+    "eager": ({"run_eagerly": True}, True),
+    "five steps": ({"steps_per_execution": 5}, False),
+    "five steps, jit": ({"steps_per_execution": 5, "jit_compile": True}, False),
 }
 BLOCK = 50
 
@@ -35,34 +35,40 @@ class Plans(keras.callbacks.Callback):
         self.first = self.model.sampling_run.planner.last_plan
 
 
-def one_block(path, steps=BLOCK, **options):
-    """Trains on from a file; returns model, plan and what the table held before."""
-    sampling = RAIS(seed=0, adapt_learning_rate=False)
+def one_block(path, adapt, **options):
+    """Trains on from a file; returns model, plan, the table before, and the logs."""
+    sampling = RAIS(seed=0, adapt_learning_rate=adapt)
     model, plans = small.model(sampling=sampling, **options), Plans()
     model.load_weights(path)
-    before = model.sampling_state.table.state_dict()
-    small.fit(model, steps_per_epoch=steps, callbacks=[plans])
-    return model, plans.first, before
+    state = model.sampling_state
+    before = {**state.table.state_dict(), "lead": state.lead.numpy()}
+    callbacks = [plans, SamplingMonitor()]
+    history = small.fit(model, steps_per_epoch=BLOCK, callbacks=callbacks).history
+    return model, plans.first, before, history
 
 
 @pytest.fixture(scope="module")
 def reference(learned):
-    """In graphs, one step at a time."""
-    return one_block(learned)
+    """In graphs, one step at a time; by whether the rate is adapted."""
+    return functools.cache(lambda adapt: one_block(learned, adapt))
 
 
 @pytest.fixture(scope="module")
 def trained(learned):
-    return functools.cache(lambda mode: one_block(learned, **MODES[mode]))
+    return functools.cache(
+        lambda mode: one_block(learned, MODES[mode][1], **MODES[mode][0])
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_table_gives_the_same_draws_and_the_same_table_a_block_later(
-    mode, trained, reference
-):
-    model, plan, before = trained(mode)
-    expected, expected_plan, expected_before = reference
+def test_modes_draw_and_learn_the_same_from_the_same_table(mode, trained, reference):
+    model, plan, before, shown = trained(mode)
+    expected, expected_plan, expected_before, expected_shown = reference(MODES[mode][1])
     assert plan.importance and plan.start == 0
+    for key in ("loss", "gain_ratio", "effective_epochs"):
+        np.testing.assert_allclose(shown[key], expected_shown[key], rtol=1e-4)
+    gained = model.sampling_state.lead.numpy() - before["lead"]
+    assert gained > 0.5 if MODES[mode][1] else gained == 0
     for name in plan._fields:  # draws, probabilities, features: to the bit
         np.testing.assert_array_equal(getattr(plan, name), getattr(expected_plan, name))
     for name, value in model.sampling_state.table.state_dict().items():
@@ -81,7 +87,7 @@ def test_the_same_table_gives_the_same_draws_and_the_same_table_a_block_later(
 
 
 def test_in_one_mode_steps_at_once_change_no_bit(trained, reference):
-    model, _, _ = trained("five steps")
-    other = reference[0].sampling_state.table.state_dict()
+    model, *_ = trained("five steps")
+    other = reference(False)[0].sampling_state.table.state_dict()
     for name, value in model.sampling_state.table.state_dict().items():
         np.testing.assert_array_equal(value, other[name])

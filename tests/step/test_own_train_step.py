@@ -1,5 +1,7 @@
 """A user's own `train_step`, as Keras' guides write it, is importance-sampled too."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -95,14 +97,10 @@ def assert_same(model, other, tolerance=1e-6):
     )
 
 
-@pytest.mark.parametrize("accelerated", [False, True])
-def test_the_step_of_keras_guide_trains_as_ours(accelerated, reference):
-    options = {"weighted_metrics": ["accuracy"]}
-    if accelerated:  # and decorated, as a user may have done
-        model = made(tf.function(guide), of=keras, **options)
-        keras_osgd.accelerate(model, RAIS(seed=0, retreat_below=0.0))
-    else:
-        model = made(guide, **options)
+def test_an_accelerated_model_s_step_of_keras_guide_trains_as_ours(reference):
+    # Decorated, as a user may have done.
+    model = made(tf.function(guide), of=keras, weighted_metrics=["accuracy"])
+    keras_osgd.accelerate(model, RAIS(seed=0, retreat_below=0.0))
     history = fit(model)
     expected, shown = reference
     assert_same(model, expected)
@@ -122,12 +120,14 @@ def of_readme(model, data):
     return names["Own"].train_step(model, data)
 
 
-@pytest.mark.parametrize("step", [extended, of_readme])
-def test_steps_written_otherwise_train_as_ours(step, reference):
-    model = made(step, weighted_metrics=["accuracy"], steps_per_execution=3)
-    history = fit(model)
+def test_a_step_and_a_compute_loss_that_extend_those_of_keras_train_as_ours(reference):
+    def passing_on(model, *args, **kwargs):
+        return keras.Model.compute_loss(model, *args, **kwargs)
+
+    model = made(extended, weighted_metrics=["accuracy"], steps_per_execution=3)
+    type(model).compute_loss = passing_on
+    assert "one" in fit(model)
     assert_same(model, reference[0])
-    assert ("one" in history) == (step is extended)
 
 
 class Pair(keras.metrics.SparseCategoricalAccuracy):
@@ -138,11 +138,14 @@ class Pair(keras.metrics.SparseCategoricalAccuracy):
 
 
 @pytest.mark.parametrize("step", [guide, of_readme])
-def test_a_metric_of_the_model_s_own_is_weighted_if_the_step_does_it(step, reference):
+def test_a_step_trains_as_ours_and_weights_metrics_of_the_model_as_it_does(
+    step, reference
+):
     model = made(step, metrics=["accuracy", Pair(name="pair")])
     model.own = keras.metrics.SparseCategoricalAccuracy(name="own")
     told = [t for t in small.warned(fit, model) if "drawn examples" in t]
     shown, expected = model.history.history, reference[1]
+    assert_same(model, reference[0])
     wrong = 1 - np.array(expected["accuracy"])
     np.testing.assert_allclose(shown["right"], expected["accuracy"], rtol=1e-5)
     np.testing.assert_allclose(shown["wrong"], wrong, rtol=1e-5)
@@ -167,9 +170,9 @@ def test_a_scaled_loss_and_xla_change_neither_steps_nor_norms(reference):
 def test_a_row_with_nan_changes_nothing_and_is_set_aside():
     x = small.X.copy()
     x[7] = np.nan
-    plain, own = made(), made(guide)
+    plain, own = made(run_eagerly=True), made(guide)
     for model in (plain, own):
-        fit(model, x=x, verbose=0)
+        fit(model, 3, x=x, batch_size=20)
     assert np.isfinite(small.flat(own)).all()
     assert list(own.sampling_state.bad_examples.set_aside) == [7]
     assert_same(own, plain)
@@ -181,7 +184,12 @@ def test_uniform_training_and_single_batches_run_it_as_keras_does():
     logs = []
     for model in models:
         keras.utils.set_random_seed(1)
-        logs.append([fit(model, 1), model.train_on_batch(small.X[:4], small.Y[:4])])
+        logs.append(
+            [
+                fit(model, 1, batch_size=20),
+                model.train_on_batch(small.X[:4], small.Y[:4]),
+            ]
+        )
     assert logs[0] == logs[1]
     np.testing.assert_array_equal(*map(small.flat, models))
 
@@ -207,7 +215,7 @@ def test_single_batches_before_and_between_fits_are_keras_own(step):
             logs.append((trained, tested, model.predict_on_batch(x).tolist()))
         assert logs[0] == logs[1]
         np.testing.assert_array_equal(small.flat(ours), small.flat(plain))
-        fit(ours, 1)
+        fit(ours, 1, batch_size=20)
     assert ours.sampling_state.observed == 2 * len(small.X)
 
 
@@ -365,14 +373,30 @@ METHODS = {
 }
 
 
+LENGTHS = {"rais": 4, "presample": 2}  # in epochs
+
+
+@pytest.fixture(scope="module")
+def without_weights():
+    """Returns a function that trains a model of ours by one of the methods."""
+
+    def trained(method):
+        model = made(sampling=METHODS[method]())
+        return model, seeded(fit, model, LENGTHS[method], sample_weight=None)
+
+    return functools.cache(trained)
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_steps_without_weights_in_their_data_train_as_ours(method, monkeypatch):
+def test_steps_without_weights_in_their_data_train_as_ours(
+    method, without_weights, monkeypatch
+):
     monkeypatch.setattr(stream_run, "_OBSERVED", 1)
     monkeypatch.setattr(stream_run, "_MARGIN", 0.0)
-    expected, own = made(sampling=METHODS[method]()), made(first)
+    (expected, shown), own = without_weights(method), made(first)
     options = {"metrics": ["accuracy"], "sampling": METHODS[method]()}
     own.compile(own.optimizer, own.loss, **options)
-    shown, found = (seeded(fit, model, sample_weight=None) for model in (expected, own))
+    found = seeded(fit, own, LENGTHS[method], sample_weight=None)
     np.testing.assert_allclose(small.flat(own), small.flat(expected), atol=1e-6)
     np.testing.assert_allclose(found["accuracy"], shown["accuracy"], rtol=1e-5)
     np.testing.assert_allclose(found["loss"], shown["loss"], rtol=0.2)
@@ -381,19 +405,18 @@ def test_steps_without_weights_in_their_data_train_as_ours(method, monkeypatch):
     else:
         assert_same(own, expected)
         assert own.sampling_run.planner.last_plan.importance
-    with pytest.raises(ValueError, match="too many values to unpack"):
-        fit(own)  # with weights of the user's, which Keras would refuse too
-    fit(own, 1, sample_weight=None)
+        with pytest.raises(ValueError, match="too many values to unpack"):
+            fit(own)  # with weights of the user's, which Keras would refuse too
+        fit(own, 1, sample_weight=None)
 
 
-def test_a_step_that_leaves_its_weights_unused_trains_as_ours():
+def test_a_step_that_leaves_its_weights_unused_trains_as_ours(without_weights):
     def dropping(model, data):
         return first(model, data[:2])
 
-    expected, own = made(), made(dropping)
-    for model in (expected, own):
-        fit(model, sample_weight=None)
-    assert_same(own, expected)
+    own = made(dropping)
+    fit(own, sample_weight=None)
+    assert_same(own, without_weights("rais")[0])
 
 
 def test_weights_that_a_step_makes_itself_are_refused():
@@ -403,16 +426,6 @@ def test_weights_that_a_step_makes_itself_are_refused():
 
     with pytest.raises(ValueError, match="`compute_loss` weights of its own"):
         fit(made(weighing), sample_weight=None)
-
-
-def test_a_compute_loss_that_passes_all_its_arguments_on_gets_the_weights(reference):
-    def passing_on(model, *args, **kwargs):
-        return keras.Model.compute_loss(model, *args, **kwargs)
-
-    model = made(guide)
-    type(model).compute_loss = passing_on
-    fit(model)
-    assert_same(model, reference[0])
 
 
 def test_a_compute_loss_of_the_instance_that_drops_the_weights_is_refused():
@@ -466,9 +479,7 @@ def normed(step):
     return made(step, layers=[keras.layers.BatchNormalization()]), small.X
 
 
-@pytest.mark.parametrize(
-    ("step", "of"), [(mixup, normed), (compared, normed), (compared, numbers)]
-)
+@pytest.mark.parametrize(("step", "of"), [(mixup, normed), (compared, numbers)])
 def test_a_step_that_couples_examples_is_refused(step, of):
     [found, *_] = told_of(*of(step))
     assert found.kind == "error"

@@ -30,7 +30,7 @@ class Plan(keras.callbacks.Callback):
 def continued(learned, name, steps, norm="last_layer"):
     """Returns a model after some steps, its weights before, the plan, the history."""
     sampling, plan = RAIS(seed=0, norm=norm, adapt_learning_rate=False), Plan()
-    model = small.model(optimizer=OPTIMIZERS[name][0](), sampling=sampling)
+    model = small.model(optimizer=OPTIMIZERS[name](), sampling=sampling)
     model.set_weights(learned[0])
     model.sampling_state.load_state_dict(learned[1])
     before = model.get_weights()
@@ -52,11 +52,6 @@ def gradient_by_hand(weights, rows, importance):
     return x.T @ delta, delta.sum(axis=0)
 
 
-def sgd_by_hand(state, gradient, step):
-    state["velocity"] = 0.5 * state.get("velocity", 0.0) - 0.1 * gradient
-    return state["velocity"]
-
-
 def adam_by_hand(state, gradient, step):
     state["m"] = 0.9 * state.get("m", 0.0) + 0.1 * gradient
     state["v"] = 0.999 * state.get("v", 0.0) + 0.001 * gradient**2
@@ -65,15 +60,14 @@ def adam_by_hand(state, gradient, step):
 
 
 OPTIMIZERS = {
-    "sgd": (lambda: keras.optimizers.SGD(0.1, momentum=0.5), sgd_by_hand),
-    "adam": (lambda: keras.optimizers.Adam(0.1), adam_by_hand),
+    "sgd": lambda: keras.optimizers.SGD(0.1, momentum=0.5),
+    "adam": lambda: keras.optimizers.Adam(0.1),
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_steps_in_float64_are_those_by_hand_in_float64(name, learned):
+def test_steps_in_float64_are_those_by_hand_in_float64(learned):
     with small.precision("float64"):
-        model, weights, plan, _ = continued(learned, name, STEPS)
+        model, weights, plan, _ = continued(learned, "adam", STEPS)
     assert {w.dtype for w in weights} == {np.dtype("float64")}
     states = {}, {}
     for step in range(STEPS):
@@ -83,13 +77,12 @@ def test_steps_in_float64_are_those_by_hand_in_float64(name, learned):
             weights, plan.index[drawn], 1 / (np.float32(60) * p)
         )
         pairs = zip(states, weights, gradients, strict=True)
-        weights = [w + OPTIMIZERS[name][1](state, g, step + 1) for state, w, g in pairs]
+        weights = [w + adam_by_hand(state, g, step + 1) for state, w, g in pairs]
     for found, expected in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
 SETTINGS = {
-    "float64": (("float64",), "sgd", 1e-4),
     "policy of float64": (("float32", "float64"), "sgd", 1e-4),
     "float16": (("float16",), "sgd", 0.02),
     "mixed_bfloat16": (("float32", "mixed_bfloat16"), "adam", 0.1),
