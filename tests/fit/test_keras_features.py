@@ -328,13 +328,18 @@ def test_masked_positions_count_in_metrics_as_in_keras_and_weigh_by_their_exampl
     assert draws.importance
     # Keras divides by how many positions are left, and not by the sum of their weights.
     left = (tokens != 0).sum(axis=1)[draws.rows]
-    factors = left.sum(axis=1) / (draws.weights * left).sum(axis=1)
+    sums, losses = (draws.weights * left).sum(axis=1), []
+    factors = left.sum(axis=1) / sums
     weighted = keras.metrics.SparseCategoricalAccuracy()
     for rows, weights, factor in zip(draws.rows, draws.weights, factors, strict=True):
         x, y, own = oracles_steps.rows_of(case.data, rows)
         own *= weights[:, None]
-        weighted.update_state(y, plain(x), sample_weight=own)
+        y_pred = plain(x)
+        weighted.update_state(y, y_pred, sample_weight=own)
+        losses.append(float(plain.compute_loss(x, y, y_pred, own * factor)))
         plain.train_on_batch(x, y, sample_weight=own * factor)
     np.testing.assert_allclose(state(ours), state(plain), atol=1e-5)
     expected = float(weighted.result())
     assert shown["weighted_accuracy"] == pytest.approx([expected], rel=1e-5)
+    expected = np.average(losses, weights=sums)
+    assert shown["loss"] == pytest.approx([expected], rel=1e-5)
