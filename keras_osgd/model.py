@@ -55,6 +55,9 @@ class _Compiled(ImportanceSampled):
 class Model(_Compiled, keras.Model):
     """`keras.Model` with importance sampling: to subclass, or with inputs and outputs.
 
+    `keras.models.clone_model` makes Keras' own functional model of a subclass that is
+    given inputs and outputs by its constructor: pass the clone to `accelerate`.
+
     Example:
         >>> inputs = keras.Input((4,))
         >>> model = Model(inputs, keras.layers.Dense(1)(inputs))

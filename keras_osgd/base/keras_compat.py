@@ -14,6 +14,9 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from tensorflow.python.eager import context
+
+from keras_osgd.base.replacing import replaced
 
 __all__ = [
     "AVERAGES_SWAPPED",
@@ -282,21 +285,24 @@ def reading_rate(
         rate = tf.convert_to_tensor(rate)
         return rate * tf.cast(multiplier, rate.dtype)
 
-    vars(optimizer)["_get_current_learning_rate"] = adapted_rate
-    try:
+    with replaced(optimizer, {"_get_current_learning_rate": adapted_rate}):
         yield
-    finally:
-        del vars(optimizer)["_get_current_learning_rate"]
 
 
 @contextlib.contextmanager
 def global_seeds_kept() -> Iterator[None]:
-    """Puts Keras' own generator of seeds back as it was before the block, or away."""
+    """Puts the generators of seeds of Keras and TensorFlow back after the block.
+
+    That of Keras is made when it is needed for the first time, and is put away again.
+    """
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     state = None if generator is None else tf.identity(tensor_of(generator.state))
+    eager = context.context()._rng
+    eager_state = eager.getstate()
     try:
         yield
     finally:
+        eager.setstate(eager_state)
         if generator is not None:
             generator.state.assign(state)
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
@@ -315,11 +321,9 @@ def unsummed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         yield
         return
-    vars(optimizer)["_all_reduce_sum_gradients"] = lambda gradients: gradients
-    try:
+    as_they_are = {"_all_reduce_sum_gradients": lambda gradients: gradients}
+    with replaced(optimizer, as_they_are):
         yield
-    finally:
-        del vars(optimizer)["_all_reduce_sum_gradients"]
 
 
 def steps_taken(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:

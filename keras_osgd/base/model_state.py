@@ -28,7 +28,7 @@ def build(model: keras.Model, x: Any) -> None:
     """
     if model.run_eagerly or all(x.built for x in keras_compat.layers_of(model)):
         return
-    call = functools.partial(keras_compat.call_model, model, training=False)
+    call = functools.partial(keras_compat.call_model, model, training=True)
     tf.function(call).get_concrete_function(x)
 
 
@@ -36,12 +36,16 @@ def build(model: keras.Model, x: Any) -> None:
 def state_kept(model: keras.Model) -> Iterator[None]:
     """Restores weights, seeds, statistics and metrics at the end of the block.
 
+    So it does TensorFlow's variables among the attributes of the model and its layers.
+
     Weights are included since SpectralNormalization assigns its layer's kernel. A
     `keras.StatelessScope` would not do: Keras 3.15 hands `None` to regularizers in it.
     """
     layers = [model, *keras_compat.layers_of(model)]
     metrics = [v for layer in layers for v in layer.metrics_variables]
-    variables = {id(v): v for v in [*model.variables, *metrics]}
+    plain = [v for layer in layers for v in vars(layer).values()]
+    plain = [v for v in plain if isinstance(v, tf.Variable)]
+    variables = {id(v): v for v in [*model.variables, *metrics, *plain]}
     held = [(v, tf.identity(v)) for v in variables.values()]
     try:
         yield

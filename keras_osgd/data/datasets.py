@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import pathlib
@@ -201,8 +202,9 @@ def stand_in(dataset: Any) -> tuple | None:
     A `tf.data.Dataset` is not read, a `PyDataset` gives its first batch twice.
 
     Returns:
-        (x, y, ...) of arrays; x is normally distributed if it is floats, all else is 0.
-        The first batch of a `PyDataset`. `None` where the shapes are not known.
+        (x, y, ...) of arrays: normal numbers for floats of x, weights of 1, and zeros
+        or empty strings for all else. The first batch of a `PyDataset`. `None` where
+        the shapes are not known.
 
     Raises:
         ValueError: if a `PyDataset` gives other examples when it is read again.
@@ -212,20 +214,32 @@ def stand_in(dataset: Any) -> tuple | None:
             first, again = as_arrays(dataset[0]), as_arrays(dataset[0])
         _refuse_new(*(row_hashes(keras.tree.flatten(rows)) for rows in (first, again)))
         return first
-    specs, numbers = tf.nest.flatten(dataset.element_spec), np.random.default_rng(0)
-    for spec in specs:
+    for spec in tf.nest.flatten(dataset.element_spec):
         if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
             return None
         if None in spec.shape.as_list()[1:]:
             return None
+    parts = dataset.element_spec
+    parts = parts if isinstance(parts, tuple) else (parts,)
+    numbers = np.random.default_rng(0)
+    made = (lambda shape: numbers.normal(size=shape)), np.zeros, np.ones
+    return as_arrays(
+        tuple(
+            tf.nest.map_structure(functools.partial(_rows_of, of), part)
+            for of, part in zip(made, parts, strict=False)
+        )
+    )
 
-    def made(spec: tf.TensorSpec) -> np.ndarray:
-        shape = [spec.shape[0] or _STANDING_IN, *spec.shape[1:]]
-        if spec.dtype.is_floating:
-            return numbers.normal(size=shape).astype(spec.dtype.as_numpy_dtype)
-        return np.zeros(shape, spec.dtype.as_numpy_dtype)
 
-    return as_arrays(tf.nest.map_structure(made, dataset.element_spec))
+def _rows_of(made: Callable, spec: tf.TensorSpec) -> np.ndarray:
+    """Returns rows of a tensor's shape, made by a function of that shape if floats."""
+    shape = [spec.shape[0] or _STANDING_IN, *spec.shape[1:]]
+    if spec.dtype == tf.string:
+        return np.full(shape, "", object)
+    whole = not spec.dtype.is_floating
+    return (np.zeros if whole and made is not np.ones else made)(shape).astype(
+        spec.dtype.as_numpy_dtype
+    )
 
 
 def length_of(dataset: Any) -> tuple[int | None, int]:

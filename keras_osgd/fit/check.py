@@ -11,6 +11,7 @@ import keras
 
 from keras_osgd.base.model_state import build, seeds_kept, state_kept
 from keras_osgd.base.refusals import Refusals
+from keras_osgd.base.replacing import replaced
 from keras_osgd.data import datasets, streams, training_data
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.streams import Stream
@@ -77,7 +78,7 @@ def check(
     yours couples them, as by batch statistics. Your own `train_step` is tried on one
     batch, by the gradients of single examples' losses with respect to x, y and what
     layers make of whole numbers. Mixtures of whole numbers themselves, and comparisons
-    behind a `stop_gradient`, are not seen.
+    behind a `stop_gradient`, are not seen, nor examples that `tf.random.shuffle` mixes.
 
     Args:
         model: a compiled Keras model, of any class.
@@ -102,20 +103,15 @@ def check(
         'y has label 7 at index 0 but the model has 3 output'
     """
     method = get_sampling(sampling or getattr(model, "sampling", "auto"))
-    warned = vars(model).pop("_keras_osgd_warned", None)
-    try:
-        arguments = FitArguments(
-            x,
-            y,
-            batch_size=batch_size,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-        )
+    arguments = FitArguments(
+        x,
+        y,
+        batch_size=batch_size,
+        sample_weight=sample_weight,
+        class_weight=class_weight,
+    )
+    with replaced(model, {"_keras_osgd_warned": {}}):  # `fit` must still warn
         findings = _findings(model, method, arguments)
-    finally:  # `fit` must still warn
-        vars(model).pop("_keras_osgd_warned", None)
-        if warned is not None:
-            vars(model)["_keras_osgd_warned"] = warned
     if isinstance(method, Auto) and model.compiled:
         findings = [
             Finding("reason", f.text) if f.kind == "error" else f for f in findings
@@ -355,8 +351,12 @@ def require_worth_reading(
     rows = refusals.tried(datasets.stand_in, x)
     if rows is not None:
         size = len(keras.tree.flatten(rows)[0])
-        trial = arguments.replace(x=Indexed((*rows, None, None)[:3], None, size))
-        examine(refusals, model, RAIS(**method.get_config()), trial)
+        trial = arguments.replace(
+            x=Indexed((*rows, None, None)[:3], None, size), class_weight=None
+        )
+        unheard = replaced(model, {"_keras_osgd_warned": {}})
+        with unheard, _caught():  # they would be of rows that were made up
+            examine(refusals, model, RAIS(**method.get_config()), trial)
     refusals.end()
 
 

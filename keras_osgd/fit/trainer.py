@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_osgd.base import replicas
 from keras_osgd.base.keras_compat import UnderStrategy
+from keras_osgd.base.replacing import replaced
 from keras_osgd.base.warn import warn_once
 from keras_osgd.draws.pipeline import Sample
 from keras_osgd.fit import continuation, fitting, strategies
@@ -21,7 +22,6 @@ from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import Auto, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.scores.state import SamplingState
-from keras_osgd.step.own_train_step import replaced
 from keras_osgd.step.sampled_step import make_core
 from keras_osgd.step.state import StepState
 

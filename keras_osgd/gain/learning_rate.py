@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.replacing import replaced
 
 __all__ = ["Rule", "adapted", "applied_rate", "inner_optimizer", "rule_for"]
 
@@ -88,28 +89,22 @@ def adapted(
     wide = tf.float64 if keras.config.floatx() == "float64" else tf.float32
     gain = tf.cast(gain, wide)
     multiplier = {"linear": gain, "square_root": tf.sqrt(gain)}.get(rule)
-    replaced = {}
+    attributes = {}
     if rule == "square_root":
-        replaced = _decays(optimizer, gain)
-        correction = _bias_correction(optimizer, replaced, gain, lead)
+        attributes = _decays(optimizer, gain)
+        correction = _bias_correction(optimizer, attributes, gain, lead)
         update_step = optimizer.update_step
 
         def corrected_step(gradient, variable, learning_rate):
             factor = tf.cast(correction, learning_rate.dtype)
             return update_step(gradient, variable, learning_rate * factor)
 
-        replaced["update_step"] = corrected_step
-    own = {name: vars(optimizer)[name] for name in replaced if name in vars(optimizer)}
-    try:
-        vars(optimizer).update(replaced)
-        if multiplier is None:
-            multiplier = tf.ones_like(gain)
-        with keras_compat.reading_rate(optimizer, multiplier, lead):
-            yield
-    finally:
-        for name in replaced:
-            del vars(optimizer)[name]
-        vars(optimizer).update(own)
+        attributes["update_step"] = corrected_step
+    if multiplier is None:
+        multiplier = tf.ones_like(gain)
+    reading = keras_compat.reading_rate(optimizer, multiplier, lead)
+    with replaced(optimizer, attributes), reading:
+        yield
 
 
 def _decays(optimizer, gain: tf.Tensor) -> dict[str, tf.Tensor]:

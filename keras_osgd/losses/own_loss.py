@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_osgd.base import keras_compat
 from keras_osgd.base.model_state import state_kept
 from keras_osgd.base.refusals import refuse, tried_out
-from keras_osgd.losses import coupling, probe
+from keras_osgd.losses import coupling, own_metrics, probe
 
 __all__ = ["has_own", "verify"]
 
@@ -71,7 +71,9 @@ def verify(
     Raises:
         ValueError: if it is not so, or the function cannot be tried out.
     """
-    with state_kept(model), tried_out("Your `compute_loss`"):
+    size = len(keras.tree.flatten(batches[0][1])[0])
+    watched = own_metrics.watched(model, size, "compute_loss")
+    with state_kept(model), tried_out("Your `compute_loss`"), watched:
         first, second = (_losses(model, batch, carried) for batch in batches)
     refuse([_problem(first, second)])
 

@@ -7,10 +7,10 @@ import numpy as np
 from keras_osgd.data.training_data import PROBES, TrainingData
 from keras_osgd.data.weights import leaves_of
 
-__all__ = ["KEPT", "ROWS", "rows"]
+__all__ = ["KEPT", "rows"]
 
 # More rows than outputs; else Keras takes the rows of a single y for their targets.
-ROWS = 5
+_ROWS = 5
 KEPT = 3  # the first ones, which are the same in both batches
 
 
@@ -34,8 +34,8 @@ def rows(data: TrainingData, others: bool = False) -> np.ndarray:
     chosen = [*different.values()]
     order = [*chosen, *(row for row in spread if row not in chosen)]
     kept = order[:KEPT]
-    added = order[KEPT:ROWS] if others else []
-    return np.array([*kept, *np.resize([*added, *kept], ROWS - len(kept))], np.int64)
+    added = order[KEPT:_ROWS] if others else []
+    return np.array([*kept, *np.resize([*added, *kept], _ROWS - len(kept))], np.int64)
 
 
 def _target(data: TrainingData, row: int) -> bytes:

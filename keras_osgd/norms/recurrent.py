@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_osgd.base.replacing import replaced
 from keras_osgd.norms.dense import bias_form
 from keras_osgd.norms.forms import PerExample, Products, sizes, widened
 from keras_osgd.norms.rules import Call, Uses, register
@@ -173,15 +174,8 @@ def _kept(layer: keras.Layer) -> Iterator[dict[str, Any]]:
         return keep
 
     names = [name for name in (_DROPOUT, _RECURRENT_DROPOUT) if hasattr(cell, name)]
-    own = {name: vars(cell)[name] for name in names if name in vars(cell)}
-    try:
-        for name in names:
-            vars(cell)[name] = keeping(name, getattr(cell, name))
+    with replaced(cell, {name: keeping(name, getattr(cell, name)) for name in names}):
         yield kept
-    finally:
-        for name in names:
-            del vars(cell)[name]
-        vars(cell).update(own)
 
 
 @register(

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.keras_compat import MetricUpdate
+from keras_osgd.base.replacing import replaced
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import metric_weights
@@ -93,11 +94,8 @@ def weighted(model: keras.Model, importance: Importance) -> Iterator[None]:
     if held is None:
         yield
         return
-    vars(held)["update_state"] = update_state
-    try:
+    with replaced(held, {"update_state": update_state}):
         yield
-    finally:
-        del vars(held)["update_state"]
 
 
 def _weight(made: MetricUpdate, shown: Shown, weights: tf.Tensor) -> Any:

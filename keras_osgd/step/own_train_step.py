@@ -14,16 +14,17 @@ import tensorflow as tf
 from keras_osgd.base import keras_compat
 from keras_osgd.base.model_state import state_kept
 from keras_osgd.base.refusals import NOT_REASONS, Refused, line_of
+from keras_osgd.base.replacing import replaced
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
-from keras_osgd.losses import coupling
+from keras_osgd.losses import coupling, own_metrics
 from keras_osgd.losses.described import OutputLoss, weights_for
 from keras_osgd.norms.calls import replaced_calls
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.norms.rules import is_float
 from keras_osgd.step.metrics import Importance, Shown, weighted
 
-__all__ = ["own_train_step", "replaced", "taking_part", "verify"]
+__all__ = ["own_train_step", "taking_part", "verify"]
 
 _CHANGED = 1e-2  # relative change of a gradient, above half precision's rounding
 _COUPLED = 1e-4  # share of a gradient that goes to other examples, above rounding
@@ -52,22 +53,6 @@ def own_train_step(model: keras.Model) -> Callable[[keras.Model, Any], Any] | No
         own = step is not keras.Model.train_step
         return getattr(step, "python_function", step) if own else None
     return None
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
-    """Replaces attributes of an object during the block.
-
-    Bypasses its `__setattr__`, by which Keras tracks the parts of a model.
-    """
-    before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
-    try:
-        vars(owner).update(attributes)
-        yield
-    finally:
-        for name in attributes:
-            del vars(owner)[name]
-        vars(owner).update(before)
 
 
 @contextlib.contextmanager
@@ -275,7 +260,7 @@ def _try_out(model, step, found: tuple, batch: tuple, handed: bool) -> None:
             with (
                 replaced_calls(keras_compat.layers_of(model), trial.called),
                 taking_part(model, weights, trial.at_loss, trial.at_update, handed),
-                _metrics_watched(model, int(size[0])),
+                own_metrics.watched(model, int(size[0]), "train_step"),
                 weighted(model, importance),
             ):
                 step(model, (x, y, weights) if handed else (x, y))
@@ -398,41 +383,6 @@ def _reaches_others(gradient: Any, row: int, rows: int) -> bool:
     if gradient.shape[:1] != (rows,):
         return False
     return np.delete(gradient, row, axis=0).max(initial=0) > _COUPLED * gradient.max()
-
-
-@contextlib.contextmanager
-def _metrics_watched(model: keras.Model, size: int) -> Iterator[None]:
-    """Warns of metrics that the step itself updates with a batch but no weights."""
-    unweighted: dict[str, None] = {}
-
-    def watched(metric: keras.Metric) -> Callable:
-        update_state = metric.update_state
-        signature = inspect.signature(update_state)
-
-        def updating(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
-            shapes = [getattr(v, "shape", ()) for v in keras.tree.flatten(given)]
-            batch = any(len(shape) and shape[0] == size for shape in shapes)
-            if batch and given.get("sample_weight") is None:
-                unweighted[metric.name] = None
-            return update_state(*args, **kwargs)
-
-        return updating
-
-    own = [metric for metric in model.metrics if metric.name != "compile_metrics"]
-    with contextlib.ExitStack() as stack:
-        for metric in own:
-            stack.enter_context(replaced(metric, {"update_state": watched(metric)}))
-        yield
-    if unweighted:
-        names = ", ".join(map(repr, unweighted))
-        warn_once(
-            model,
-            "unweighted metrics of the step",
-            f"During training {names} will be of the drawn examples, not of the data: "
-            "your `train_step` updates them without `sample_weight`. Pass it on, or "
-            "give them to `compile`.",
-        )
 
 
 def _differ(expected: Any, applied: Any) -> bool:

@@ -82,7 +82,7 @@ class StepState:
         skips: decides whether a step counts.
         log: takes norms, gain ratio and losses of each step.
         losses_known: whether the mean loss that is shown makes use of the last losses
-            of the examples that were not drawn; see `sampled_step.shown_loss`.
+            of the examples that were not drawn; see `blocks.estimate_of_loss`.
         handed: whether a user's own step gets the weights with its data.
     """
 
