@@ -267,13 +267,12 @@ def sampled(case):
     return ours, plain, draws, logs
 
 
-@pytest.mark.parametrize("name", ["outputs by name, adamw", "accumulated and averaged"])
-def test_uniform_training_is_keras_own_to_the_bit(name):
-    case, models, logs = CASES[name], [], []
+def test_uniform_training_is_keras_own_to_the_bit():
+    case, models, logs = CASES["outputs by name, adamw"], [], []
     for of, options in ((keras_osgd, {"sampling": "uniform"}), (PLAIN, {})):
         models.append(compiled(case, of, **options))
         keras.utils.set_random_seed(1)
-        logs.append(fitted(models[-1], case.data, epochs=2, validation_split=0.25))
+        logs.append(fitted(models[-1], case.data, validation_split=0.25))
     assert logs[0] == logs[1]
     np.testing.assert_array_equal(*map(state, models))
 

@@ -309,6 +309,7 @@ def test_accelerate_and_release_keep_weights_and_optimizer():
     assert keras_osgd.release(model) is model
     assert type(model) is own_class
     assert not [name for name in vars(model) if "osgd" in name]
+    assert model.train_function is None  # which has our step in it
     model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
     assert model.optimizer.iterations.numpy() == iterations + 19
 
