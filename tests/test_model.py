@@ -86,7 +86,8 @@ ACCELERATED = {
     "subclassed": KerasNet,
     "own_constructor": KerasOwn,
 }
-KINDS = [(ours, name) for ours in (True, False) for name in list(OURS)[:3]]
+KINDS = [(True, "sequential"), (True, "functional")]
+KINDS += [(False, "functional"), (False, "subclassed")]
 
 
 def named(kind):
@@ -174,11 +175,12 @@ def test_a_copy_made_amid_fit_is_the_model_of_then_and_trains_on():
 
     class Copy(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            copies.append(through_pickle(self.model))
-            assert_same(copies[-1], self.model)
+            if epoch == 2:  # while a block is planned
+                copies.append(through_pickle(self.model))
+                assert_same(copies[-1], self.model)
 
     model = compiled(made((False, "functional")), sampling=METHOD)
-    small.fit(model, epochs=4, callbacks=[Copy()])
+    small.fit(model, epochs=3, callbacks=[Copy()])
     copied, seen = copy.deepcopy(model), copies[-1].sampling_state.observed
     for each in (model, copied, copies[-1]):
         small.fit(each)
@@ -364,15 +366,15 @@ LEAVING = {
 }
 
 
-@pytest.mark.parametrize("name", LEAVING)
-def test_a_model_that_is_dropped_leaves_no_graph_and_none_of_its_parts(name):
-    def train():
+def test_a_model_that_is_dropped_leaves_no_graph_and_none_of_its_parts():
+    def train(name):
         model = LEAVING[name]()
         small.fit(model, epochs=4)
         held = model.sampling_held
         return [weakref.ref(each) for each in (model, held, held.run, held.state)]
 
     before = _graphs()
-    parts = train()
+    parts = {name: train(name) for name in LEAVING}
     assert _graphs() == before
-    assert [part() for part in parts] == [None] * 4
+    for name, left in parts.items():
+        assert [part() for part in left] == [None] * 4, name

@@ -302,7 +302,9 @@ def global_seeds_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        eager.setstate(eager_state)
+        if eager.getstate() != eager_state:
+            eager.setstate(eager_state)
+            context.context().clear_kernel_cache()  # they go on with their numbers
         if generator is not None:
             generator.state.assign(state)
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.model_state import seeds_kept
@@ -110,6 +111,10 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
     "_all_reduce_sum_gradients": (
         keras.optimizers.SGD,
         "unsummed: the graphs of trained models are kept for ever",
+    ),
+    "_rng": (
+        context.context,
+        "global_seeds_kept: numbers that TensorFlow draws outside of graphs",
     ),
     "_iterations": (
         keras.optimizers.SGD,
@@ -566,11 +571,13 @@ def test_global_seeds_are_as_if_the_block_had_drawn_nothing(drawn_before):
         keras.utils.set_random_seed(0)
         numbers = [keras.random.normal([2])] if drawn_before else []
         between()
-        return np.array([*numbers, keras.random.normal([2]), keras.random.normal([2])])
+        later = [keras.random.normal([2]) for _ in range(2)]
+        return np.array([*numbers, *later, tf.random.normal([2])])
 
     def tried():
         with seeds_kept():
             keras.random.normal([2])
+            tf.random.normal([2])
 
     np.testing.assert_array_equal(drawn(tried), drawn(lambda: None))
     assert (drawn(lambda: keras.random.normal([2])) != drawn(lambda: None)).any()

@@ -119,9 +119,10 @@ def test_other_weights_at_the_end_are_said_where_more_epochs_are_not_bit_exact(
         ("averages", averaged, list, "took averages for weights."),
         ("best", made, stops, "brought back the best weights."),
     ):
+        model = make()
         for epochs in (2, 3):
             given = [*others(), Checkpoint(tmp_path / name)]
-            small.fit(make(), epochs=epochs, callbacks=given, verbose=2)
+            small.fit(model, epochs=epochs, callbacks=given, verbose=2)
         assert f"not bit-exact: the end of training {said}" in capsys.readouterr().out
 
 
@@ -161,27 +162,27 @@ def test_a_fit_that_fails_leaves_no_thread_and_no_handler_and_can_go_on(
     whole, tmp_path
 ):
     threads, handlers = threading.active_count(), [signal.getsignal(n) for n in ENDS]
-    saving = Checkpoint(tmp_path, every=1)
+    saving = Checkpoint(tmp_path, every=5)
+    model = net(RAIS(seed=3))
     with pytest.raises(Ends):
-        small.fit(net(RAIS(seed=3)), epochs=3, callbacks=[saving, Fails(20, fail)])
+        small.fit(model, epochs=3, callbacks=[saving, Fails(20, fail)])
     assert threading.active_count() <= threads
     assert [signal.getsignal(n) for n in ENDS] == handlers
     assert saving.newest == checkpoint_files.newest(tmp_path).path
-    model = net(RAIS(seed=3))  # and the same object serves again
-    small.fit(model, epochs=2, callbacks=[saving])
+    small.fit(model, epochs=2, callbacks=[saving])  # the same objects serve again
     small.fit(model, epochs=3, callbacks=[saving])
     for a, b in zip(state_of(whole), state_of(model), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("step", ["end", 22])
+@pytest.mark.parametrize("step", ["end", 17])
 def test_a_signal_after_the_last_checkpoint_is_obeyed_when_fit_ends(step, tmp_path):
     def interrupt():
         os.kill(os.getpid(), signal.SIGTERM)
         if step != "end":
             raise Ends
 
-    model, given = net(RAIS(seed=3)), [Checkpoint(tmp_path), Fails(step, interrupt)]
+    model, given = small.model(), [Checkpoint(tmp_path), Fails(step, interrupt)]
     handlers = [signal.getsignal(n) for n in ENDS]
     with pytest.raises(SystemExit):
         small.fit(model, epochs=2, callbacks=given)
@@ -193,7 +194,7 @@ def test_a_training_that_was_stopped_is_never_saved_as_one_to_go_on_with(tmp_pat
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = epoch == 1
 
-    model, given = net(RAIS(seed=3)), [Stop(), Checkpoint(tmp_path, keep=9)]
+    model, given = small.model(), [Stop(), Checkpoint(tmp_path, keep=9)]
     small.fit(model, epochs=4, callbacks=given)
     steps = [checkpoint_files._read(p).details for p in sorted(tmp_path.glob("*.npz"))]
     assert [(d["epoch"], d["finished"]) for d in steps] == [(1, False), (2, True)]
@@ -208,16 +209,17 @@ def test_the_path_in_an_error_is_that_of_a_checkpoint_that_is_there(tmp_path):
             seen.append(self.model.sampling_run.where_saved())
 
     saving = Checkpoint(tmp_path, every=1, keep=1)
-    small.fit(net(RAIS(seed=3)), callbacks=[Look(), saving])
+    small.fit(small.model(), callbacks=[Look(), saving])
     assert [f"{k:08d}.npz" in said for k, said in enumerate(seen)][1:] == [True] * (
         len(seen) - 1
     )
 
 
 def test_blocks_of_another_length_are_not_taken_for_the_same(tmp_path, capsys):
-    saved_midway(tmp_path, Oracle(seed=3, refresh=10), epochs=2)
-    model = net(Oracle(seed=3, refresh=10), steps_per_execution=5)
-    small.fit(model, epochs=2, verbose=2, callbacks=[Checkpoint(tmp_path)])
+    for epochs, steps in ((1, 1), (2, 5)):
+        model = small.model(sampling=Oracle(refresh=10), steps_per_execution=steps)
+        options = {"epochs": epochs, "callbacks": [Checkpoint(tmp_path)]}
+        small.fit(model, verbose=2, **options)
     said = capsys.readouterr().out
     assert "not bit-exact: steps_per_execution 1 → 5" in said
 
@@ -244,10 +246,9 @@ def test_the_epoch_is_the_checkpoints_whatever_backup_and_restore_says(whole, tm
 
     own = tmp_path / "own"
     options = {"stop_after": 32, "callbacks": [backup()]}
-    saved_midway(own, RAIS(seed=3), every=10, **options)
+    model = saved_midway(own, RAIS(seed=3), every=10, **options)
     checkpoint_files.newest(own).path.unlink()  # the second of the three is left
     checkpoint_files._path(own, 3, "json").unlink()
-    model = net(RAIS(seed=3))
     resumed = small.fit(model, epochs=3, callbacks=[backup(), Checkpoint(own)])
     assert resumed.epoch == [1, 2]
     for a, b in zip(state_of(whole), state_of(model), strict=True):
@@ -256,7 +257,7 @@ def test_the_epoch_is_the_checkpoints_whatever_backup_and_restore_says(whole, tm
 
 def test_steps_are_counted_from_one_checkpoint_to_the_next(tmp_path):
     given = [EveryState(tmp_path, every=10, keep=9)]
-    small.fit(net(RAIS(seed=3)), epochs=2, callbacks=given)
+    small.fit(small.model(), epochs=2, callbacks=given)
     saved = [checkpoint_files._read(p).details for p in sorted(tmp_path.glob("*.npz"))]
     assert [d["step"] for d in saved if not d["finished"]][:2] == [10, 20]
     assert len(saved) <= 4

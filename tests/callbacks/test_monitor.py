@@ -235,13 +235,12 @@ def test_a_resumed_run_has_the_log_of_one_that_never_ended(tmp_path, logged):
             SamplingMonitor(tmp_path / "run", tensorboard=False),
         ]
 
+    model = small.model(metrics=["accuracy"])
     with pytest.raises(InterruptedError):
-        model = small.model(metrics=["accuracy"])
         small.fit(model, epochs=6, callbacks=[*parts(), Dies(3)])
     before = load(tmp_path / "run")
     assert before.settings["status"] == "ended by InterruptedError"
     assert len(before.history["loss"]) == 3
-    model = small.model(metrics=["accuracy"])
     small.fit(model, epochs=6, callbacks=parts())
     found, whole = load(tmp_path / "run"), logged[3]
     assert found.settings["started"] == before.settings["started"]
@@ -370,10 +369,7 @@ def test_the_sizes_of_uniform_training_are_those_of_its_data(
     assert training_data.sizes(indexed, batch_size, split) == (60, batch_size or 4)
 
 
-@pytest.mark.parametrize("rows", [60, 90])
-def test_a_fit_that_a_checkpoint_refuses_leaves_nothing_of_the_run_before(
-    rows, tmp_path
-):
+def test_a_fit_that_a_checkpoint_refuses_leaves_nothing_of_the_run_before(tmp_path):
     callbacks = [
         SamplingMonitor(tmp_path / "log", tensorboard=False),
         Checkpoint(tmp_path / "saved"),
@@ -381,31 +377,29 @@ def test_a_fit_that_a_checkpoint_refuses_leaves_nothing_of_the_run_before(
     model = small.model()
     small.fit(model, epochs=2, callbacks=callbacks)
     written = load(tmp_path / "log").examples
-    x, y = np.resize(small.X, (rows, 4)) + 1, (np.resize(small.Y, rows) + 1) % 3
-    with pytest.raises(ValueError, match="The checkpoint .* was made for"):
-        small.fit(model, x, y, callbacks=callbacks)
-    after = load(tmp_path / "log").examples
-    for name, values in written.items():
-        np.testing.assert_array_equal(after[name], values)
-    assert model.sampling.probabilities() is None
-    assert model.sampling.history == {}
-    labels = model.sampling.most_sampled(rows)
-    np.testing.assert_array_equal(labels.label, y[labels.index])
+    for rows in (60, 90):
+        x, y = np.resize(small.X, (rows, 4)) + 1, (np.resize(small.Y, rows) + 1) % 3
+        with pytest.raises(ValueError, match="The checkpoint .* was made for"):
+            small.fit(model, x, y, callbacks=callbacks)
+        after = load(tmp_path / "log").examples
+        for name, values in written.items():
+            np.testing.assert_array_equal(after[name], values)
+        assert model.sampling.probabilities() is None
+        assert model.sampling.history == {}
+        labels = model.sampling.most_sampled(rows)
+        np.testing.assert_array_equal(labels.label, y[labels.index])
 
 
-def test_a_stream_of_pools_has_a_directory_too(tmp_path):
-    model = small.model(sampling=keras_osgd.sampling.Presample(seed=0))
+def test_a_stream_of_pools_has_a_directory_too_and_leaves_the_labels_of_the_table(
+    tmp_path,
+):
+    model = small.model()
+    small.fit(model)
+    before = model.sampling.most_sampled(5)
+    model.compile("sgd", small.crossentropy(), sampling="presample")
     monitor = SamplingMonitor(tmp_path, tensorboard=False)
     model.fit(_DATASET.repeat(), steps_per_epoch=8, verbose=0, callbacks=[monitor])
     found = load(tmp_path)
     assert found.history["steps"].tolist() == [8]
     assert found.settings["n"] is None and found.settings["batch_size"] == 4
-
-
-def test_labels_of_the_table_outlast_a_fit_on_a_stream():
-    model = small.model()
-    small.fit(model, epochs=2)
-    before = model.sampling.most_sampled(5)
-    model.compile("sgd", small.crossentropy(), sampling="presample")
-    model.fit(_DATASET.repeat(), steps_per_epoch=3, verbose=0)
     np.testing.assert_array_equal(model.sampling.most_sampled(5).label, before.label)

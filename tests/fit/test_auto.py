@@ -8,14 +8,17 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
+from keras_osgd.base.warn import warned_of
 from keras_osgd.data import datasets
+from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.check import require_worth_reading
 from keras_osgd.sampling import RAIS, Auto
 from tests.helpers import small
 
 pytestmark = pytest.mark.auto
 
 L = keras.layers
-M, N = 8, 1024
+M, N = 64, 1024
 _rng = np.random.default_rng(0)
 X = _rng.normal(size=(N, 4)).astype("float32")
 Y = _rng.integers(0, 3, N)
@@ -169,7 +172,7 @@ OTHERS = {
     "a short dataset": (compiled, lambda: {"x": shuffled().take(7)}, "7 batches"),
     "few examples": (
         compiled,
-        lambda: replaced(x=X[FEW], y=Y[FEW]),
+        lambda: replaced(x=X[FEW], y=Y[FEW], batch_size=8),
         "1000 examples.*40 examples in 5 batches",
     ),
     "a loss of the batch, random in inference": (
@@ -195,7 +198,13 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_is_not_sampled_trains_as_in_keras_to_the_bit(kind, capsys):
+def test_what_is_not_sampled_trains_as_in_keras_to_the_bit_and_is_not_read_before(
+    kind, capsys, monkeypatch
+):
+    def read(*args):
+        pytest.fail("read to be thrown away")
+
+    monkeypatch.setattr(datasets, "read", read)
     build, arguments, reason = OTHERS[kind]
     plain = build(keras.Sequential)
     expected = plain.fit(**arguments(), verbose=0)
@@ -246,14 +255,35 @@ def test_nothing_is_printed_where_keras_prints_nothing(capsys):
     assert model.sampling.reasons == ()
 
 
-def test_a_dataset_that_is_not_sampled_is_not_read_beforehand(monkeypatch):
-    def read(*args):
-        pytest.fail("read to be thrown away")
+WORDS = np.array(["a", "b", "a b", "b a"] * (N // 4))
 
-    monkeypatch.setattr(datasets, "read", read)
-    for kind in OTHERS:
-        build, arguments, _ = OTHERS[kind]
-        build(keras_osgd.Sequential).fit(**arguments(), verbose=0)
+
+def of_words():
+    layer = L.TextVectorization(output_sequence_length=3)
+    layer.adapt(WORDS[:4])
+    inputs = keras.Input((), dtype="string")
+    outputs = L.Flatten()(L.Embedding(4, 3)(layer(inputs)))
+    model = keras_osgd.Model(inputs, L.Dense(3)(outputs))
+    model.compile("sgd", small.crossentropy())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("parts", "class_weight"),
+    [
+        ((X, Y, np.ones(N, "float32")), None),
+        ((X, Y.astype("float32")), {0: 1.0, 1: 2.0, 2: 3.0}),
+        ((WORDS, Y), None),
+    ],
+)
+def test_rows_that_stand_in_for_a_dataset_give_no_reason_and_no_warning(
+    parts, class_weight
+):
+    model = of_words() if parts[0] is WORDS else compiled(keras_osgd.Sequential)
+    dataset = tf.data.Dataset.from_tensor_slices(parts).batch(M)
+    arguments = FitArguments(dataset, class_weight=class_weight)
+    warned = small.warned(require_worth_reading, model, Auto(), arguments)
+    assert warned == [] and warned_of(model) == []
 
 
 def test_a_dataset_larger_than_the_memory_is_not_read(monkeypatch, capsys):
@@ -299,8 +329,8 @@ def test_steps_per_epoch_are_steps_as_in_keras_or_effective_iterations(capsys):
     assert "effective" not in capsys.readouterr().out
     assert int(plain.optimizer.iterations) == 3
     model = compiled(keras_osgd.Sequential)
-    model.fit(X, Y, batch_size=M, steps_per_epoch=20, verbose=2)
-    assert "`steps_per_epoch`=20 effective iterations" in capsys.readouterr().out
+    model.fit(X, Y, batch_size=M, steps_per_epoch=9, verbose=2)
+    assert "`steps_per_epoch`=9 effective iterations" in capsys.readouterr().out
 
 
 def test_warnings_of_sampling_are_given_only_with_it():
@@ -318,7 +348,7 @@ def test_training_goes_on_by_either_kind():
         run, steps = model.sampling_run, int(model.optimizer.iterations) - before
         assert (run is not None) == sampled
         drawn += steps * M * sampled
-        assert steps == (run.clock.step if sampled else 5)
+        assert steps == (run.clock.step if sampled else 1)
         assert model.sampling_state.times_drawn.sum() == drawn
 
 

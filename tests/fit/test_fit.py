@@ -1,5 +1,6 @@
 """`fit` from end to end, on a task small enough to train in a second."""
 
+import copy
 import functools
 import time
 
@@ -89,36 +90,23 @@ def trained():
     return model, _fit(model, epochs=LONG, callbacks=[drawn]).history, drawn
 
 
-def test_uniform_is_keras_own_training_to_the_bit():
-    ours, keras_own = _compiled(sampling="uniform"), _compiled(keras.Sequential)
-    history = _fit(ours, epochs=2, validation_split=0.1).history
-    assert history == _fit(keras_own, epochs=2, validation_split=0.1).history
-    assert _same_weights(ours, keras_own)
-
-
-def test_the_sampling_seed_alone_decides_the_draws(trained):
-    plans = []
-    for keras_seed in (1, 2):
-        drawn = _Drawn()
-        model = _compiled(seed=keras_seed, sampling=RAIS(seed=7))
-        _fit(model, epochs=2, callbacks=[drawn])
-        plans.append(drawn.plans)
+def test_the_sampling_seed_alone_decides_the_draws(trained, unadapted):
+    drawn = _Drawn()
+    model = _compiled(seed=2, sampling=RAIS(seed=trained[0].sampling_state.seed))
+    _fit(model, epochs=2, callbacks=[drawn])
     # The first block depends on the seed alone, later ones on what was observed.
-    np.testing.assert_array_equal(plans[0][0].index, plans[1][0].index)
-    assert (plans[0][0].index != trained[2].plans[0].index).any()
-    assert (plans[0][-1].index != plans[1][-1].index).any()
+    first, second = trained[2].plans[0], unadapted[2].plans[0]
+    np.testing.assert_array_equal(drawn.plans[0].index, first.index)
+    assert (second.index != first.index).any()
+    last = len(drawn.plans) - 1
+    assert (drawn.plans[last].index != trained[2].plans[last].index).any()
 
 
-@pytest.mark.parametrize(("steps_per_execution", "in_place"), [(7, True), (10, False)])
 def test_one_seed_gives_the_same_to_the_bit_however_the_steps_and_arrays_are_read(
-    steps_per_execution, in_place, trained, monkeypatch
+    trained, monkeypatch
 ):
-    if in_place:
-        monkeypatch.setattr(rows, "_IN_PLACE_BYTES", 0)
-    (one, history, _), other = (
-        trained,
-        _compiled(steps_per_execution=steps_per_execution),
-    )
+    monkeypatch.setattr(rows, "_IN_PLACE_BYTES", 0)
+    (one, history, _), other = trained, _compiled(steps_per_execution=10)
     assert _fit(other, epochs=LONG).history == history
     assert _same_weights(one, other)
     assert one.optimizer.iterations.numpy() == other.optimizer.iterations.numpy()
@@ -160,23 +148,33 @@ def test_an_epoch_is_an_epochs_worth_of_progress(trained):
     assert trained[0].optimizer.iterations.numpy() == steps[-1]
 
 
-def test_without_adaptation_epochs_are_ordinary_ones_and_p_has_its_floor():
-    model = _compiled(sampling=RAIS(adapt_learning_rate=False))
-    monitor = SamplingMonitor()
-    history = _fit(model, callbacks=[monitor]).history
-    assert model.optimizer.iterations.numpy() == 3 * STEPS
+@pytest.fixture(scope="module")
+def unadapted(tmp_path_factory):
+    """A model after ordinary epochs, drawn by another seed, and what was seen."""
+    model, drawn = _compiled(sampling=RAIS(adapt_learning_rate=False, seed=7)), _Drawn()
+    log = tmp_path_factory.mktemp("unadapted") / "log.csv"
+    monitor, csv = SamplingMonitor(), keras.callbacks.CSVLogger(log)
+    history = _fit(model, callbacks=[drawn, csv, monitor]).history
+    return model, history, drawn, monitor.probabilities(), log.read_text()
+
+
+def test_without_adaptation_epochs_are_ordinary_ones_and_p_has_its_floor(unadapted):
+    _, history, drawn, p, log = unadapted
+    assert drawn.ends[-1][0] == 3 * STEPS
+    header = log.splitlines()[0].split(",")
+    for key in ("gain_ratio", "gradient_ess", "largest_weight", "sampling_share"):
+        assert key in history and key in header
     np.testing.assert_allclose(history["effective_epochs"], [1, 2, 3], rtol=0.01)
-    p = monitor.probabilities()
     assert p.shape == (N,)
     assert p.sum() == pytest.approx(1.0)
     assert p.min() >= 0.05 / N
 
 
-def test_steps_per_epoch_and_initial_epoch_mean_what_they_mean_in_keras():
-    model = _compiled(sampling=RAIS(adapt_learning_rate=False))
+def test_steps_per_epoch_and_initial_epoch_mean_what_they_mean_in_keras(unadapted):
+    model, before = unadapted[0], int(unadapted[0].optimizer.iterations)
     history = _fit(model, epochs=5, initial_epoch=2, steps_per_epoch=10)
     assert history.epoch == [2, 3, 4]
-    assert model.optimizer.iterations.numpy() == 30
+    assert model.optimizer.iterations.numpy() == before + 30
 
 
 def test_the_schedule_is_read_at_effective_iterations():
@@ -193,10 +191,10 @@ def test_the_schedule_is_read_at_effective_iterations():
     assert rate_now < float(schedule(steps)) / 3
 
 
-@pytest.mark.parametrize("draws", ["reshuffled", "independent"])
-def test_metrics_and_loss_shown_estimate_the_whole_training_set(draws):
+def test_metrics_and_loss_shown_estimate_the_whole_training_set():
     # A higher floor than by default, and so smaller weights, shows it in fewer epochs.
-    model = _compiled(sampling=RAIS(draws=draws, floor=0.2))
+    sampling = RAIS(draws="independent", floor=0.2)
+    model = _compiled(sampling=sampling, steps_per_execution=10)
     _fit(model, epochs=4)
     model.optimizer.learning_rate = 0.0  # frozen: what is shown has one true value
     _fit(model, epochs=1)  # the momentum runs out
@@ -211,12 +209,12 @@ def test_metrics_and_loss_shown_estimate_the_whole_training_set(draws):
 
 CE = functools.partial(keras.losses.SparseCategoricalCrossentropy, from_logits=True)
 SHOWN = {  # options of `compile` and of `fit`
-    "mean": ({}, {}),
-    "sum": ({"loss": CE(reduction="sum")}, {}),
-    "weights": ({}, {"sample_weight": np.linspace(0.0, 2.0, 60)}),
     "compiled": ({"jit_compile": True}, {}),
-    "executions": ({"steps_per_execution": 5}, {}),
-    "half": ({"optimizer": keras.optimizers.LossScaleOptimizer}, {}),
+    "sum, executions": ({"loss": CE(reduction="sum"), "steps_per_execution": 5}, {}),
+    "weights, half": (
+        {"optimizer": keras.optimizers.LossScaleOptimizer},
+        {"sample_weight": np.linspace(0.0, 2.0, 60)},
+    ),
 }
 
 
@@ -231,22 +229,14 @@ def test_what_is_known_of_the_rows_not_drawn_makes_the_loss_exact(case):
     dense = keras.layers.Dense(3, kernel_regularizer="l2")
     model = keras_osgd.Model(inputs, dense(inputs))
     model.compile(wrap(keras.optimizers.SGD(0.0)), **{"sampling": "rais", **options})
-    shown = small.fit(model, epochs=12, **given).history["loss"]
+    shown = small.fit(model, epochs=7, **given).history["loss"]
     assert model.sampling_run.clock.step > 80  # well into the second block
     sizes = {"batch_size": small.BATCH_SIZE, "verbose": 0}
     expected = model.evaluate(small.X, small.Y, **given, **sizes)
     np.testing.assert_allclose(shown[-1], expected, rtol=1e-5)
 
 
-def test_validation_is_untouched():
-    model = _compiled()
-    history = _fit(model, epochs=1, validation_data=(X[:100], Y[:100])).history
-    loss, accuracy = model.evaluate(X[:100], Y[:100], batch_size=M, verbose=0)
-    assert history["val_accuracy"][-1] == pytest.approx(accuracy, abs=1e-7)
-    assert history["val_loss"][-1] == pytest.approx(loss, rel=1e-6)
-
-
-@pytest.mark.parametrize(("n", "m", "steps"), [(416, 1, 1), (230, 4, 3), (61, 7, 1)])
+@pytest.mark.parametrize(("n", "m", "steps"), [(104, 1, 1), (230, 4, 3), (61, 7, 1)])
 def test_uniform_passes_visit_every_example_once_one_after_the_other(n, m, steps):
     x, y = np.arange(n, dtype="float32")[:, None], np.zeros([n, 1])
     model = keras_osgd.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
@@ -258,7 +248,9 @@ def test_uniform_passes_visit_every_example_once_one_after_the_other(n, m, steps
         assert times.min() == passes and times.max() <= passes + 1
 
 
-def test_a_second_fit_continues_on_the_same_rows_and_traces_nothing_anew(capsys):
+def test_a_second_fit_goes_on_with_the_same_rows_and_starts_afresh_with_others(
+    capsys,
+):
     model, drawn = _compiled(), _Drawn()
     _fit(model)
     blocks, function = model.sampling_state.blocks, model.train_function
@@ -266,7 +258,19 @@ def test_a_second_fit_continues_on_the_same_rows_and_traces_nothing_anew(capsys)
     assert model.train_function is function
     assert model.sampling_state.blocks > blocks
     assert abs(drawn.plans[0].credit - 1) < 0.2  # credited as any other
+    assert model.sampling_run.planner.last_plan.importance
+    model.sampling_state.armed = False  # as after a retreat
+    _fit(model, epochs=2)
+    assert model.sampling_state.armed  # the gain is above the threshold again
+    assert model.sampling_run.planner.last_plan.importance
     assert capsys.readouterr().out == ""
+    # Other rows, as many as before; then fewer.
+    assert model.sampling_state.blocks > 3
+    for x, y in (_task(seed=5), (X[:500], Y[:500])):
+        model.fit(x, y, batch_size=M, epochs=1, verbose=2)
+        assert "start afresh" in capsys.readouterr().out
+        assert model.sampling_state.table.size == len(x)
+        assert model.sampling_state.blocks <= 3
 
 
 def _lead(model):
@@ -279,16 +283,14 @@ def _lead_of_last_fit(model):
 
 
 SGD = keras.optimizers.SGD
-OPTIMIZERS = {
-    "plain": SGD,
+OPTIMIZERS = {  # a plain one is below
     "scaled": lambda: keras.optimizers.LossScaleOptimizer(SGD(), initial_scale=2.0),
     "accumulating": lambda: SGD(gradient_accumulation_steps=2),
 }
 
 
-def test_effective_iterations_go_on_with_an_optimizer_and_begin_with_a_new_one():
-    model = _compiled()
-    _fit(model, epochs=LONG)
+def test_effective_iterations_go_on_with_an_optimizer_and_begin_with_a_new_one(trained):
+    model = copy.deepcopy(trained[0])
     first = _lead(model)
     assert first > 10
     model.compile(model.optimizer, model.loss)
@@ -330,37 +332,13 @@ def test_scores_start_afresh_with_a_notice_where_the_norm_is_another(capsys):
     model = small.model(sampling=RAIS(seed=0))
     small.fit(model, epochs=2)
     assert model.sampling_state.norm == "last_layer"
-    for norm in ("exact", "last_layer"):
-        model.compile("sgd", model.loss, sampling=RAIS(norm=norm, seed=0))
-        small.fit(model, verbose=2)
-        assert f"are now asked for in those of norm={norm!r}" in capsys.readouterr().out
-        steps = len(small.X) // small.BATCH_SIZE
-        assert model.sampling_state.observed <= steps * small.BATCH_SIZE
-        small.fit(model, verbose=2)
-        assert "afresh" not in capsys.readouterr().out
-
-
-def test_a_second_fit_on_other_rows_starts_the_scores_afresh_and_says_so(capsys):
-    model = _compiled()
-    _fit(model)
-    assert model.sampling_state.blocks > 3
-    # Other rows, as many as before; then fewer.
-    for x, y in (_task(seed=5), (X[:500], Y[:500])):
-        model.fit(x, y, batch_size=M, epochs=1, verbose=2)
-        assert "start afresh" in capsys.readouterr().out
-        assert model.sampling_state.table.size == len(x)
-        assert model.sampling_state.blocks <= 3
-
-
-def test_unused_draws_are_given_back_when_training_stops_inside_a_block():
-    model = _compiled()
-    _fit(model, epochs=1)  # 63 steps: the second block has hardly begun
-    state = model.sampling_state
-    assert state.drawn == state.observed == STEPS * M
-    # In this uniform pass a visit weighs 1: as much was credited as was visited.
-    visits = STEPS * M / N - state.owed
-    np.testing.assert_allclose(visits, np.round(visits), atol=1e-9)
-    assert visits.sum() == pytest.approx(STEPS * M)
+    model.compile("sgd", model.loss, sampling=RAIS(norm="exact", seed=0))
+    small.fit(model, verbose=2)
+    assert "are now asked for in those of norm='exact'" in capsys.readouterr().out
+    steps = len(small.X) // small.BATCH_SIZE
+    assert model.sampling_state.observed <= steps * small.BATCH_SIZE
+    small.fit(model, verbose=2)
+    assert "afresh" not in capsys.readouterr().out
 
 
 def test_stopping_and_interrupts_lose_nothing_learned():
@@ -377,30 +355,19 @@ def test_stopping_and_interrupts_lose_nothing_learned():
 
     model = _compiled()
     assert len(_fit(model, callbacks=[Stop("stop")]).epoch) == 1
-    assert model.sampling_state.observed == 21 * M
+    state = model.sampling_state
+    # The draws of the block that were not used are given back. In this uniform pass a
+    # visit weighs 1: as much was credited as was visited.
+    assert state.drawn == state.observed == 21 * M
+    visits = 21 * M / N - state.owed
+    np.testing.assert_allclose(visits, np.round(visits), atol=1e-9)
+    assert visits.sum() == pytest.approx(21 * M)
     model.stop_training = False
     with pytest.raises(KeyboardInterrupt):
         _fit(model, callbacks=[Stop("interrupt")])
     # Keras counts an execution whose callback raised; so do we.
     assert model.sampling_state.observed == 42 * M
-    assert len(_fit(model, epochs=2).epoch) == 2
-
-
-def test_early_stopping_reduce_rate_and_csv_work_unchanged(tmp_path):
-    model = _compiled()
-    callbacks = [
-        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-        keras.callbacks.EarlyStopping("val_loss", patience=2),
-        keras.callbacks.ReduceLROnPlateau("val_loss", patience=1, factor=0.5),
-        SamplingMonitor(),
-    ]
-    history = _fit(model, epochs=6, validation_split=0.2, callbacks=callbacks)
-    header = (tmp_path / "log.csv").read_text().splitlines()[0]
-    for key in ("gain_ratio", "gradient_ess", "largest_weight", "sampling_share"):
-        assert key in history.history
-        assert key in header
-    rate = float(model.optimizer.learning_rate.numpy())
-    assert rate in (0.1 * 0.5 ** np.arange(6)).astype("float32")
+    assert len(_fit(model, epochs=1).epoch) == 1
 
 
 def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
@@ -426,53 +393,22 @@ def test_retreats_are_told_once_for_each_of_their_causes_and_one_return():
     assert first.startswith("Gain ratio 1.010 is below 1.03: drawing by the scores")
     assert back == "Gain ratio 2.000: draws follow the scores."
     assert second.startswith("Gain ratio 0.800 is below 1.03: the scores are worse")
+    state.armed = True
+    made.decide(np.array([0.0]), importance=True, threshold=0.0)  # that is never
+    assert state.armed
 
 
-def test_draws_follow_the_scores_again_once_the_gain_rises():
-    model = _compiled()
-    _fit(model, epochs=2)
-    model.sampling_state.armed = False  # as after a retreat
-    _fit(model, epochs=2)
-    assert model.sampling_state.armed
-    assert model.sampling_run.planner.last_plan.importance
-
-
-def test_never_retreats_below_0():
-    model = _compiled(sampling=RAIS(retreat_below=0.0))
-    model.fit(X, np.zeros(N, "int64"), batch_size=M, epochs=3, verbose=0)
-    assert model.sampling_state.armed
-
-
-def test_dicts_and_tuples_of_arrays_and_several_outputs_train():
-    keras.utils.set_random_seed(0)
-    a, b = keras.Input((8,), name="a"), keras.Input((2,), name="b")
-    hidden = keras.layers.Dense(8, "relu")(keras.layers.Concatenate()([a, b]))
-    outputs = {
-        "class": keras.layers.Dense(3, "softmax", name="class")(hidden),
-        "value": keras.layers.Dense(1, name="value")(hidden),
-    }
-    model = keras_osgd.Model({"a": a, "b": b}, outputs)
-    model.compile(
-        "sgd",
-        {"class": "sparse_categorical_crossentropy", "value": "mse"},
-        metrics={"class": ["accuracy"]},
-    )
-    x = {"a": X, "b": X[:, :2]}
-    y = {"class": Y, "value": X[:, :1]}
-    history = model.fit(x, y, batch_size=M, epochs=3, verbose=0).history
-    assert history["class_loss"][-1] < history["class_loss"][0]
-    assert history["value_loss"][-1] < history["value_loss"][0]
-    assert np.isfinite(model.sampling_state.table.last_norms()).all()
-
-
-def test_train_on_batch_and_evaluate_and_predict_are_keras_own():
+def test_train_on_batch_and_evaluate_and_predict_and_validation_are_keras_own():
     model, keras_own = _compiled(), _compiled(keras.Sequential)
     both = model, keras_own
     logs = [m.train_on_batch(X[:M], Y[:M], return_dict=True) for m in both]
     assert logs[0] == logs[1]
     assert _same_weights(*both)
-    _fit(model, epochs=1)
+    shown = _fit(model, epochs=1, validation_data=(X[:100], Y[:100])).history
     keras_own.set_weights(model.get_weights())
+    loss, accuracy = keras_own.evaluate(X[:100], Y[:100], batch_size=M, verbose=0)
+    assert shown["val_accuracy"] == [pytest.approx(accuracy, abs=1e-7)]
+    assert shown["val_loss"] == [pytest.approx(loss, rel=1e-6)]
     assert model.evaluate(X, Y, verbose=0) == keras_own.evaluate(X, Y, verbose=0)
     np.testing.assert_array_equal(
         model.predict(X, verbose=0), keras_own.predict(X, verbose=0)

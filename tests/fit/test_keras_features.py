@@ -14,7 +14,7 @@ from keras_osgd.sampling import RAIS
 from tests.helpers import oracles_steps
 
 L, SGD = keras.layers, keras.optimizers.SGD
-N, M = 16, 4
+N, M = 12, 4
 PLAIN = types.SimpleNamespace(Model=keras.Model, Sequential=keras.Sequential)
 EAGER, GRAPH = {"run_eagerly": True}, {}
 SPARSE = "sparse_categorical_crossentropy"
@@ -165,6 +165,7 @@ SUM = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 3, 2)).astype("uint8")
 ONE = values(4), labels(), None
 AVERAGED = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 3}
+AVERAGED["gradient_accumulation_steps"] = 2
 
 CASES = {
     "outputs by name, adamw": Case(
@@ -220,15 +221,7 @@ CASES = {
         ONE,
         tolerance=3e-3,
     ),
-    "bfloat16": Case(
-        layers(policy="mixed_bfloat16"), classified(**EAGER), ONE, tolerance=3e-2
-    ),
-    "accumulated": Case(
-        layers(),
-        classified(optimizer=lambda: SGD(0.1, gradient_accumulation_steps=2), **EAGER),
-        ONE,
-    ),
-    "averaged": Case(
+    "accumulated and averaged": Case(
         layers(), classified(optimizer=lambda: SGD(0.1, **AVERAGED), **GRAPH), ONE
     ),
 }
@@ -274,13 +267,12 @@ def sampled(case):
     return ours, plain, draws, logs
 
 
-@pytest.mark.parametrize("name", list(CASES)[::3])  # our `fit` knows of no case
-def test_uniform_training_is_keras_own_to_the_bit(name):
-    case, models, logs = CASES[name], [], []
+def test_uniform_training_is_keras_own_to_the_bit():
+    case, models, logs = CASES["outputs by name, adamw"], [], []
     for of, options in ((keras_osgd, {"sampling": "uniform"}), (PLAIN, {})):
         models.append(compiled(case, of, **options))
         keras.utils.set_random_seed(1)
-        logs.append(fitted(models[-1], case.data))
+        logs.append(fitted(models[-1], case.data, validation_split=0.25))
     assert logs[0] == logs[1]
     np.testing.assert_array_equal(*map(state, models))
 

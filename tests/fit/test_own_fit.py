@@ -85,16 +85,17 @@ MAKERS = {
 
 
 def trained(model, x, y, weight, held_out):
-    """Returns the model's history after two fits from the same weights."""
+    """Returns the model's history after two eager fits from the same weights."""
     model(X[:1])
     rng = np.random.default_rng(1)
     model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
-    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
     keras_osgd.accelerate(model, RAIS(seed=0))
     given = {"x": x, "y": y, "sample_weight": weight, "validation_data": held_out}
     given = {name: value for name, value in given.items() if value is not None}
-    model.fit(**given, batch_size=6, epochs=2, verbose=0)
-    return model.fit(**given, batch_size=6, verbose=0).history
+    model.fit(**given, batch_size=20, verbose=0)
+    return model.fit(**given, batch_size=20, verbose=0).history
 
 
 @functools.cache
@@ -122,7 +123,7 @@ def test_a_fit_that_prepares_data_does_so_before_the_sampling(kind):
     assert loss == pytest.approx(history["val_loss"][-1], rel=1e-6)
     if kind != "of ours":
         assert type(keras_osgd.release(model)) is cls
-        model.fit(TEXTS, y, batch_size=6, verbose=0)
+        model.fit(TEXTS, y, batch_size=20, verbose=0)
 
 
 def test_models_made_by_the_class_of_an_accelerated_one_change_no_other():

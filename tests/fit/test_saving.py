@@ -195,11 +195,11 @@ def test_weights_made_without_the_add_on_start_with_fresh_scores_and_say_so(
     line = "The weights were loaded without scores: they start afresh."
     for load, times in ((True, 1), (False, 0)):
         model = MODELS["sequential"]()
-        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
         if load:
             model.load_weights(tmp_path / "w.weights.h5")
         for _ in range(2):
-            model.fit(X, Y, epochs=1, verbose=2)
+            model.fit(X[:60], Y[:60], epochs=1, verbose=2)
         assert capsys.readouterr().out.count(line) == times
         assert model.sampling_state.table.share_unseen < 1
 
@@ -207,7 +207,7 @@ def test_weights_made_without_the_add_on_start_with_fresh_scores_and_say_so(
 def test_scores_of_other_data_loaded_inside_fit_are_refused(trained, tmp_path):
     trained("sequential").save_weights(tmp_path / "w.weights.h5")
     model = MODELS["sequential"]()
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
 
     class Load(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -220,31 +220,31 @@ def test_scores_of_other_data_loaded_inside_fit_are_refused(trained, tmp_path):
 def test_scores_of_another_norm_loaded_inside_fit_are_refused(trained, tmp_path):
     trained("sequential").save_weights(tmp_path / "w.weights.h5")
     model, loss = MODELS["sequential"](), "sparse_categorical_crossentropy"
-    model.compile("sgd", loss, sampling=RAIS(norm="exact", seed=0))
+    sampling = RAIS(norm="exact", seed=0)
+    model.compile("sgd", loss, sampling=sampling, run_eagerly=True)
 
     class Load(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.load_weights(tmp_path / "w.weights.h5")
 
     with pytest.raises(ValueError, match="norm='exact'. Received: .*'last_layer'"):
-        model.fit(X, Y, epochs=2, verbose=0, callbacks=[Load()])
+        model.fit(X, Y, batch_size=100, epochs=2, verbose=0, callbacks=[Load()])
 
 
-@pytest.mark.parametrize("norm", ["last_layer", "exact"])
-def test_files_bring_back_the_norm_and_those_without_one_have_the_last_layer_s(norm):
+def test_files_bring_back_the_norm_and_those_without_one_have_the_last_layer_s():
     store = {}
-    model = small.model(sampling=RAIS(norm=norm, seed=0))
-    small.fit(model)
+    model = small.model(sampling=RAIS(norm="exact", seed=0), run_eagerly=True)
+    small.fit(model, batch_size=30)
     model.sampling_state.save_own_variables(store)
     loaded = small.model()
     loaded.sampling_state.load_own_variables(store)
-    assert loaded.sampling_state.norm == norm
+    assert loaded.sampling_state.norm == "exact"
     del store["norm"]
     loaded.sampling_state.load_own_variables(store)
     assert loaded.sampling_state.norm == "last_layer"
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_the_scores_are_no_weights_and_no_part_of_an_export(kind, trained, tmp_path):
     model = trained(kind)
     assert len(model.weights) == 4
@@ -296,19 +296,20 @@ def test_accelerate_and_release_keep_weights_and_optimizer():
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy"
     )
-    model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
+    model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
     before = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
     own_class = type(model)
     assert keras_osgd.accelerate(model) is model
     after = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
-    model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
+    model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
     assert model.sampling_state.observed > 0
     iterations = int(model.optimizer.iterations.numpy())
     assert keras_osgd.release(model) is model
     assert type(model) is own_class
     assert not [name for name in vars(model) if "osgd" in name]
+    assert model.train_function is None  # which has our step in it
     model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
     assert model.optimizer.iterations.numpy() == iterations + 19
 
@@ -317,14 +318,14 @@ def test_accelerate_called_again_trains_by_the_new_method():
     model = _sequential(keras.Sequential)
     model.compile("sgd", "sparse_categorical_crossentropy")
     planners = []
-    for method in (RAIS(seed=0), "oracle", RAIS(norm="exact")):
+    for method in ("oracle", RAIS(norm="exact")):
         assert keras_osgd.accelerate(model, method) is model
-        model.fit(X, Y, batch_size=16, verbose=0)
+        model.fit(X, Y, batch_size=60, verbose=0)
         planners.append(type(model.sampling_run.planner).__name__)
         assert (model.sampling_run.step_state.scorer is None) == (
             model.sampling.norm != "exact"
         )
-    assert planners == ["RAISPlanner", "OraclePlanner", "RAISPlanner"]
+    assert planners == ["OraclePlanner", "RAISPlanner"]
     model.train_on_batch(X[:16], Y[:16])
     keras_osgd.accelerate(model, "uniform")
     model.fit(X, Y, batch_size=16, verbose=0)
@@ -340,15 +341,17 @@ def test_accelerate_takes_loaded_subclassed_and_uncompiled_models(tmp_path):
         def call(self, x):
             return self.head(x)
 
+    options = {"optimizer": "sgd", "loss": "sparse_categorical_crossentropy"}
+    options["run_eagerly"] = True
     plain = keras_osgd.accelerate(Plain(), sampling=RAIS(floor=0.2))
-    plain.compile("sgd", "sparse_categorical_crossentropy", sampling=RAIS(floor=0.2))
-    plain.fit(X, Y, epochs=2, verbose=0)
+    plain.compile(**options, sampling=RAIS(floor=0.2))
+    plain.fit(X, Y, batch_size=60, verbose=0)
     assert plain.sampling.floor == 0.2
     functional = _functional(keras.Model)
-    functional.compile("sgd", "sparse_categorical_crossentropy")
+    functional.compile(**options)
     functional.save(tmp_path / "m.keras")
     loaded = keras_osgd.accelerate(keras.models.load_model(tmp_path / "m.keras"))
-    loaded.fit(X, Y, epochs=2, verbose=0)
+    loaded.fit(X, Y, batch_size=60, verbose=0)
     assert loaded.sampling_state.observed > 0
 
 
@@ -411,9 +414,11 @@ def test_our_classes_keep_their_bases_whatever_is_made_of_them():
             super().__init__(inputs=inputs, outputs=outputs)
 
     made = [_functional(keras_osgd.Model), _functional(Wrapped), Built(), Net()]
+    options = {"optimizer": "sgd", "loss": "sparse_categorical_crossentropy"}
+    options["run_eagerly"] = True
     for model in made[1:3]:  # others are trained above
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        model.fit(X, Y, epochs=1, verbose=0)
+        model.compile(**options)
+        model.fit(X, Y, batch_size=100, verbose=0)
 
     class Later(keras_osgd.Model):
         def __init__(self):
@@ -424,8 +429,8 @@ def test_our_classes_keep_their_bases_whatever_is_made_of_them():
             return self.head(x)
 
     later = Later()
-    later.compile("sgd", "sparse_categorical_crossentropy")
-    later.fit(X, Y, epochs=1, verbose=0)
+    later.compile(**options)
+    later.fit(X, Y, batch_size=100, verbose=0)
     for cls, expected in bases.items():
         assert cls.__bases__ == expected
 
@@ -445,17 +450,17 @@ def test_backup_and_restore_brings_the_scores_back(tmp_path):
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     first = make()
     with pytest.raises(RuntimeError, match="crash"):
-        first.fit(X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup, Crash()])
+        first.fit(X, Y, batch_size=16, epochs=5, verbose=0, callbacks=[backup, Crash()])
     second = make()
     restored = []
     keep = keras.callbacks.LambdaCallback(
         on_train_begin=lambda logs: restored.append(float(second.sampling_state.lead))
     )
     history = second.fit(
-        X, Y, batch_size=16, epochs=8, verbose=0, callbacks=[backup, keep]
+        X, Y, batch_size=16, epochs=5, verbose=0, callbacks=[backup, keep]
     )
-    assert history.epoch == [4, 5, 6, 7]
-    assert second.sampling_state.observed > first.sampling_state.observed
+    assert history.epoch == [4]
+    assert second.sampling_state.observed > 19 * 16  # of one epoch alone
     # The optimizer was new when `fit` began, and no longer when it was restored.
     assert restored == [float(first.sampling_state.lead)] and restored[0] > 0.1
 
@@ -469,6 +474,12 @@ def _saved(state):
 def _same(a, b):
     assert a.keys() == b.keys()
     return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def to_plan_on():
+    """A model whose score table planners may change."""
+    return _trained(MODELS["sequential"], sampling="rais")
 
 
 def _planner_amid_observing(model, monkeypatch):
@@ -496,10 +507,9 @@ def _planner_amid_observing(model, monkeypatch):
 
 
 def test_what_is_saved_while_a_block_is_planned_is_the_state_before_or_after(
-    monkeypatch,
+    to_plan_on, monkeypatch
 ):
-    model = _trained(MODELS["sequential"])
-    state, before = model.sampling_state, {}
+    state, before = to_plan_on.sampling_state, {}
     plan = RAISPlanner.plan
 
     def keeping(planner, start, observed_until):
@@ -508,7 +518,7 @@ def test_what_is_saved_while_a_block_is_planned_is_the_state_before_or_after(
         plan(planner, start, observed_until)
 
     monkeypatch.setattr(RAISPlanner, "plan", keeping)
-    planner, go_on, steps = _planner_amid_observing(model, monkeypatch)
+    planner, go_on, steps = _planner_amid_observing(to_plan_on, monkeypatch)
     saved = _saved(state)
     go_on.set()
     planner.advance(steps)  # waits for the plan
@@ -521,11 +531,12 @@ def test_what_is_saved_while_a_block_is_planned_is_the_state_before_or_after(
 CHANGED = ("table.last", "table.average_0.75", "table.sums", "owed", "drawn", "blocks")
 
 
-def test_what_is_loaded_while_a_block_is_planned_replaces_all_of_it(monkeypatch):
-    model = _trained(MODELS["sequential"])
-    state = model.sampling_state
+def test_what_is_loaded_while_a_block_is_planned_replaces_all_of_it(
+    to_plan_on, monkeypatch
+):
+    state = to_plan_on.sampling_state
     stored = _saved(state)
-    planner, go_on, steps = _planner_amid_observing(model, monkeypatch)
+    planner, go_on, steps = _planner_amid_observing(to_plan_on, monkeypatch)
     state.load_own_variables(stored)
     go_on.set()
     planner.advance(steps)
@@ -542,12 +553,12 @@ def test_files_saved_inside_fit_can_be_loaded_and_change_no_draw(tmp_path):
         return model
 
     path = tmp_path / "{epoch}-{batch}.keras"
-    saving = keras.callbacks.ModelCheckpoint(path, save_freq=13)
+    saving = keras.callbacks.ModelCheckpoint(path, save_freq=23)
     for a, b in zip(
         trained([]).get_weights(), trained([saving]).get_weights(), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     files = sorted(tmp_path.iterdir())
-    assert len(files) > 10
+    assert len(files) >= 5
     loaded = keras.models.load_model(files[-1])
     assert loaded.sampling_state.observed > 0

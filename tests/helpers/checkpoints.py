@@ -66,7 +66,8 @@ def saved_midway(directory, sampling, epochs=4, stop_after=20, callbacks=(), **o
                 raise Killed
 
     model = net(sampling)
-    saving = EveryState(directory, every=options.pop("every", stop_after))
+    every, keep = options.pop("every", stop_after), options.pop("keep", 2)
+    saving = EveryState(directory, every=every, keep=keep)
     given = [*callbacks, Kill(), saving]
     with pytest.raises(Killed):
         small.fit(model, epochs=epochs, callbacks=given, **options)

@@ -151,7 +151,7 @@ def test_outputs_as_many_as_examples_are_refused_and_five_by_chance_are_not():
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
     with pytest.raises(ValueError, match=rf"{OF_THE_BATCH}.*\(5, 5\) for 5 examples"):
         losses.describe(model, data)
-    assert probe.ROWS == 5
+    assert len(probe.rows(data)) == 5
     assert len(tried(alone, np.zeros((64, 5)), outputs=5)) == 1
 
 

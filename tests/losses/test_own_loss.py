@@ -6,6 +6,7 @@ import pytest
 
 from keras_osgd.data.training_data import prepare
 from keras_osgd.losses import described as losses
+from tests.helpers import small
 
 ops = keras.ops
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
@@ -20,14 +21,14 @@ class Own(keras.Model):
         return self.own(loss, x, y_pred, weights)
 
 
-def described(own, layers=(), regularizer=None, n=32):
+def described(own, layers=(), regularizer=None, n=32, metric=None):
     inputs = outputs = keras.Input((4,))
     for layer in layers:
         outputs = layer(outputs)
     dense = keras.layers.Dense(3, kernel_regularizer=regularizer)
     model = Own(inputs, dense(outputs))
     model.own = own
-    model.seen = keras.metrics.Sum()
+    model.seen, model.metric = keras.metrics.Sum(), metric
     model.compile("sgd", "mse")
     found = losses.describe(model, prepare(X[:n], Y[:n], None, None, 4, None))
     assert float(model.seen.result()) == 0.0
@@ -101,3 +102,15 @@ def test_an_error_in_it_is_a_refusal():
 
     with pytest.raises(ValueError, match="Received: AttributeError: .*no_such_attr"):
         described(broken)
+
+
+def test_metrics_that_it_updates_with_a_batch_but_no_weights_are_named_once():
+    def own(loss, x, y_pred, weights):
+        given = weights if times == 0 else None
+        updated.update_state(y_pred[:, :1], y_pred[:, 1:2], sample_weight=given)
+        return loss
+
+    for times in (0, 1):
+        updated = keras.metrics.MeanSquaredError(name="updated")
+        warned = small.warned(described, own, metric=updated)
+        assert sum("'updated' will be of the drawn" in text for text in warned) == times

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd import recalibrate_batch_normalization
-from keras_osgd.sampling import RAIS, Oracle
+from keras_osgd.sampling import RAIS
 from tests.helpers import small
 
 L = keras.layers
@@ -330,19 +330,18 @@ def _normalized(**options):
     return made
 
 
-@pytest.mark.parametrize("method", [RAIS(seed=0), Oracle(seed=0)])
-def test_training_with_importance_sampling_says_once_what_to_call(method):
-    model = _normalized(sampling=method)
-    [text] = [t for t in small.warned(small.fit, model) if "follow the drawn" in t]
-    assert "`keras_osgd.recalibrate_batch_normalization(model, x)`" in text
-    assert small.warned(small.fit, model) == []
-
-
-def test_check_warns_of_it_and_fit_does_so_all_the_same():
-    model = _normalized()
+def test_training_says_once_what_to_call_and_then_statistics_are_those_of_the_data():
+    model = _normalized(sampling=RAIS(seed=0))
     [found] = keras_osgd.check(model, small.X, small.Y, print_fn=None)[:1]
     assert found.kind == "warning" and "recalibrate_batch_normalization" in found.text
-    assert len(small.warned(small.fit, model)) == 1
+    x = small.X * np.exp(small.X[:, :1])  # so that hard examples are of their own kind
+    options = {"x": x, "epochs": small.EPOCHS}
+    told = small.warned(small.fit, model, **options)  # though `check` said so
+    [text] = [t for t in told if "follow the drawn" in t]
+    assert "`keras_osgd.recalibrate_batch_normalization(model, x)`" in text
+    recalibrate_batch_normalization(model, x)
+    assert_moments(model.layers[0], x)
+    assert small.warned(small.fit, model, x) == []
 
 
 def test_uniform_training_and_frozen_layers_give_no_notice():
@@ -351,12 +350,3 @@ def test_uniform_training_and_frozen_layers_give_no_notice():
     model.layers[0].trainable = False
     model.compile("sgd", small.crossentropy(), sampling=RAIS(seed=0))
     assert small.warned(small.fit, model) == []
-
-
-def test_after_training_statistics_are_those_of_the_data_again():
-    model = _normalized(sampling=RAIS(seed=0))
-    x = small.X * np.exp(small.X[:, :1])  # so that hard examples are of their own kind
-    with pytest.warns(UserWarning, match="follow the drawn examples"):
-        small.fit(model, x, epochs=small.EPOCHS)
-    recalibrate_batch_normalization(model, x)
-    assert_moments(model.layers[0], x)
