@@ -13,6 +13,7 @@ _MODULES = sorted(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["keras_osgd", *_MODULES])
 def test_every_example_in_a_docstring_runs_and_prints_what_it_says(name):
     module = importlib.import_module(name)

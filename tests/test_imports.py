@@ -175,6 +175,7 @@ def fresh(tmp_path_factory):
     )
 
 
+@pytest.mark.long
 def test_importing_needs_neither_tensorboard_nor_matplotlib(fresh):
     assert fresh.returncode == 0, fresh.stderr
 

@@ -366,6 +366,7 @@ LEAVING = {
 }
 
 
+@pytest.mark.long
 def test_a_model_that_is_dropped_leaves_no_graph_and_none_of_its_parts():
     def train(name):
         model = LEAVING[name]()

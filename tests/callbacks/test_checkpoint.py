@@ -19,6 +19,7 @@ from tests.helpers.checkpoints import (
     state_of,
 )
 from tests.helpers.paths import ROOT
+from tests.helpers.selection import long_but
 
 FIXTURE = ROOT / "tests" / "fixtures" / "checkpoint_1"  # of format 1
 
@@ -76,7 +77,7 @@ def one_of_each_kind(saved, epoch, block):
     return [saved[place] for place in sorted(places)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but(["rais", "oracle"], CASES))
 def test_a_restore_of_any_state_goes_on_bit_for_bit(case, tmp_path, capsys):
     sampling, per_execution, epochs, kinds = CASES[case]
     whole, everywhere = net(sampling(), per_execution), Draws()

@@ -183,6 +183,7 @@ def test_large_columns_are_not_copied():
         assert all(any(np.shares_memory(a, part) for a in held) for part in parts)
 
 
+@pytest.mark.long
 def test_several_kinds_train_together():
     x = {"words": tf.constant(WORDS), "steps": RAGGED, "bag": tf.sparse.from_dense(X)}
 

@@ -259,6 +259,7 @@ def test_while_p_drifts_the_mean_weight_stays_near_1():
     assert abs(credits - 1).max() < 0.25
 
 
+@pytest.mark.long
 def test_a_block_as_a_whole_is_drawn_with_the_density_it_states():
     n, size, trials = 6, 4, 20_000
     rng = _rng(6)

@@ -12,6 +12,7 @@ from keras import ops
 import keras_osgd
 from keras_osgd.sampling import RAIS
 from tests.helpers import oracles_steps
+from tests.helpers.selection import long_but
 
 L, SGD = keras.layers, keras.optimizers.SGD
 N, M = 12, 4
@@ -277,7 +278,9 @@ def test_uniform_training_is_keras_own_to_the_bit():
     np.testing.assert_array_equal(*map(state, models))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", long_but(["outputs by name, adamw", "positions with weights"], CASES)
+)
 def test_sampled_steps_are_those_of_keras_and_then_the_weighted_ones_by_hand(name):
     case = CASES[name]
     near = {"rtol": case.tolerance, "atol": case.tolerance}

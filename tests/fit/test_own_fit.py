@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd.sampling import RAIS
+from tests.helpers.selection import long_but
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 4)).astype("float32")
@@ -107,7 +108,7 @@ def on_numbers(weighed):
     return model, trained(model, X, Y, weight, held_out)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", long_but(["functional"], MAKERS))
 def test_a_fit_that_prepares_data_does_so_before_the_sampling(kind):
     model, own = MAKERS[kind](), kind.startswith("with")
     cls, y = type(model), None if own else Y

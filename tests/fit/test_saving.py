@@ -21,6 +21,7 @@ from keras_osgd.sampling import RAIS
 from keras_osgd.scores.table import ScoreTable
 from tests.helpers import small
 from tests.helpers.paths import ROOT
+from tests.helpers.selection import long_but
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 8)).astype("float32")
@@ -99,7 +100,7 @@ def _assert_same_state(a, b):
     )
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", long_but(["subclassed"], MODELS))
 def test_a_keras_file_brings_everything_back_and_trains_on(
     kind, trained, tmp_path, capsys
 ):
@@ -544,6 +545,7 @@ def test_what_is_loaded_while_a_block_is_planned_replaces_all_of_it(
     planner.finish(0)
 
 
+@pytest.mark.long
 def test_files_saved_inside_fit_can_be_loaded_and_change_no_draw(tmp_path):
     def trained(callbacks):
         keras.utils.set_random_seed(0)

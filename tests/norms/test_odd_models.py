@@ -268,6 +268,7 @@ IN_GRAPHS = [  # where TensorFlow does something else; what verifies them is eag
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "mode"), [(n, "graph" if n in IN_GRAPHS else "eager") for n in ODD]
 )

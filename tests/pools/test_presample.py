@@ -353,6 +353,7 @@ def test_a_stream_from_disk_is_drawn_from_and_two_runs_are_equal(records):
     assert monitor.probabilities() is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["run_eagerly", "jit_compile"])
 def test_eager_graph_and_compiled_steps_agree(mode, once_learned):
     other = learned(**{mode: True})

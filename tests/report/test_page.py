@@ -154,6 +154,7 @@ def test_the_check_says_what_is_installed_and_how_to_get_what_is_not(
     assert {"keras", "tensorflow", "GPU", "matplotlib"} <= set(told)
 
 
+@pytest.mark.long
 def test_what_the_readme_says_of_watching_runs_and_can_be_reported(
     tmp_path, monkeypatch
 ):

@@ -198,6 +198,7 @@ def assert_near(found, right, name):
     assert np.all(error < 0.1 * np.abs(right) + 0.02), (name, error, right)
 
 
+@pytest.mark.long
 def test_what_training_shows_estimates_the_data_or_one_warning_says_it_does_not():
     # The other families have none of whose weights the sums above do not tell.
     assert {row.family for row in ROWS.values() if row.how == UNWEIGHTED} == {"numbers"}

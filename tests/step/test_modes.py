@@ -9,6 +9,7 @@ import pytest
 from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.sampling import RAIS
 from tests.helpers import small
+from tests.helpers.selection import long_but
 
 MODES = {  # with whether they adapt the rate: epochs end where executions do
     "eager": ({"run_eagerly": True}, True),
@@ -60,7 +61,7 @@ def trained(learned):
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", long_but(["eager"], MODES))
 def test_modes_draw_and_learn_the_same_from_the_same_table(mode, trained, reference):
     model, plan, before, shown = trained(mode)
     expected, expected_plan, expected_before, expected_shown = reference(MODES[mode][1])

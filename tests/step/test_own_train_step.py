@@ -13,6 +13,7 @@ from keras_osgd.sampling import RAIS, Presample
 from keras_osgd.step.own_train_step import own_train_step
 from tests.helpers import small
 from tests.helpers.paths import ROOT
+from tests.helpers.selection import long_but
 
 unpacked = keras.utils.unpack_x_y_sample_weight
 README = ROOT / "README.md"
@@ -157,6 +158,7 @@ def test_a_step_trains_as_ours_and_weights_metrics_of_the_model_as_it_does(
         assert [t[:29] for t in told] == ["During training 'own' will be"]
 
 
+@pytest.mark.long
 def test_a_scaled_loss_and_xla_change_neither_steps_nor_norms(reference):
     def optimizer():
         inner = keras.optimizers.SGD(0.1, momentum=0.5)
@@ -387,7 +389,7 @@ def without_weights():
     return functools.cache(trained)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", long_but(["rais"], METHODS))
 def test_steps_without_weights_in_their_data_train_as_ours(
     method, without_weights, monkeypatch
 ):

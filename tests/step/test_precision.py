@@ -9,6 +9,7 @@ import pytest
 from keras_osgd.data import training_data
 from keras_osgd.sampling import RAIS
 from tests.helpers import small
+from tests.helpers.selection import long_but
 
 STEPS, M = 3, small.BATCH_SIZE
 OWN = np.random.default_rng(5).uniform(0.5, 2.0, 60)
@@ -95,7 +96,7 @@ def with_exact_norms(learned):
     return functools.cache(lambda name: continued(learned, name, 15, "exact"))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", long_but(["mixed_bfloat16"], SETTINGS))
 def test_steps_on_the_same_draws_are_those_of_float32_up_to_rounding(
     name, learned, with_exact_norms
 ):
