@@ -180,6 +180,7 @@ def test_importing_needs_neither_tensorboard_nor_matplotlib(fresh):
     assert fresh.returncode == 0, fresh.stderr
 
 
+@pytest.mark.long
 def test_importing_changes_nothing_and_prints_nothing(fresh):
     assert fresh.returncode == 0, fresh.stderr
     changed, devices = json.loads(fresh.stdout)  # nothing else was printed
