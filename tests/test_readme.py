@@ -39,6 +39,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("section", CASES)
 def test_an_example_runs_as_it_stands(section, tmp_path, monkeypatch):
     code = README.split(f"{section}\n")[1].split("```python\n")[1].split("```")[0]

@@ -107,6 +107,7 @@ def test_all_kinds_of_models_go_on_bit_for_bit(case, tmp_path, capsys):
             np.testing.assert_array_equal(values, history.history[name][-len(values) :])
 
 
+@pytest.mark.long
 def test_other_weights_at_the_end_are_said_where_more_epochs_are_not_bit_exact(
     tmp_path, capsys
 ):

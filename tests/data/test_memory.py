@@ -68,6 +68,7 @@ def in_a_file(folder):
     return np.memmap(folder / "x", "float32", "w+", shape=(ROWS, WIDTH))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "x",
     [

@@ -120,6 +120,7 @@ def test_columns_are_indexed_as_arrays_are():
     np.testing.assert_array_equal(np.asarray(column), X)
 
 
+@pytest.mark.long
 def test_a_run_with_augmentation_is_gone_on_with_bit_for_bit(tmp_path, expected):
     def noisy(x, y, seed):
         return x + tf.random.stateless_normal(tf.shape(x), seed, stddev=0.1), y

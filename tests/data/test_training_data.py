@@ -90,6 +90,7 @@ def test_nested_data_are_split_leaf_by_leaf():
     assert y[1] is y_held_out[1] is None
 
 
+@pytest.mark.long
 def test_large_parts_held_out_are_validated_on_as_small_ones(monkeypatch):
     figures = []
     for limit in (2**28, 100):

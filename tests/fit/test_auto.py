@@ -14,6 +14,7 @@ from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.check import require_worth_reading
 from keras_osgd.sampling import RAIS, Auto
 from tests.helpers import small
+from tests.helpers.selection import long_but
 
 pytestmark = pytest.mark.auto
 
@@ -197,7 +198,17 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+DAILY = [
+    "a generator",
+    "a dataset of unknown length",
+    "augmentation in a dataset",
+    "few examples",
+    "a loss of the batch, random in inference",
+    "a train_step without compute_loss",
+]
+
+
+@pytest.mark.parametrize("kind", long_but(DAILY, OTHERS))
 def test_what_is_not_sampled_trains_as_in_keras_to_the_bit_and_is_not_read_before(
     kind, capsys, monkeypatch
 ):

@@ -311,6 +311,7 @@ def test_effective_iterations_go_on_with_an_optimizer_and_begin_with_a_new_one(t
         assert (_lead(model) == 0) == (kind == "accumulating")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compiled_first", [True, False])
 def test_so_they_do_on_weights_that_another_has_trained(
     compiled_first, trained, tmp_path, monkeypatch

@@ -155,7 +155,7 @@ def test_a_keras_file_of_version_0_1_0_loads_for_ever_and_trains_on(tmp_path, ca
     assert (small.flat(model) != before).all()
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", long_but(["functional"], MODELS))
 def test_weights_files_carry_the_scores_and_a_plain_keras_model_can_load_them(
     kind, trained, tmp_path
 ):

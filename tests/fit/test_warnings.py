@@ -9,6 +9,7 @@ import pytest
 import keras_osgd
 from keras_osgd.fit import checks
 from tests.helpers import small
+from tests.helpers.selection import long_but
 
 
 def _line() -> int:
@@ -60,7 +61,10 @@ def test_callbacks_that_act_on_a_training_quantity_are_named_once(callback, moni
         assert f"Monitor 'val_{monitor}'" in text
 
 
-@pytest.mark.parametrize("sampling", ["rais", "oracle", "presample", "uniform"])
+@pytest.mark.parametrize(
+    "sampling",
+    long_but(["rais", "uniform"], ["rais", "oracle", "presample", "uniform"]),
+)
 def test_fit_names_them_wherever_draws_follow_the_scores(sampling):
     model = small.model(sampling=sampling)
     stopping = _K.EarlyStopping("loss")

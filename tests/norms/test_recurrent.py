@@ -155,6 +155,9 @@ EVERYTHING = {**SEQUENCES, **STATE, **ZEROS, "go_backwards": True}
 CASES += [(kind, EVERYTHING, True, True) for kind in KINDS]
 
 
+LONG = (), (pytest.mark.long,)
+
+
 def name_of(case):
     kind, options, mask, initial = case
     said = [f"{name}={value}" for name, value in options.items()]
@@ -170,7 +173,13 @@ def check(kind, options, mask, initial, mode, dtype="float32", tolerance=1e-5):
     assert_equal(found, norms_one_by_one(model, *examples), tolerance)
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, id=name_of(c), marks=LONG[i % 3 > 0])
+        for i, c in enumerate(CASES)
+    ],
+)
 def test_norms_are_those_of_single_examples_to_double_precision(case):
     check(*case, "eager", "float64", 1e-10)
 

@@ -9,7 +9,6 @@ import pytest
 from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.sampling import RAIS
 from tests.helpers import small
-from tests.helpers.selection import long_but
 
 MODES = {  # with whether they adapt the rate: epochs end where executions do
     "eager": ({"run_eagerly": True}, True),
@@ -61,7 +60,8 @@ def trained(learned):
     )
 
 
-@pytest.mark.parametrize("mode", long_but(["eager"], MODES))
+@pytest.mark.long
+@pytest.mark.parametrize("mode", MODES)
 def test_modes_draw_and_learn_the_same_from_the_same_table(mode, trained, reference):
     model, plan, before, shown = trained(mode)
     expected, expected_plan, expected_before, expected_shown = reference(MODES[mode][1])

@@ -98,6 +98,7 @@ def assert_same(model, other, tolerance=1e-6):
     )
 
 
+@pytest.mark.long
 def test_an_accelerated_model_s_step_of_keras_guide_trains_as_ours(reference):
     # Decorated, as a user may have done.
     model = made(tf.function(guide), of=keras, weighted_metrics=["accuracy"])
