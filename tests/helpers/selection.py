@@ -14,7 +14,7 @@ def long_but(kept: Collection[str], cases: Iterable[str]) -> list:
 
 
 def one_in(count: int, cases: Iterable[Any]) -> list:
-    """Returns the cases, values or tuples; of `count` of them all but one are `long`."""
+    """Returns the cases, values or tuples; of each `count` all but one are `long`."""
     return [_marked(case, i % count == 0) for i, case in enumerate(cases)]
 
 
