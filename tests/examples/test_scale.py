@@ -112,4 +112,4 @@ def test_the_benchmark_measures_once_and_leaves_out_what_is_not_installed(
     assert records[key] == measured
     scale_report.write(Records(tmp_path / "runs.jsonl"), tmp_path)
     written = (tmp_path / "scale.md").read_text()
-    assert written.count("### ") == 5 and "| 20,000 | 24 | 24.0 |" in written
+    assert written.count("### ") == 5 and "| 20,000 | 28 | 28.0 |" in written
