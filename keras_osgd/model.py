@@ -26,11 +26,12 @@ class _Compiled(ImportanceSampled):
         It is part of the optimizer's, where plain Keras models overlook it:
         `keras.models.clone_model` makes one of any `Sequential`, and compiles it so.
         """
-        config, method = super().get_compile_config(), self.sampling_held.sampling
-        chosen = repr(method) != repr(get_sampling("auto"))
-        if chosen and isinstance(config.get("optimizer"), dict):
-            named = keras.saving.serialize_keras_object(method)
-            config["optimizer"][_METHOD] = named
+        config = super().get_compile_config()
+        if isinstance(config.get("optimizer"), dict):
+            method = self.sampling_held.sampling
+            if repr(method) != repr(get_sampling("auto")):
+                named = keras.saving.serialize_keras_object(method)
+                config["optimizer"][_METHOD] = named
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
