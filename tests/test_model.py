@@ -247,6 +247,13 @@ def test_a_clone_takes_what_keras_takes_and_trains(kind):
     assert int(again.optimizer.iterations) == 0
 
 
+def test_the_configuration_of_a_model_that_is_not_compiled_adds_nothing_to_it():
+    model = made((True, "sequential"))
+    before = set(vars(model))
+    keras.saving.serialize_keras_object(model)
+    assert set(vars(model)) == before
+
+
 # Files
 
 
