@@ -297,12 +297,12 @@ def global_seeds_kept() -> Iterator[None]:
     """
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     state = None if generator is None else tf.identity(tensor_of(generator.state))
-    eager = context.context()._rng
-    eager_state = eager.getstate()
+    eager = getattr(context.context(), "_rng", None)  # there once a seed was set
+    eager_state = eager and eager.getstate()
     try:
         yield
     finally:
-        if eager.getstate() != eager_state:
+        if eager and eager.getstate() != eager_state:
             eager.setstate(eager_state)
             context.context().clear_kernel_cache()  # they go on with their numbers
         if generator is not None:

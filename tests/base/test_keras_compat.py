@@ -113,7 +113,7 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
         "unsummed: the graphs of trained models are kept for ever",
     ),
     "_rng": (
-        context.context,
+        lambda: (tf.random.set_seed(0), context.context())[1],
         "global_seeds_kept: numbers that TensorFlow draws outside of graphs",
     ),
     "_iterations": (
@@ -581,3 +581,10 @@ def test_global_seeds_are_as_if_the_block_had_drawn_nothing(drawn_before):
 
     np.testing.assert_array_equal(drawn(tried), drawn(lambda: None))
     assert (drawn(lambda: keras.random.normal([2])) != drawn(lambda: None)).any()
+
+
+def test_seeds_are_kept_where_none_was_set(monkeypatch):
+    monkeypatch.delattr(context.context(), "_rng", raising=False)
+    with seeds_kept():
+        keras.random.normal([2])
+    assert not hasattr(context.context(), "_rng")
