@@ -293,7 +293,7 @@ def reading_rate(
 def global_seeds_kept() -> Iterator[None]:
     """Puts the generators of seeds of Keras and TensorFlow back after the block.
 
-    That of Keras is made when it is needed for the first time, and is put away again.
+    A generator of Keras that the block makes, as the first one, is forgotten.
     """
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     state = None if generator is None else tf.identity(tensor_of(generator.state))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,27 +17,27 @@ from keras_osgd.base import keras_compat
 __all__ = ["build", "seeds_kept", "state_kept"]
 
 
-def build(model: keras.Model, x: Any) -> None:
+def build(model: keras.Model, inputs: Callable[[], Any]) -> None:
     """Builds the layers that are not built, by tracing, as Keras' `fit` does.
 
     No operation runs, so that a layer which counts its calls has counted none.
 
     Args:
         model: any.
-        x: `[rows, ...]`, inputs.
+        inputs: returns `[rows, ...]`, inputs; called only if a layer is not built.
     """
-    if model.run_eagerly or all(x.built for x in keras_compat.layers_of(model)):
+    layers = keras_compat.layers_of(model)
+    if model.run_eagerly or all(layer.built for layer in layers):
         return
     call = functools.partial(keras_compat.call_model, model, training=True)
-    tf.function(call).get_concrete_function(x)
+    tf.function(call).get_concrete_function(inputs())
 
 
 @contextlib.contextmanager
 def state_kept(model: keras.Model) -> Iterator[None]:
     """Restores weights, seeds, statistics and metrics at the end of the block.
 
-    So it does TensorFlow's variables among the attributes of the model and its layers.
-
+    TensorFlow's own variables, as attributes of the model or a layer, are restored too.
     Weights are included since SpectralNormalization assigns its layer's kernel. A
     `keras.StatelessScope` would not do: Keras 3.15 hands `None` to regularizers in it.
     """
@@ -56,7 +56,10 @@ def state_kept(model: keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeds_kept() -> Iterator[None]:
-    """Restores the random generators of Python, NumPy and Keras after the block."""
+    """Restores the random generators outside of models after the block.
+
+    They are those of Python, NumPy, Keras and TensorFlow.
+    """
     states = random.getstate(), np.random.get_state()
     try:
         with keras_compat.global_seeds_kept():

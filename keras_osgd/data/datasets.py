@@ -222,24 +222,26 @@ def stand_in(dataset: Any) -> tuple | None:
     parts = dataset.element_spec
     parts = parts if isinstance(parts, tuple) else (parts,)
     numbers = np.random.default_rng(0)
-    made = (lambda shape: numbers.normal(size=shape)), np.zeros, np.ones
-    return as_arrays(
-        tuple(
-            tf.nest.map_structure(functools.partial(_rows_of, of), part)
-            for of, part in zip(made, parts, strict=False)
-        )
-    )
+
+    def normal(shape: list[int]) -> np.ndarray:
+        return numbers.normal(size=shape)
+
+    # Of x, y and the weights: what makes floats, and what makes all other numbers.
+    makers = (normal, np.zeros), (np.zeros, np.zeros), (np.ones, np.ones)
+    made = [
+        tf.nest.map_structure(functools.partial(_rows_of, *makes), part)
+        for makes, part in zip(makers, parts, strict=False)
+    ]
+    return as_arrays(tuple(made))
 
 
-def _rows_of(made: Callable, spec: tf.TensorSpec) -> np.ndarray:
-    """Returns rows of a tensor's shape, made by a function of that shape if floats."""
+def _rows_of(floats: Callable, others: Callable, spec: tf.TensorSpec) -> np.ndarray:
+    """Returns a few rows of a tensor's shape and type, made by a function of shapes."""
     shape = [spec.shape[0] or _STANDING_IN, *spec.shape[1:]]
     if spec.dtype == tf.string:
         return np.full(shape, "", object)
-    whole = not spec.dtype.is_floating
-    return (np.zeros if whole and made is not np.ones else made)(shape).astype(
-        spec.dtype.as_numpy_dtype
-    )
+    make = floats if spec.dtype.is_floating else others
+    return make(shape).astype(spec.dtype.as_numpy_dtype)
 
 
 def length_of(dataset: Any) -> tuple[int | None, int]:

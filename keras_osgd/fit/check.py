@@ -251,7 +251,7 @@ def examine(
 def _without_a_trace(model: keras.Model, data: TrainingData) -> Iterator[None]:
     """Builds the model, and restores after the block all that a trial may change."""
     with contextlib.suppress(Exception):  # the trial says better what is amiss
-        build(model, data.batch(probe.rows(data))[0])
+        build(model, lambda: data.batch(probe.rows(data))[0])
     with state_kept(model), seeds_kept():
         yield
 

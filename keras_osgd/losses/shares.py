@@ -129,17 +129,14 @@ def factors_of_masks(
         weights of the values left, in all masked losses, `None` without such. On
         several replicas it is their mean.
     """
-    factors, sums = [], []
+    y, y_pred = batch
+    compiled, factors, sums = keras_compat.compiled_losses(model), [], []
     for order, one in enumerate(described):
         if one.alone:
             factors.append(None)
             continue
-        loss = keras_compat.compiled_losses(model)[order][1]
-        target, output = (
-            leaf_of(batch[0], one.target),
-            output_of(batch[1], one.path, order),
-        )
-        left = _values_left(loss, target, output)
+        target, output = leaf_of(y, one.target), output_of(y_pred, one.path, order)
+        left = _values_left(compiled[order][1], target, output)
         weighted = tf.reduce_sum(left * tf.cast(weights, left.dtype))
         sums.append(replicas.averaged(weighted))
         factors.append(tf.math.divide_no_nan(tf.reduce_sum(left), sums[-1]))
@@ -148,10 +145,8 @@ def factors_of_masks(
 
 def _values_left(loss: keras.Loss, target: Any, output: tf.Tensor) -> tf.Tensor:
     """Returns `[m]` float32, how many values of each example a loss's masks leave."""
-    values = loss.call(tf.cast(target, loss.dtype), tf.cast(output, loss.dtype))
-    masks = [keras_compat.mask_of(tensor) for tensor in (output, values)]
-    masks = [tf.cast(mask, tf.float32) for mask in masks if mask is not None]
-    left = functools.reduce(tf.multiply, masks)
+    _, masks = _values_and_masks(loss, target, output)
+    left = functools.reduce(tf.multiply, (tf.cast(mask, tf.float32) for mask in masks))
     return tf.reduce_sum(tf.reshape(left, [tf.shape(left)[0], -1]), axis=1)
 
 
@@ -159,14 +154,21 @@ def _weighted_values(
     loss: keras.Loss, rank: int, target: Any, output: tf.Tensor, user: Any
 ) -> tf.Tensor:
     """Returns `[m, ...]`, the values of a loss, masked and times the user's weights."""
-    values = loss.call(tf.cast(target, loss.dtype), tf.cast(output, loss.dtype))
-    masks = [keras_compat.mask_of(tensor) for tensor in (output, values)]
+    values, masks = _values_and_masks(loss, target, output)
     if user is not None:
         values *= times(tf.ones(tf.shape(values)[:1], values.dtype), user, rank)
     for mask in masks:
-        if mask is not None:
-            values *= tf.cast(mask, values.dtype)
+        values *= tf.cast(mask, values.dtype)
     return values
+
+
+def _values_and_masks(
+    loss: keras.Loss, target: Any, output: tf.Tensor
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Returns the values of a loss, and the masks that Keras applies to them."""
+    values = loss.call(tf.cast(target, loss.dtype), tf.cast(output, loss.dtype))
+    masks = [keras_compat.mask_of(tensor) for tensor in (output, values)]
+    return values, [mask for mask in masks if mask is not None]
 
 
 def scale(described: Sequence[OutputLoss], batch_size: int) -> float:
