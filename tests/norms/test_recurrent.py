@@ -9,6 +9,7 @@ from keras_osgd.base import keras_compat
 from keras_osgd.norms import calls, exact
 from keras_osgd.norms.calls import recording
 from tests.helpers import oracles_norms
+from tests.helpers.selection import one_in
 
 layers = keras.layers
 EXAMPLES, STEPS, FEATURES, UNITS = 3, 3, 5, 2
@@ -155,9 +156,6 @@ EVERYTHING = {**SEQUENCES, **STATE, **ZEROS, "go_backwards": True}
 CASES += [(kind, EVERYTHING, True, True) for kind in KINDS]
 
 
-LONG = (), (pytest.mark.long,)
-
-
 def name_of(case):
     kind, options, mask, initial = case
     said = [f"{name}={value}" for name, value in options.items()]
@@ -173,13 +171,7 @@ def check(kind, options, mask, initial, mode, dtype="float32", tolerance=1e-5):
     assert_equal(found, norms_one_by_one(model, *examples), tolerance)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(c, id=name_of(c), marks=LONG[i % 3 > 0])
-        for i, c in enumerate(CASES)
-    ],
-)
+@pytest.mark.parametrize("case", one_in(3, [(case,) for case in CASES]), ids=name_of)
 def test_norms_are_those_of_single_examples_to_double_precision(case):
     check(*case, "eager", "float64", 1e-10)
 
