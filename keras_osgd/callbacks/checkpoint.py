@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.directory_lock import DirectoryLock
 from keras_osgd.callbacks import checkpoint_files, keras_memory, snapshot
 from keras_osgd.callbacks.writer import Interruption, Schedule, Writer
 from keras_osgd.data.training_data import TrainingData
@@ -44,7 +45,10 @@ class Checkpoint(ResumingCallback):
         ValueError: if an argument is none of the above; in `fit`, before any step, if
             the checkpoints belong to another model, optimizer or data, or if all are
             damaged.
-        RuntimeError: in `fit`, after three failed writes in a row; earlier ones warn.
+        RuntimeError: in `fit`, before any step, if another `fit`, of this process or
+            another, writes into the directory: the file in_use.lock there tells which.
+            A process that was killed is noticed, one of another host after two minutes.
+            Also after three failed writes in a row; earlier ones warn.
 
     Example:
         >>> import tempfile
@@ -82,6 +86,7 @@ class Checkpoint(ResumingCallback):
         self._about: dict[str, Any] = {}
         self._probes = np.zeros(0)
         self._writer: Writer | None = None
+        self._lock: DirectoryLock | None = None
         self._epoch, self._exact = 0, False
         self._others: list[keras.callbacks.Callback] = []
 
@@ -112,11 +117,12 @@ class Checkpoint(ResumingCallback):
         Returns:
             The epoch to begin with, and the saved state to go on from, or `None`.
         """
-        checkpoint_files.probe(self.directory)
+        self._lock = lock = checkpoint_files.claimed(self.directory)
         self._saved = saved = checkpoint_files.newest(self.directory)
         self._data, self._epoch = data, initial_epoch
         self._about = dict(epochs=epochs, n=None, fingerprint=None, scores=self.scores)
-        self._writer = Writer(self.directory, self._schedule.keep, saved and saved.path)
+        keep, path = self._schedule.keep, saved and saved.path
+        self._writer = Writer(self.directory, keep, path, lock.require)
         if data is not None:
             self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
             self._probes = data.probes()
@@ -195,8 +201,13 @@ class Checkpoint(ResumingCallback):
     def close(self) -> None:
         """Ends writing and signal handling; called by `fit`, however it ended."""
         self._saved = self._data = None
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            self._lock = None
         self._interruption.end()
 
     def restore(self, model: keras.Model) -> pathlib.Path:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from keras_osgd.base.directory_lock import DirectoryLock
+from keras_osgd.base.files import whole
 from keras_osgd.base.warn import warn
 
-__all__ = ["VERSION", "Saved", "newest", "probe", "write"]
+__all__ = ["VERSION", "Saved", "claimed", "newest", "write"]
 
 VERSION = 1  # of the format; files of earlier versions load too
-_NAME = re.compile(r"checkpoint-(\d{8})\.(npz|json|npz\.part|json\.part)")
+_NAME = re.compile(r"checkpoint-(\d{8})\.(?:npz|json)(?:(?:\.[0-9a-f]{8})?\.part)?")
 _DETAILS = "details"
 _RAW = "raw:"  # prefix to the name of an array whose dtype NumPy cannot write
 
@@ -55,22 +56,23 @@ class _Hashed(io.RawIOBase):
         return self._file.write(data)
 
 
-def probe(directory: pathlib.Path) -> None:
-    """Makes the directory if it is missing.
+def claimed(directory: pathlib.Path) -> DirectoryLock:
+    """Makes the directory if it is missing, and takes it for one writer.
 
     Raises:
         ValueError: if no files can be written into it.
+        RuntimeError: if another writer, of this process or another, has it.
     """
+    lock = DirectoryLock(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f".probe-{os.getpid()}"
-        path.write_bytes(b"")
-        path.unlink()
+        lock.acquire()
     except OSError as error:
         raise ValueError(
             "The directory of checkpoints must be one to write into. Received: "
             f"{directory} ({error}). Take another, or change its permissions."
         ) from error
+    return lock
 
 
 def write(
@@ -78,6 +80,7 @@ def write(
     arrays: Mapping[str, Any],
     details: Mapping[str, Any],
     keep: int,
+    require_own: Callable[[], None] = lambda: None,
 ) -> pathlib.Path:
     """Writes a checkpoint and deletes all but the newest `keep`.
 
@@ -90,6 +93,8 @@ def write(
         arrays: in nested dictionaries, whose keys have no "/"; no objects.
         details: numbers and texts that JSON can keep.
         keep: number of checkpoints kept, this one included.
+        require_own: raises if the directory has become another writer's, whose files
+            are then left alone.
 
     Returns:
         The path of the arrays.
@@ -97,6 +102,7 @@ def write(
     Raises:
         OSError: if it cannot be written; no part of it stays.
     """
+    require_own()
     number = max(_numbers(directory), default=0) + 1
     path = _path(directory, number, "npz")
     content = {_DETAILS: _as_array(json.dumps(dict(details, version=VERSION)))}
@@ -107,32 +113,25 @@ def write(
         else:
             content[name] = value
     try:
-        hashed = _replace(path, lambda file: np.savez(file, **content))
+        hashed = _put(path, lambda file: np.savez(file, **content))
         marker = {"size": hashed.size, "sha256": hashed.digest.hexdigest()}
         line = json.dumps(marker).encode()
-        _replace(path.with_suffix(".json"), lambda file: file.write(line))
+        _put(path.with_suffix(".json"), lambda file: file.write(line))
     except BaseException:
-        for suffix in ("json", "json.part", "npz", "npz.part"):  # marker first
+        require_own()  # nobody else has begun this number
+        for suffix in ("json", "npz"):  # marker first
             _path(directory, number, suffix).unlink(missing_ok=True)
         raise
+    require_own()
     _delete_old(directory, number, keep)
     return path
 
 
-def _replace(path: pathlib.Path, write_to: Any) -> _Hashed:
-    """Writes a file beside `path`, flushes it to the disk and puts it there."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
+def _put(path: pathlib.Path, write_to: Any) -> _Hashed:
+    """Writes a file whole, and returns what its bytes must hash to."""
+    with whole(path) as file:
         hashed = _Hashed(file)
         write_to(hashed)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename too must outlive a power failure
-    finally:
-        os.close(folder)
     return hashed
 
 
@@ -220,8 +219,8 @@ def _check_version(saved: Saved) -> None:
 
 def _delete_old(directory: pathlib.Path, number: int, keep: int) -> None:
     """Deletes all but the last `keep` checkpoints, and half-written files."""
-    whole = [n for n in _numbers(directory) if _path(directory, n, "json").exists()]
-    kept = set(sorted(whole)[-keep:]) | {number}
+    ended = [n for n in _numbers(directory) if _path(directory, n, "json").exists()]
+    kept = set(sorted(ended)[-keep:]) | {number}
     for path in directory.iterdir():
         match = _NAME.fullmatch(path.name)
         if match and int(match[1]) not in kept:

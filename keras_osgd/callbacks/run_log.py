@@ -57,7 +57,9 @@ class RunLog:
 
     def begin(self, model: keras.Model, epoch: int, params: Mapping[str, Any]) -> None:
         """Keeps the rows of the epochs before `epoch`, which counts from 0."""
-        rows, before = self.files.read()
+        rows, before, faults = self.files.read()
+        if faults:
+            warn(f"{' '.join(faults)} The log goes on without what is damaged.")
         self._rows = [row for row in rows if row["epoch"] <= epoch]
         self.fresh = not self._rows
         if self.fresh:

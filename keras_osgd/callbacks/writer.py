@@ -30,15 +30,21 @@ class Writer:
         directory: exists.
         keep: number of checkpoints kept.
         newest: path of the newest intact one, or `None`.
+        require_own: raises if the directory has become another writer's.
 
     Attributes:
         newest: likewise; set once a new one is written, as the old one may be deleted.
     """
 
     def __init__(
-        self, directory: pathlib.Path, keep: int, newest: pathlib.Path | None
+        self,
+        directory: pathlib.Path,
+        keep: int,
+        newest: pathlib.Path | None,
+        require_own: Callable[[], None],
     ) -> None:
         """Starts the thread."""
+        self._require_own = require_own
         self._directory, self._keep, self.newest = directory, keep, newest
         self._failures = 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_checkpoint")
@@ -63,13 +69,15 @@ class Writer:
         if not _finite(arrays["variables"]["model"].values()):
             raise FloatingPointError("the model's variables are not finite")
         write = checkpoint_files.write
-        self.newest = write(self._directory, arrays, details, self._keep)
+        given = self._directory, arrays, details, self._keep
+        self.newest = write(*given, self._require_own)
 
     def wait(self) -> None:
         """Waits for the write under way; warns if it failed.
 
         Raises:
-            RuntimeError: if the last three could not be written.
+            RuntimeError: if the last three could not be written, or the directory has
+                become another writer's.
         """
         if self._writing is None:
             return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from keras_osgd.base.directory_lock import locked
+from keras_osgd.base.files import created, write_whole
 from keras_osgd.data.uneven_columns import Uneven
 
 __all__ = ["Spec", "in_memory", "kept_in", "on_disk", "row_hashes", "too_large"]
@@ -88,8 +89,15 @@ def on_disk(
     Raises:
         ValueError: if rows are not of one shape and type, not dense or not numbers.
         OSError: if a file cannot be written.
+        RuntimeError: if another process is writing there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        return _written(batches, directory)
+
+
+def _written(
+    batches: Iterable[Sequence[ColumnArray]], directory: pathlib.Path
+) -> list[ColumnArray]:
     (directory / _MANIFEST).unlink(missing_ok=True)
     files: list[IO[bytes]] = []
     specs: list[Spec] = []
@@ -99,7 +107,7 @@ def on_disk(
             specs = [_spec_of(leaf) for leaf in leaves]
             _refuse_on_disk(leaves)
             names = [_path(directory, order) for order in range(len(leaves))]
-            files = files or [open(name, "wb") for name in names]  # noqa: SIM115
+            files = files or [created(name) for name in names]
             for file, leaf in zip(files, leaves, strict=True):
                 file.write(np.ascontiguousarray(leaf).data)
             n += len(leaves[0]) if leaves else 0
@@ -107,9 +115,7 @@ def on_disk(
         for file in files:
             file.close()
     manifest = {"version": _VERSION, "n": n, "columns": specs}
-    part = directory / (_MANIFEST + ".part")
-    part.write_text(json.dumps(manifest))
-    os.replace(part, directory / _MANIFEST)
+    write_whole(directory / _MANIFEST, json.dumps(manifest))
     return _read(directory, n, specs)
 
 

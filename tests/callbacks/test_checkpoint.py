@@ -350,7 +350,7 @@ def test_three_failures_in_a_row_end_training_and_fewer_do_not(tmp_path, monkeyp
 def test_training_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
     done, real, taken = threading.Event(), checkpoint_files.write, []
 
-    def write(directory, arrays, details, keep):
+    def write(directory, arrays, details, keep, require_own):
         taken.append(details["step"])
         assert done.wait(60)
         return real(directory, arrays, details, keep)

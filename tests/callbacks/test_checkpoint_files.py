@@ -244,16 +244,16 @@ def test_a_directory_that_cannot_be_written_into_is_refused_before_training(tmp_
         os.seteuid(65534)  # permissions are nothing to root
     try:
         with pytest.raises(ValueError, match="Take another, or change"):
-            checkpoint_files.probe(locked / "below")
+            checkpoint_files.claimed(locked / "below")
         with pytest.raises(ValueError, match="Take another, or change"):
-            checkpoint_files.probe(locked)
+            checkpoint_files.claimed(locked)
     finally:
         os.seteuid(user)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(ValueError, match="must be one to write into"):
-        checkpoint_files.probe(file)
-    checkpoint_files.probe(tmp_path / "new" / "one")
+        checkpoint_files.claimed(file)
+    checkpoint_files.claimed(tmp_path / "new" / "one").release()
     assert list((tmp_path / "new" / "one").iterdir()) == []
 
 
