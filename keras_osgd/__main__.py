@@ -42,10 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(_checked()))
         return 0
     try:
-        report.write(_runs(given.directories), given.output)
+        left_out = report.write(_runs(given.directories), given.output)
     except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    for line in left_out:
+        print(f"Left out: {line}", file=sys.stderr)
     print(f"Wrote {given.output}")
     return 0
 

@@ -154,13 +154,13 @@ for c in np.flatnonzero(there):
     place = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 8}
     axes.annotate(f"class {c}", (counts[c], factor[c]), color=DARK, **place)
 look = {"color": DARK, "linestyle": (0, (4, 2)), "linewidth": 1.0}
-axes.axhline(1, label="uniform draws", **look)
+one = axes.axhline(1, **look)
 axes.margins(0.15)
 for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
 finish(axes, "training rows of the class", "times as often as uniform draws")
-legend(figure, axes, ["uniform draws"])
+legend(figure, [(one, "uniform draws")])
 figure.savefig("rare_classes.png")
 
 """

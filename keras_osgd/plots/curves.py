@@ -12,6 +12,7 @@ from keras_osgd.plots.style import GREY, finish, in_words, legend, new_figure, s
 from keras_osgd.run_directory import RunRecord
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -78,14 +79,16 @@ def learning_curves(
     figure = new_figure(max(5.0, 3.9 * columns), 3.1 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for order, (axes, name) in enumerate(zip(panels.flat, chosen, strict=False)):
-        for i, (label, group) in enumerate(groups.items()):
-            _draw(axes, _rows(group, name), _rows(group, metric), i, label)
+        entries = [
+            (_draw(axes, _rows(group, name), _rows(group, metric), i, label), label)
+            for i, (label, group) in enumerate(groups.items())
+        ]
         vertical = in_words(metric) if order % columns == 0 else ""
         finish(axes, _AXES.get(name, in_words(name)), vertical)
         axes.set_xlim(left=0)
     for axes in list(panels.flat)[len(chosen) :]:
         axes.remove()
-    legend(figure, panels.flat[0], list(groups))
+    legend(figure, entries)
     return figure
 
 
@@ -96,16 +99,18 @@ def _rows(group: Sequence[RunRecord], name: str) -> np.ndarray:
     return np.array([column[:length] for column in columns])
 
 
-def _draw(axes: Axes, x: np.ndarray, y: np.ndarray, order: int, label: str) -> None:
+def _draw(axes: Axes, x: np.ndarray, y: np.ndarray, order: int, label: str) -> Artist:
+    """Draws the mean and the band of some runs; returns the line."""
     length = min(x.shape[1], y.shape[1])
     x, y = x[:, :length], y[:, :length]
     shown = ~np.isnan(y).any(axis=0)  # not every epoch has a validation
     x, y = x[:, shown].mean(axis=0), y[:, shown]
     look = style(order, len(x))
-    axes.plot(x, y.mean(axis=0), label=label, **look)
+    (line,) = axes.plot(x, y.mean(axis=0), label=label, **look)
     if len(y) > 1:
         low, high = y.min(axis=0), y.max(axis=0)
         axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    return line
 
 
 def gain_ratio(runs: Any) -> Figure:
@@ -137,16 +142,15 @@ def gain_ratio(runs: Any) -> Figure:
     has = all("effective_epochs" in record.history for record in records)
     horizontal = "effective_epochs" if has else "epoch"
     figure = new_figure(6.4, 4.0)
-    axes, labels = figure.subplots(), []
+    axes, entries = figure.subplots(), []
     for name, group in groups.items():
         for key, label in _gains(name, group, alone=len(groups) == 1).items():
             x, y = _rows(group, horizontal), _rows(group, key)
-            _draw(axes, x, y, len(labels), label)
-            labels.append(label)
-    axes.axhline(1.0, color=GREY, linewidth=1.0, zorder=1, label=_NO_GAIN)
+            entries.append((_draw(axes, x, y, len(entries), label), label))
+    one = axes.axhline(1.0, color=GREY, linewidth=1.0, zorder=1, label=_NO_GAIN)
     finish(axes, _AXES[horizontal], "gain ratio r")
     axes.set_xlim(left=0)
-    legend(figure, axes, [*labels, _NO_GAIN])
+    legend(figure, [*entries, (one, _NO_GAIN)])
     return figure
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_osgd.plots.style import DARK, STYLES, new_figure, note
+from keras_osgd.plots.style import DARK, STYLES, new_figure, note, shortened
 from keras_osgd.scores.most_sampled import MostSampled
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ __all__ = ["gallery"]
 
 _FEATURES = 6  # shown in a table
 _CHARACTER = 0.064  # inches of a letter in a title
+_LETTERS = 60  # of a name that are shown
 _WRONG = STYLES[1][0]
 
 
@@ -120,8 +121,9 @@ def _words(
 
     def name(value: Any) -> str:
         if class_names is not None and not isinstance(value, str):
-            return str(class_names[int(value)])
-        return f"{value:.4g}" if isinstance(value, float | np.floating) else f"{value}"
+            value = str(class_names[int(value)])
+        number = isinstance(value, float | np.floating)
+        return f"{value:.4g}" if number else shortened(f"{value}", _LETTERS)
 
     label = "" if most.label is None else name(most.label[i])
     predicted = "" if predictions is None else name(predictions[i])
@@ -145,7 +147,8 @@ def _images(x: np.ndarray, words: Any, columns: int) -> Figure:
         axes.imshow(scaled, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         shown = f"{label} ✗ {predicted}" if wrong else label or predicted
-        axes.set_title(f"{index}: {shown}\n{share} of draws", fontsize=8)
+        title = f"{index}: {shown}\n{share} of draws"
+        axes.set_title(title, fontsize=8, parse_math=False)
         for spine in axes.spines.values():
             spine.set(color=_WRONG if wrong else "0.8", linewidth=2.0 if wrong else 0.8)
     for axes in list(panels.flat)[len(x) :]:
@@ -157,7 +160,7 @@ def _table(x: np.ndarray, words: Any, feature_names: Any) -> Figure:
     shown = x[:, :_FEATURES]
     names = [f"x{i}" for i in range(x.shape[1])]
     if feature_names is not None:
-        names = list(map(str, feature_names))
+        names = [shortened(str(name), _LETTERS) for name in feature_names]
     if len(names) != x.shape[1]:
         raise ValueError(
             "`feature_names` must have one name for each column of x. Received: "
@@ -191,6 +194,7 @@ def _table(x: np.ndarray, words: Any, feature_names: Any) -> Figure:
 def _frame(table: Any, wrong: Sequence[bool]) -> None:
     for (row, column), cell in table.get_celld().items():
         cell.set(edgecolor="0.85", linewidth=0.6)
+        cell.set_text_props(parse_math=False)
         if row == 0:
             cell.set_text_props(weight="bold", color=DARK)
         elif wrong[row - 1] and column == 2:

@@ -68,14 +68,16 @@ def predicted_norms(run: Any) -> Figure:
     axes.set_yscale(**scale)
     color, band = STYLES[0][0], STYLES[1][0]
     look = {"marker": "o", "markersize": 2.6, "alpha": 0.4, "markeredgewidth": 0}
-    axes.plot(predicted, observed, linestyle="", color=color, label=_POINTS, **look)
+    (points,) = axes.plot(
+        predicted, observed, linestyle="", color=color, label=_POINTS, **look
+    )
     x, spread = _binned(predicted, variance)
     ends = [np.maximum(x + sign * spread, 0.0) for sign in (-1, 1)]
-    axes.fill_between(x, *ends, color=band, alpha=0.22, linewidth=0, label=_BAND)
+    area = axes.fill_between(x, *ends, color=band, alpha=0.22, linewidth=0, label=_BAND)
     for end in ends:
         axes.plot(x, end, color=band, linewidth=1.0, linestyle=(0, (5, 1.5)))
     top = 1.1 * max(predicted.max(), observed.max(), 1e-12)
-    axes.plot([0, top], [0, top], color=DARK, linewidth=1.2, label=_LINE)
+    (line,) = axes.plot([0, top], [0, top], color=DARK, linewidth=1.2, label=_LINE)
     norm = _norm(str(record.settings.get("sampling")) if record else "")
     finish(axes, f"predicted {norm}", f"observed {norm}")
     axes.set(xlim=(0, top), ylim=(-0.01 * typical, top), aspect="equal")
@@ -84,7 +86,7 @@ def predicted_norms(run: Any) -> Figure:
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_locator(_no_ticks())
     note(figure, _NOTE)
-    legend(figure, axes, [_POINTS, _LINE, _BAND])
+    legend(figure, [(points, _POINTS), (line, _LINE), (area, _BAND)])
     return figure
 
 

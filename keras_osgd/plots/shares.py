@@ -62,10 +62,11 @@ def probabilities(p: np.ndarray) -> Figure:
         edgecolor="white",
         linewidth=0.3,
     )
-    axes.axvline(1.0, color=DARK, linestyle=(0, (4, 2)), linewidth=1.2, label=_UNIFORM)
+    look = {"color": DARK, "linestyle": (0, (4, 2)), "linewidth": 1.2}
+    one = axes.axvline(1.0, label=_UNIFORM, **look)
     finish(axes, _N_P, "share of the examples (%)")
     _plain_numbers(axes.xaxis)
-    legend(figure, axes, [_UNIFORM])
+    legend(figure, [(one, _UNIFORM)])
     return figure
 
 
@@ -105,13 +106,13 @@ def probabilities_over_time(run: Any) -> Figure:
     for q in PERCENTILES:
         axes.plot(x, history[percentile_name(q)], color=color, linewidth=0.6, zorder=1)
     look = {"color": DARK, "linestyle": (0, (4, 2)), "linewidth": 1.0}
-    axes.axhline(1.0, label=_UNIFORM, **look)
+    one = axes.axhline(1.0, label=_UNIFORM, **look)
     finish(axes, known.replace("_", " "), _N_P)
     axes.set_xlim(left=0, right=x.max() if len(x) > 1 else None)
     _plain_numbers(axes.yaxis)
     ends = {q: history[percentile_name(q)][-1] for q in PERCENTILES}
     _name_percentiles(axes, x[-1], ends)
-    legend(figure, axes, [_UNIFORM])
+    legend(figure, [(one, _UNIFORM)])
     return figure
 
 
@@ -163,13 +164,15 @@ def share_of_draws(runs: Any) -> Figure:
     curves = _shares(runs)
     figure = new_figure(5.0, 4.9)
     axes = figure.subplots()
-    axes.plot([0, 100], [0, 100], color=GREY, linestyle=(0, (4, 2)), label=_UNIFORM)
+    ends, entries = [0, 100], []
+    (even,) = axes.plot(ends, ends, color=GREY, linestyle=(0, (4, 2)), label=_UNIFORM)
     for order, (name, shares) in enumerate(curves.items()):
         x = np.linspace(0, 100, len(shares))
-        axes.plot(x, 100 * shares, label=name, **style(order, len(x)))
+        look = style(order, len(x))
+        entries += [(axes.plot(x, 100 * shares, label=name, **look)[0], name)]
     finish(axes, "share of the examples, most drawn first (%)", "share of draws (%)")
     axes.set(xlim=(0, 100), ylim=(0, 101), aspect="equal")
-    legend(figure, axes, [*curves, _UNIFORM])
+    legend(figure, [*entries, (even, _UNIFORM)])
     return figure
 
 

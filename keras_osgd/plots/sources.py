@@ -137,6 +137,8 @@ def _is_history(runs: Mapping) -> bool:
     def is_numbers(values: Any) -> bool:
         if isinstance(values, str | os.PathLike | Mapping | RunRecord):
             return False
+        if _is_list(values) and any(isinstance(x, RunRecord) for x in values):
+            return False
         return np.ndim(values) == 1 and np.asarray(values).dtype.kind in "fiub"
 
     return bool(runs) and all(is_numbers(values) for values in runs.values())

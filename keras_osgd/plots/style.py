@@ -1,4 +1,7 @@
-"""The look that all figures share."""
+"""The look that all figures share, and the only place that writes texts of users.
+
+These are shown as they are: "$" begins no formula, and a first "_" hides nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -19,6 +23,7 @@ __all__ = [
     "legend",
     "new_figure",
     "note",
+    "shortened",
     "style",
 ]
 
@@ -35,6 +40,7 @@ STYLES: tuple[tuple[str, str, Any], ...] = (
 DARK, GREY = "#222222", "#8A8A8A"
 _LETTER, _HANDLE = 0.072, 0.75  # inches of a legend's entry
 _ROW = 0.19  # inches
+_LONGEST, _LABEL = 120, 60  # letters of a name, and of an axis
 _SMALL = 0.064  # inches of a note's letter
 _WORDS = {"val": "validation", "acc": "accuracy", "lr": "learning rate"}
 
@@ -77,12 +83,10 @@ def style(order: int, points: int) -> dict[str, Any]:
     }
 
 
-def finish(axes: Axes, horizontal: str, vertical: str, title: str = "") -> None:
+def finish(axes: Axes, horizontal: str, vertical: str) -> None:
     """Labels the axes, adds a grid, and removes the top and right borders."""
-    axes.set_xlabel(horizontal)
-    axes.set_ylabel(vertical)
-    if title:
-        axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(shortened(horizontal, _LABEL), parse_math=False)
+    axes.set_ylabel(shortened(vertical, _LABEL), parse_math=False)
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -95,33 +99,49 @@ def in_words(name: str) -> str:
         >>> in_words("val_loss")
         'validation loss'
     """
-    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+    return " ".join(_WORDS.get(word, word) for word in name.split("_")).strip() or name
 
 
 def note(figure: Figure, text: str) -> None:
     """Writes a note above the panels, in lines that fit the figure."""
     letters = max(20, int(figure.get_figwidth() / _SMALL))
-    figure.suptitle(textwrap.fill(text, letters), fontsize=8, color=DARK)
+    told = textwrap.fill(text, letters)
+    figure.suptitle(told, fontsize=8, color=DARK, parse_math=False)
 
 
-def legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+def shortened(text: str, most: int = _LONGEST) -> str:
+    r"""Returns a text in one line, without its middle if it is too long.
+
+    Example:
+        >>> shortened("run\n1"), shortened("abcdefghi", 5)
+        ('run 1', 'ab…hi')
+    """
+    text = "".join(c if c.isprintable() else " " for c in text)
+    side = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:side]}…{text[-side:]}"
+
+
+def legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
     """Adds a legend below the panels, where it hides nothing, in rows that fit.
 
     The figure grows with the rows, and in width for a long name: panels keep their
     size.
+
+    Args:
+        figure: complete but for the legend.
+        entries: artists and their names, of which long ones lose their middle.
     """
-    handles, labels = axes.get_legend_handles_labels()
-    kept = [name for name in names if name in labels]
-    if not kept:
+    if not entries:
         return
-    inches = [_LETTER * len(name) + _HANDLE for name in kept]
+    names = [shortened(name) for _, name in entries]
+    inches = [_LETTER * len(name) + _HANDLE for name in names]
     width, height = figure.get_size_inches()
-    columns = len(kept) if sum(inches) < width else max(1, int(width / max(inches)))
-    rows = -(-len(kept) // columns)
+    columns = len(names) if sum(inches) < width else max(1, int(width / max(inches)))
+    rows = -(-len(names) // columns)
     figure.set_size_inches(max(width, max(inches) + 0.2), height + _ROW * (rows - 1))
-    figure.legend(
-        [handles[labels.index(name)] for name in kept],
-        kept,
+    made = figure.legend(
+        [artist for artist, _ in entries],
+        ["name"] * len(names),  # matplotlib may leave out those that begin with "_"
         loc="outside lower center",
         ncols=columns,
         frameon=False,
@@ -129,3 +149,5 @@ def legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
         handlelength=3.2,
         columnspacing=1.2,
     )
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False)

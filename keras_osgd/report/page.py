@@ -10,13 +10,18 @@ import pathlib
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from keras_osgd import plots
+from keras_osgd.base.files import write_whole
 from keras_osgd.plots.style import in_words
 from keras_osgd.report import tables
 from keras_osgd.report.tables import number
 from keras_osgd.run_directory import RunRecord, load, percentile_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["page", "write"]
 
@@ -51,7 +56,8 @@ th:first-child, td:first-child { text-align: left; }
 .words th { text-align: left; }
 .runs :is(td, th):nth-child(2) { text-align: left; min-width: 8rem;
   white-space: normal; }
-p, li { max-width: 46rem; }
+p, li { max-width: 46rem; overflow-wrap: anywhere; }
+h1, h3 { overflow-wrap: anywhere; }
 </style>
 </head>
 <body>
@@ -62,17 +68,24 @@ $body
 """)
 
 
-def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
+def write(
+    directories: Sequence[str | os.PathLike], path: str | os.PathLike
+) -> list[str]:
     """Writes a page about runs into one file that needs no other.
+
+    What is damaged is left out, and named on the page and in what is returned.
 
     Args:
         directories: of `SamplingMonitor(log_dir=...)`. Runs with the same
             settings count as seeds of one; a directory given twice counts once.
         path: file for the page, in a directory that exists.
 
+    Returns:
+        Sentences on what was left out, each with its file.
+
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if there is no directory, one has no run, or `path` can be no file.
+        ValueError: if no directory has a run, or `path` can be no file.
 
     Example:
         >>> import tempfile
@@ -80,6 +93,7 @@ def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
         >>> home = pathlib.Path(tempfile.mkdtemp())
         >>> RunFiles(home / "a run").write_history([{"epoch": 1}])
         >>> write([home / "a run"], home / "report.html")
+        []
         >>> "a run" in (home / "report.html").read_text()
         True
     """
@@ -90,8 +104,17 @@ def write(directories: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
             "The page must be a file in a directory that exists. Received: "
             f"{what}. Make the directory {target.parent}, or name another file."
         )
-    once = dict.fromkeys(pathlib.Path(x).resolve() for x in directories)
-    target.write_text(page([load(x) for x in once]), "utf-8")
+    records, left_out = [], []
+    for directory in dict.fromkeys(pathlib.Path(x).resolve() for x in directories):
+        try:
+            records.append(load(directory))
+        except ValueError as error:
+            left_out.append(str(error))
+    if not records and left_out:
+        raise ValueError("\n".join(left_out))
+    text = _page(records, left_out)
+    write_whole(target, text.encode("utf-8", "replace"))
+    return left_out
 
 
 def page(records: Sequence[RunRecord]) -> str:
@@ -104,14 +127,55 @@ def page(records: Sequence[RunRecord]) -> str:
         ImportError: if matplotlib is not installed.
         ValueError: if there is no run.
     """
+    return _page(records, [])
+
+
+def _page(records: Sequence[RunRecord], left_out: list[str]) -> str:
+    """Returns the page; adds to `left_out` what could not be shown."""
     groups = _groups(records)
     title = "Training runs: " + ", ".join(groups)
+    left_out += [fault for record in records for fault in record.faults]
     parts = (_runs, _curves, _draws, _norms, _examples, _alarms, _settings)
-    body = "\n".join(text for part in parts for text in part(records, groups))
+    shown = [_shown(part, records, groups, left_out) for part in parts]
+    body = "\n".join(text for part in (shown, _left_out(left_out)) for text in part)
     return TEMPLATE.substitute(title=html.escape(title), body=body)
 
 
+def _shown(
+    part: Callable[..., Iterator[_Piece]],
+    records: Sequence[RunRecord],
+    groups: _Groups,
+    left_out: list[str],
+) -> str:
+    """Returns a part of the page; pieces that fail are left out, and named."""
+    texts, pieces, piece = [], part(records, groups), ""
+    while piece is not None:
+        what = part.__name__.strip("_")
+        try:
+            piece = next(pieces, None)
+            if isinstance(piece, tuple):
+                what, make = piece
+                piece = make()
+            texts.append(piece or "")
+        except ImportError:
+            raise
+        except Exception as error:  # of damage that `load` does not know
+            cause = f"{type(error).__name__}: {error}"
+            left_out.append(f"{what} of {_names(records)} cannot be shown ({cause}).")
+            texts.append(_paragraph(left_out[-1]))
+    return "\n".join(texts)
+
+
+def _left_out(left_out: Sequence[str]) -> Iterator[str]:
+    if left_out:
+        yield "<h2>Left out</h2>"
+        lines = "".join(f"<li>{html.escape(line)}</li>\n" for line in left_out)
+        yield f"<ul>{lines}</ul>"
+
+
 _Groups = dict[str, list[RunRecord]]
+# A text, or what it shows and a function that makes it.
+_Piece = str | tuple[str, Callable[[], str]]
 
 
 def _groups(records: Sequence[RunRecord]) -> _Groups:
@@ -136,7 +200,7 @@ def _groups(records: Sequence[RunRecord]) -> _Groups:
     return dict(sorted(named.items(), key=lambda item: not _is_sampled(item[1][0])))
 
 
-def _runs(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+def _runs(records: Sequence[RunRecord], groups: _Groups) -> Iterator[_Piece]:
     yield "<h2>Runs</h2>"
     yield f'<div class="runs">{tables.runs(records)}</div>'
     for name, group in groups.items():
@@ -146,7 +210,7 @@ def _runs(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
         yield from _compared(records, groups)
 
 
-def _compared(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+def _compared(records: Sequence[RunRecord], groups: _Groups) -> Iterator[_Piece]:
     means = ", means over seeds" if len(groups) < len(records) else ""
     yield _paragraph(
         "What it took to be as good as the least good run ever became, looked at after "
@@ -182,7 +246,7 @@ def _first(group: Sequence[RunRecord]) -> str:
     return f"{group[0].name}{of}"
 
 
-def _curves(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+def _curves(records: Sequence[RunRecord], groups: _Groups) -> Iterator[_Piece]:
     names = tables.metrics(records)
     if names:
         yield "<h2>Learning curves</h2>"
@@ -209,7 +273,7 @@ def _is_sampled(record: RunRecord) -> bool:
     return sampled and "gain_ratio" in record.history
 
 
-def _draws(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+def _draws(records: Sequence[RunRecord], groups: _Groups) -> Iterator[_Piece]:
     drawn = {k: [r for r in v if r.arrays] for k, v in groups.items()}
     drawn = {k: v for k, v in drawn.items() if v}
     if not drawn:
@@ -223,7 +287,7 @@ def _draws(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
             yield _image(f"n p of {name}", plots.probabilities_over_time, group[0])
 
 
-def _norms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+def _norms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[_Piece]:
     known = [group for group in groups.values() if "predicted" in group[0].arrays]
     if known:
         yield "<h2>Predicted and observed gradient norms</h2>"
@@ -233,7 +297,7 @@ def _norms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
         yield _image(f"Norms of {name}", plots.predicted_norms, group[0])
 
 
-def _examples(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+def _examples(records: Sequence[RunRecord], groups: _Groups) -> Iterator[_Piece]:
     known = [group for group in groups.values() if group[0].examples]
     if known:
         yield "<h2>Hardest examples</h2>"
@@ -243,10 +307,10 @@ def _examples(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
         )
     for group in known:
         yield f"<h3>{html.escape(_first(group))}</h3>"
-        yield tables.examples(group[0])
+        yield f"Examples of {group[0].name}", partial(tables.examples, group[0])
 
 
-def _alarms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+def _alarms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[_Piece]:
     yield "<h2>Alarms and notices</h2>"
     told = [(r.name, text) for r in records for text in r.settings.get("alarms", [])]
     if not told:
@@ -256,13 +320,18 @@ def _alarms(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
         yield "<ul>" + "".join(f"<li>{line}</li>\n" for line in lines) + "</ul>"
 
 
-def _settings(records: Sequence[RunRecord], groups: _Groups) -> Iterator[str]:
+def _settings(records: Sequence[RunRecord], groups: _Groups) -> Iterator[_Piece]:
     yield "<h2>Settings</h2>"
     yield f'<div class="words">{tables.settings_table(records)}</div>'
 
 
-def _image(alternative: str, draw: Callable[..., Any], *arguments: Any) -> str:
-    figure, file = draw(*arguments), io.BytesIO()
+def _image(alternative: str, draw: Callable[..., Any], *arguments: Any) -> _Piece:
+    """Returns an image to be drawn, and its words for who does not see it."""
+    return alternative, lambda: _drawn(alternative, draw(*arguments))
+
+
+def _drawn(alternative: str, figure: Figure) -> str:
+    file = io.BytesIO()
     figure.set_figwidth(_WIDTH)
     figure.savefig(file, format="png", dpi=_PIXELS)
     width = round(_SHOWN * _WIDTH)

@@ -148,6 +148,9 @@ def reached(groups: Mapping[str, Sequence[RunRecord]]) -> str:
     for name in metrics(records):
         better = _better(name)
         bests = [float(better.reduce(record.history[name])) for record in records]
+        bests = [best for best in bests if not np.isnan(best)]
+        if not bests:
+            continue
         target = max(bests) if better is np.fmin else min(bests)
         rows = []
         for label, group in groups.items():
@@ -163,6 +166,8 @@ def _cost(record: RunRecord, name: str, better: Any, target: float) -> list[floa
     """Returns epochs, steps and seconds until a metric first was `target` or better."""
     history, values = record.history, record.history[name]
     met = values <= target if better is np.fmin else values >= target
+    if not met.any():  # it has no values
+        return [np.nan] * 3
     first = int(np.flatnonzero(met)[0])
     unknown = np.full(len(values), np.nan)
     return [history.get(x, unknown)[first] for x in ("epoch", "steps", "seconds")]

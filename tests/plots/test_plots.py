@@ -1,5 +1,6 @@
 """Figures are tested by the data that they draw."""
 
+import re
 import sys
 
 import keras
@@ -7,10 +8,17 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from keras_osgd import plots
-from keras_osgd.plots.style import STYLES
-from keras_osgd.run_directory import PERCENTILES, RunFiles, percentile_name
+from keras_osgd.plots.style import STYLES, in_words, shortened
+from keras_osgd.run_directory import (
+    PERCENTILES,
+    RunFiles,
+    RunRecord,
+    percentile_name,
+)
+from keras_osgd.scores.most_sampled import MostSampled
 from tests.helpers.figures import EPOCHS, drawn, is_saved, rows
 
 
@@ -203,3 +211,29 @@ def test_matplotlib_is_asked_for_only_where_it_is_used(monkeypatch, directories)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'keras_osgd\[plot\]'"):
         plots.learning_curves(directories[0])
+
+
+NAMES = [r"x$\foo$y", "_hidden", "a\nb", "n" * 500, "100%s", "<b>", "$", ""]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_texts_of_users_are_no_formulas_and_are_shown(name):
+    shown = shortened(name)
+    runs = {name: {"loss": [2.0, 1.0], "gain_ratio": [1.0, 1.5], name: [3.0, 2.0]}}
+    both = {**runs, "_other": runs[name]}
+    most = MostSampled(np.arange(2), np.array([name, "b"]), *[np.ones(2)] * 3)
+    record = RunRecord(name, {}, {}, {}, {"share_of_draws": np.linspace(0, 1, 101)})
+    figures = {
+        plots.learning_curves(both, name): [shown, "_other"],
+        plots.gain_ratio(both): [shown, "_other", "uniform draws, no gain"],
+        plots.share_of_draws({name: record}): [shown, "uniform draws"],
+        plots.gallery(np.zeros([2, 3, 3]), most, ["b", name]): [],
+        plots.gallery(np.zeros([2, 2]), most, feature_names=[name, "_"]): [],
+    }
+    for figure, expected in figures.items():
+        assert (names(figure) if figure.legends else []) == expected
+        assert is_saved(figure)
+        texts = [t for t in figure.findobj(Text) if re.search("[^−0-9.]", t.get_text())]
+        assert texts and not any(text.get_parse_math() for text in texts)
+    (axes,) = plots.learning_curves(runs, name).axes
+    assert axes.get_ylabel() == shortened(in_words(name), 60)
