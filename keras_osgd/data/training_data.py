@@ -33,6 +33,7 @@ __all__ = [
     "prepare",
     "sizes",
     "split",
+    "targets_held_out",
 ]
 
 PROBES = 64
@@ -126,6 +127,21 @@ def held_out(arrays: tuple, beside: TrainingData, batch_size: int) -> Any:
     return keras.tree.map_structure(
         lambda leaf: _tensor(leaf) if _is_text(leaf) else leaf, arrays
     )
+
+
+def targets_held_out(validation_data: Any) -> Any:
+    """Returns y of validation arrays as NumPy's; `None` for data that must be read.
+
+    Args:
+        validation_data: as in `keras.Model.fit`.
+    """
+    if not isinstance(validation_data, tuple | list) or len(validation_data) < 2:
+        return None
+    y = validation_data[1]
+    leaves = leaves_of(y)
+    if not leaves or not all(hasattr(leaf, "__array__") for leaf in leaves):
+        return None
+    return _as_columns(y)
 
 
 def _all(array: np.ndarray, test: Callable[[np.ndarray], np.ndarray]) -> bool:
@@ -222,7 +238,7 @@ def sizes(
     n = leaf.shape[0] if len(getattr(leaf, "shape", ())) else None
     if n is None:
         return None, size
-    return math.floor(n * (1.0 - validation_split)), size or 32
+    return math.floor(n * (1.0 - (validation_split or 0.0))), size or 32
 
 
 def _refuse_beside_dataset(**others: Any) -> None:

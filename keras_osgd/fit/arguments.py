@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from typing import Any
 
-__all__ = ["FitArguments"]
+from keras_osgd.base.refusals import refuse
+
+__all__ = ["FitArguments", "require_arguments"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,3 +46,55 @@ class FitArguments:
     def for_keras(self) -> dict[str, Any]:
         """Returns the keyword arguments of Keras' `fit`; nothing in them is copied."""
         return dict(vars(self))
+
+
+def require_arguments(arguments: FitArguments) -> None:
+    """Refuses numbers that Keras fails on, or takes for others, or finds out too late.
+
+    As in Keras, `None` and 0 stand for the defaults, and what concerns validation does
+    not matter without it.
+
+    Raises:
+        ValueError: if numbers of `fit` are not as they must be; it names all of them.
+
+    Example:
+        >>> require_arguments(FitArguments(batch_size=2.5))
+        Traceback (most recent call last):
+        keras_osgd.base.refusals.Refused: `batch_size` must be a whole number above 0...
+    """
+    part, freq = arguments.validation_split or 0.0, arguments.validation_freq
+    split = arguments.validation_data is None and part != 0.0
+    validated = split or arguments.validation_data is not None
+    counts, whole = ["batch_size", "steps_per_epoch"], ["epochs", "initial_epoch"]
+    counts += ["validation_batch_size"] * validated
+    problems = [
+        _problem(arguments, name, "a whole number above 0, or None for the default")
+        for name in counts
+        if not (_is_whole(getattr(arguments, name) or 0, least=0))
+    ]
+    problems += [
+        _problem(arguments, name, "a whole number")
+        for name in whole
+        if not _is_whole(getattr(arguments, name))
+    ]
+    if validated and not _is_whole(arguments.validation_steps or 0):
+        must = "a whole number, or None for all of the data"
+        problems.append(_problem(arguments, "validation_steps", must))
+    if split and not (isinstance(part, numbers.Real) and 0 < part < 1):
+        must = "a share of the examples, at least 0 and below 1"
+        problems.append(_problem(arguments, "validation_split", must))
+    if validated and not (isinstance(freq, list) or (isinstance(freq, int) and freq)):
+        must = "a whole number above 0, of epochs, or a list of epochs"
+        problems.append(_problem(arguments, "validation_freq", must))
+    refuse(problems)
+
+
+def _is_whole(value: Any, least: float = -math.inf) -> bool:
+    return isinstance(value, numbers.Integral) and value >= least
+
+
+def _problem(arguments: FitArguments, name: str, must: str) -> str:
+    return (
+        f"`{name}` must be {must}. Received: {name}={getattr(arguments, name)!r}. "
+        "Change it, or leave it out."
+    )

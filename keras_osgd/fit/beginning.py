@@ -6,10 +6,10 @@ import contextlib
 
 import keras
 
-from keras_osgd.base.refusals import line_of
+from keras_osgd.base.refusals import line_of, refuse
 from keras_osgd.base.warn import unless_it_fails
 from keras_osgd.fit import fitting, streaming
-from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.arguments import FitArguments, require_arguments
 from keras_osgd.fit.check import require_enough, require_worth_reading
 from keras_osgd.fit.fit_callback import ResumingCallback
 from keras_osgd.fit.held import Held
@@ -33,18 +33,25 @@ def beginning(
         arguments: of `fit`.
 
     Raises:
-        ValueError: for data, losses or models that the method cannot sample.
+        ValueError: for data, losses, models or arguments that the method cannot sample.
+        RuntimeError: if another `fit` of the model is under way.
     """
     common = model, held, checkpoint
     if isinstance(held.sampling, Uniform) or not model.compiled:
         return fitting.as_in_keras(*common, arguments)
-    if isinstance(held.sampling, Presample):
-        return streaming.pool_sampling(*common, arguments)
+    other = held.claim()
     if not isinstance(held.sampling, Auto):
+        if other:
+            raise RuntimeError(other)
+        require_arguments(arguments)
+        if isinstance(held.sampling, Presample):
+            return streaming.pool_sampling(*common, arguments)
         found = fitting.examined(*common, arguments)
         return fitting.importance_sampling(*common, *found)
     try:
+        refuse([other])
         with unless_it_fails(model):
+            require_arguments(arguments)
             require_enough(held.sampling, arguments)
             if not held.has_read(arguments.x):
                 require_worth_reading(model, held.sampling, arguments)
@@ -53,6 +60,7 @@ def beginning(
         reasons = getattr(error, "texts", (_text(error),))
         if arguments.verbose:
             print(_told(reasons))
+        held.disclaim()
         return fitting.as_in_keras(*common, arguments, reasons)
     return fitting.importance_sampling(*common, *found)
 

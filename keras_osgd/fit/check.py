@@ -18,7 +18,7 @@ from keras_osgd.data.streams import Stream
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.draws.oracle import refresh_steps
 from keras_osgd.fit import checks, strategies
-from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.arguments import FitArguments, require_arguments
 from keras_osgd.fit.run import RunKey, RunVariables
 from keras_osgd.losses import probe
 from keras_osgd.losses.described import OutputLoss, describe
@@ -135,17 +135,18 @@ def _findings(
         text = "The model must be compiled. Received: one that is not. Call `compile`."
         return [Finding("error", text)]
     refusals, asides = Refusals(), Refusals()
+    refusals.tried(require_arguments, arguments)
     if isinstance(method, Presample):
         with _caught() as caught:
             one = arguments.replace(steps_per_epoch=1)
-            examine_stream(refusals, model, method, one)
+            if not refusals.texts:
+                examine_stream(refusals, model, method, one)
         findings = [Finding("error", text) for text in refusals.texts]
         return findings + [Finding("warning", text) for text in _texts(caught)]
-    if isinstance(method, Auto):
+    if isinstance(method, Auto) and not refusals.texts:
         refusals.tried(require_worth_reading, model, method, arguments)
-        if refusals.texts:
-            return [Finding("error", text) for text in refusals.texts]
-    read = refusals.tried(datasets.from_dataset, arguments.x, None, False)
+    if not refusals.texts:
+        read = refusals.tried(datasets.from_dataset, arguments.x, None, False)
     if refusals.texts:
         return [Finding("error", text) for text in refusals.texts]
     with _caught() as caught:
@@ -265,7 +266,8 @@ def _examine(
 ) -> Examined:
     arguments, data = given
     refusals.tried(strategies.require_strategy, model, method, data)
-    described = refusals.tried(describe, model, data) or []
+    held_out = training_data.targets_held_out(arguments.validation_data)
+    described = refusals.tried(describe, model, data, held_out) or []
     if described:
         checks.warn_of_what_follows_the_draws(model)
     line = refusals.tried(checks.require_size, model, method, data)
@@ -391,18 +393,20 @@ def examine_stream(
     if stream is None:
         return ExaminedStream(None, [], (), False)
     with _without_a_trace(model, stream.first):
-        return _examine_first(refusals, model, method, stream, earlier)
+        held_out = training_data.targets_held_out(arguments.validation_data)
+        return _examine_first(refusals, model, method, (stream, held_out), earlier)
 
 
 def _examine_first(
     refusals: Refusals,
     model: keras.Model,
     method: Presample,
-    stream: Stream,
+    given: tuple[Stream, Any],
     earlier: StreamRun | None,
 ) -> ExaminedStream:
-    """Examines the first batch of a stream."""
-    described = refusals.tried(describe, model, stream.first) or []
+    """Examines the first batch of a stream, and targets to validate on."""
+    stream, held_out = given
+    described = refusals.tried(describe, model, stream.first, held_out) or []
     if not (described and model.built):
         return ExaminedStream(stream, described, (), False)
     checks.warn_of_what_follows_the_draws(model)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from keras_osgd.data.training_data import TrainingData
     from keras_osgd.fit.run import RunVariables
 
 __all__ = ["FitCallback", "ResumingCallback", "Resumed"]
+
+_ENTERING = threading.Lock()
 
 
 class FitCallback(keras.callbacks.Callback):
@@ -23,6 +27,31 @@ class FitCallback(keras.callbacks.Callback):
     """
 
     adds_to_logs = False
+    _fitting = False
+
+    @contextlib.contextmanager
+    def in_fit(self) -> Iterator[None]:
+        """Takes part in a `fit` during the block, and is closed at its end.
+
+        Raises:
+            RuntimeError: if it takes part in another one.
+        """
+        with _ENTERING:
+            if self._fitting:
+                name = type(self).__name__
+                raise RuntimeError(
+                    f"A `{name}` must be given to one `fit` at a time: it keeps what "
+                    "that one does. Received: one whose `fit` is under way. Make "
+                    f"another `{name}`, with a directory of its own."
+                )
+            self._fitting = True
+        try:
+            yield
+        finally:
+            try:
+                self.close()
+            finally:
+                self._fitting = False
 
     def close(self) -> None:
         """Ends what it began; called when a `fit` is over, however that ended."""

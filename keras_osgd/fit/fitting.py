@@ -54,6 +54,7 @@ def with_fit_callbacks(
 
     Raises:
         ValueError: if there are several `Checkpoint`s.
+        RuntimeError: if one of our callbacks takes part in another `fit`.
     """
     callbacks = arguments.callbacks
     if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -66,14 +67,13 @@ def with_fit_callbacks(
             f"There must be one `Checkpoint` at most. Received: {len(found)} of them "
             "among `callbacks`. Leave all but one out."
         )
-    if found:
-        found[0].after(flat)
-    try:
-        yield arguments.replace(callbacks=callbacks), found[0] if found else None
-    finally:
-        for callback in flat:
+    with contextlib.ExitStack() as ends:  # each one, whatever another raises
+        for callback in reversed(flat):
             if isinstance(callback, FitCallback):
-                callback.close()
+                ends.enter_context(callback.in_fit())
+        if found:
+            found[0].after(flat)
+        yield arguments.replace(callbacks=callbacks), found[0] if found else None
 
 
 def resumed(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -15,6 +18,8 @@ from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.state import StepState
 
 __all__ = ["Held", "as_in_fit"]
+
+_ENTERING = threading.Lock()  # no attribute: what holds a lock cannot be copied
 
 
 class Held:
@@ -47,6 +52,47 @@ class Held:
         self._traced: StepState | None = None  # the one `train_function` is for
         self._dataset: tuple | None = None  # of the last `fit`, and its examples
         self._stop_requested = self._epoch_complete = False
+        self._fits, self._claimed = 0, False
+
+    @contextlib.contextmanager
+    def one_fit(self) -> Iterator[None]:
+        """Counts a `fit` while it is under way.
+
+        Raises:
+            RuntimeError: if another one is, and has claimed the model.
+        """
+        with _ENTERING:
+            if self._claimed:
+                raise RuntimeError(
+                    "One `fit` with importance sampling must train a model at a time: "
+                    "it keeps count of the draws and their weights. Received: another "
+                    "`fit` of this model, from a callback or thread, while one is "
+                    "under way; nothing was changed. Call it when that has ended, or "
+                    'compile with sampling="uniform".'
+                )
+            self._fits += 1
+        try:
+            yield
+        finally:
+            with _ENTERING:
+                self._fits -= 1
+                self._claimed = self._claimed and self._fits > 0
+
+    def claim(self) -> str:
+        """Keeps the model for the present `fit`; returns a reason if it cannot."""
+        with _ENTERING:
+            self._claimed = self._fits == 1
+        if self._claimed:
+            return ""
+        return (
+            "A `fit` with importance sampling must be the only one of its model. "
+            "Received: one while Keras' own `fit` of this model is under way. Call it "
+            "when that has ended."
+        )
+
+    def disclaim(self) -> None:
+        """Lets others train the model too, as Keras does."""
+        self._claimed = False
 
     def configure(self, sampling: Sampling) -> None:
         """Sets the method; forgets earlier runs, which planned by another."""
@@ -124,7 +170,8 @@ class Held:
         self._traced = self.run.step_state
 
         def function(iterator: Any) -> Any:
-            if self.run is None or not self.run.active:  # as in `train_on_batch`
+            drawn = self.run is not None and self.run.active
+            if not drawn or inspect.isgenerator(iterator):  # of `train_on_batch`
                 return keras_function(iterator)
             logs, self._epoch_complete = self.run.execution(keras_function, iterator)
             return logs

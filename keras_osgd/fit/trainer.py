@@ -126,6 +126,7 @@ class ImportanceSampled(UnderStrategy):
             ValueError: before any step, for data, losses or models that the method
                 given to `compile` cannot sample. One error lists all that `check`
                 finds, each with its remedy.
+            RuntimeError: likewise, while another such `fit` of the model is under way.
         """
         arguments = FitArguments(
             x,
@@ -147,6 +148,7 @@ class ImportanceSampled(UnderStrategy):
         )
         held = self.sampling_held
         with (
+            held.one_fit(),
             fitting.with_fit_callbacks(arguments) as (arguments, checkpoint),
             beginning(self, held, checkpoint, arguments) as prepared,
         ):

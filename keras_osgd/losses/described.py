@@ -58,11 +58,19 @@ class OutputLoss(NamedTuple):
         return tf.constant(float(self.values))
 
 
-def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
+def describe(
+    model: keras.Model, data: TrainingData, held_out: Any = None
+) -> list[OutputLoss]:
     """Builds the model, if need be, and describes its losses.
 
     Each loss is tried on a few examples: of one that draws random numbers it cannot be
     told whether it couples the examples of a batch.
+
+    Args:
+        model: compiled.
+        data: to train on.
+        held_out: targets of the validation data, nested arrays, whose labels are
+            checked too; `None` for none.
 
     Raises:
         ValueError: if the model has no `call`, keeps states or cannot be tried out; if
@@ -88,6 +96,10 @@ def describe(model: keras.Model, data: TrainingData) -> list[OutputLoss]:
             refused.append(_without_values(path, loss, shape, prediction))
             continue
         labels = _problem_of_labels(loss, leaf_of(data.arrays[1], target), prediction)
+        if held_out is not None:
+            y_held = leaf_of(held_out, target)
+            whose = "y of the validation data"
+            problems.append(_problem_of_labels(loss, y_held, prediction, whose))
         problems += [
             _problem_of_reduction(loss),
             labels or coupling.problem_of_loss(loss, leaf_of(y, target), prediction),
@@ -191,7 +203,9 @@ def _problem_of_reduction(loss: keras.losses.Loss) -> str | None:
     )
 
 
-def _problem_of_labels(loss, y: np.ndarray, prediction: tf.Tensor) -> str | None:
+def _problem_of_labels(
+    loss, y: np.ndarray, prediction: tf.Tensor, whose: str = "y"
+) -> str | None:
     name = getattr(getattr(loss, "fn", None), "__name__", "")
     if name != "sparse_categorical_crossentropy":
         return None
@@ -205,7 +219,7 @@ def _problem_of_labels(loss, y: np.ndarray, prediction: tf.Tensor) -> str | None
     index = int(np.argwhere(outside)[0][0])
     label = np.ravel(y[index])[np.ravel(outside[index])][0]
     return (
-        f"y has label {label:g} at index {index} but the model has {outputs} "
+        f"{whose} has label {label:g} at index {index} but the model has {outputs} "
         f"outputs. Labels must be 0 to {outputs - 1}: renumber them or widen the "
         "last layer."
     )
