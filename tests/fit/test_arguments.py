@@ -99,9 +99,14 @@ def test_validation_labels_of_several_outputs_are_told_apart():
     losses = {"a": small.crossentropy(), "b": small.crossentropy()}
     model.compile("sgd", losses, sampling=RAIS(seed=0))
     y = {"a": small.Y, "b": small.Y}
+    too_high = np.where(BAD == 9, 12, BAD)
     small.fit(model, small.X, y, validation_data=(small.X, {"a": small.Y, "b": BAD}))
-    with pytest.raises(ValueError, match="of the validation data has label 9 .* 3 out"):
-        small.fit(model, small.X, y, validation_data=(small.X, {"a": BAD, "b": BAD}))
+    for held_out, words in (
+        ({"a": BAD, "b": BAD}, "label 9 at index 57 .* 3 outputs"),
+        ({"a": small.Y, "b": too_high}, "label 12 at index 57 .* 10 outputs"),
+    ):
+        with pytest.raises(ValueError, match=f"of the validation data has {words}"):
+            small.fit(model, small.X, y, validation_data=(small.X, held_out))
 
 
 def test_no_dataset_to_validate_on_is_read_beforehand():

@@ -126,6 +126,31 @@ def test_keras_own_fit_in_keras_own_fit_is_as_in_keras(sampling):
     np.testing.assert_array_equal(trained(small.model(sampling=sampling)), expected)
 
 
+@pytest.mark.auto
+def test_what_could_be_sampled_trains_as_in_keras_beside_keras_own_fit():
+    x, y = np.tile(small.X, (20, 1)), np.tile(small.Y, 20)
+
+    def inner(model):
+        small.fit(model, x, y, batch_size=60)
+        return model.sampling_run, model.sampling_held.reasons
+
+    model = small.model(sampling="auto")
+    once = Once(inner)
+    small.fit(model, callbacks=[once])
+    run, (reason,) = once.seen
+    assert run is None and "must be the only one of its model" in reason
+    small.fit(model, x, y, batch_size=60)
+    assert model.sampling_run is not None  # alone it is sampled
+
+    def other_method(model):
+        model.sampling_held.configure(RAIS(seed=0))
+        small.fit(model)
+
+    once = Once(other_method)
+    small.fit(model, callbacks=[once])
+    assert isinstance(once.seen, RuntimeError) and "Call it when" in str(once.seen)
+
+
 @pytest.mark.parametrize("kind", [Checkpoint, SamplingMonitor])
 def test_a_callback_takes_part_in_one_fit_at_a_time(kind, tmp_path):
     callback = kind(tmp_path)
