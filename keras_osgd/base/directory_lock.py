@@ -152,7 +152,7 @@ class DirectoryLock:
                 raise RuntimeError(self._refusal(f"process {pid} of this host", ""))
         age = self._now() - found.refreshed
         if age <= STALE:
-            who = f"process {pid} of {str(host).split()[0]}" if host else "a process"
+            who = f"process {pid} of {str(host).split(' ')[0]}" if host else "a process"
             last = (
                 f" It was refreshed {max(age, 0):.0f} seconds ago; if that process is "
                 f"dead, wait until it is {STALE:.0f}."
