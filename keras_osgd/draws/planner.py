@@ -108,7 +108,7 @@ class RAISPlanner:
 
     Args:
         sampling: configuration.
-        state: scores and owed mass; only the planning thread changes them in a `fit`.
+        state: scores and visits owed; only the planning thread changes them in a `fit`.
         buffers: where plans go.
         log: where observations come from.
         steps_per_execution: of the model.
@@ -139,6 +139,7 @@ class RAISPlanner:
         self._blocks = Blocks(sampling, state, buffers)
         self.window = Window(sampling.window)
         self._ingested = 0
+        self._observed = np.zeros(0, np.int64)  # the examples last taken in
         self._next_event = 0
         self._begun = time.perf_counter()
         self._planning_seconds = self._waiting_seconds = 0.0
@@ -242,6 +243,7 @@ class RAISPlanner:
     def plan(self, start: int, observed_until: int) -> None:
         """Makes the plan of the block at `start`; runs in the planning thread."""
         begun = time.perf_counter()
+        self._observed = self._observed[:0]
         self._tried(self._ingest, observed_until)
         # Moves on also where that failed: the log keeps no more than two blocks.
         self._ingested = max(self._ingested, observed_until)
@@ -252,7 +254,8 @@ class RAISPlanner:
     def _make(self, start: int) -> bool:
         """Makes a plan and returns True."""
         uniform = np.full(self._n, 1.0 / self._n), False
-        self._blocks.make(start, *(self._tried(self._candidate) or uniform))
+        found = self._tried(self._candidate) or uniform
+        self._blocks.make(start, *found, self._observed)
         return True
 
     def _tried(self, function: Callable, *args: Any) -> Any:
@@ -289,7 +292,7 @@ class RAISPlanner:
         seen = norms, gains
         gains = gains[np.isfinite(gains)]  # of steps that were not skipped
         index, weights, norms = index[finite], weights[finite], norms[finite]
-        self._ingested = until
+        self._ingested, self._observed = until, index
         np.add.at(self._state.times_drawn, drawn[0], 1)
         counted = np.repeat(np.isfinite(seen[1]), self._buffers.batch_size)
         self._state.observe_losses(drawn[0][counted], losses[counted])

@@ -23,7 +23,7 @@ _COUNTERS = ("armed", "blocks", "drawn", "observed", "seed", "fit_failures")
 
 
 class SamplingState(keras.Operation):
-    """Score table, owed mass, uncertainty set, gain ratio and effective iterations.
+    """Score table, visits owed, uncertainty set, gain ratio and effective iterations.
 
     It is a `keras.Operation`, so that Keras saves and loads it with `save_weights` and
     `.keras` files as it does an optimizer. It stays out of `model.weights`, parameter
@@ -32,7 +32,7 @@ class SamplingState(keras.Operation):
 
     Attributes:
         table: the `ScoreTable`, or `None` before the first `fit`.
-        owed: `[n]` float64, owed mass of the reshuffled draws.
+        owed: `[n]` float64, visits that the reshuffled draws owe each example.
         times_drawn: `[n]` int32, how often each example was trained on.
         last_losses: `[n]` float32, loss of each example when it was last trained on;
             NaN where that is unknown.
@@ -136,7 +136,7 @@ class SamplingState(keras.Operation):
         for name, value in self.table.state_dict().items():
             store[_TABLE + name] = np.asarray(value)
         store["features"] = _as_array(" ".join(self.table.features))
-        store["owed"] = self.owed.copy()
+        store["visits_owed"] = self.owed.copy()
         store["times_drawn"] = self.times_drawn.copy()
         store["last_losses"] = self.last_losses.copy()
         store.update(self.bad_examples.state_dict())
@@ -158,7 +158,7 @@ class SamplingState(keras.Operation):
 
     def load_state_dict(self, store: Mapping[str, Any]) -> None:
         """Loads the arrays of `state_dict`; keeps its own scores if they have none."""
-        if "owed" in store.keys():  # noqa: SIM118  (a Keras store)
+        if "features" in store.keys():  # noqa: SIM118  (a Keras store)
             self.undivided(self._load, store)
         elif self.table is None:
             self.loaded_without = True
@@ -171,7 +171,7 @@ class SamplingState(keras.Operation):
             for name in store.keys()  # noqa: SIM118
             if name.startswith(_TABLE)
         }
-        owed = np.array(store["owed"], np.float64)
+        owed = _owed(store)
         features = tuple(_as_text(store["features"]).split())
         # Older files have none: there was only one kind of norm.
         norm = _as_text(store["norm"]) if "norm" in store.keys() else "last_layer"  # noqa: SIM118
@@ -204,6 +204,13 @@ class SamplingState(keras.Operation):
         for name in _COUNTERS:
             setattr(self, name, int(np.array(store[name])))
         self.uncertainty_set = _uncertainty_set(store)
+
+
+def _owed(store: Mapping[str, Any]) -> np.ndarray:
+    """Returns `[n]`, the visits owed; of older files, which have another unit, zeros."""
+    if "visits_owed" in store.keys():  # noqa: SIM118
+        return np.array(store["visits_owed"], np.float64)
+    return np.zeros(len(np.array(store["owed"])))
 
 
 def _uncertainty_set(store: Mapping[str, Any]) -> UncertaintySet | None:
