@@ -207,7 +207,7 @@ class SamplingState(keras.Operation):
 
 
 def _owed(store: Mapping[str, Any]) -> np.ndarray:
-    """Returns `[n]`, the visits owed; of older files, which have another unit, zeros."""
+    """Returns `[n]`, visits owed; zeros of older files, which have another unit."""
     if "visits_owed" in store.keys():  # noqa: SIM118
         return np.array(store["visits_owed"], np.float64)
     return np.zeros(len(np.array(store["owed"])))
