@@ -87,6 +87,7 @@ class Blocks:
         candidate: np.ndarray,
         importance: bool,
         observed: np.ndarray | None = None,
+        share: float = 1.0,
     ) -> None:
         """Draws a block and hands it to the pipeline.
 
@@ -97,6 +98,7 @@ class Blocks:
             importance: whether to draw by `candidate`, or uniformly.
             observed: `[k]` integers. The examples whose norms have come in since the
                 plan before; `None` where p does not follow from their visits.
+            share: of p by the scores in the candidate.
         """
         state = self._state
         aside = state.bad_examples.set_aside
@@ -125,6 +127,7 @@ class Blocks:
                 state.last_losses, aside, index, n * probability[index], credit, visits
             ),
             probability if importance or len(aside) else np.zeros(0),
+            share,
         )
         self._hand_over(plan, candidate, owed)
 
@@ -206,6 +209,16 @@ class Blocks:
             importance = plan.importance
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return (*columns, importance)
+
+    def relative(self, first: int, until: int) -> np.ndarray:
+        """Returns n p of some steps' draws, p by the scores alone as planned."""
+        m, parts = self._buffers.batch_size, []
+        for plan in self.plans:
+            steps = np.array([first, until]) - plan.start
+            rows = slice(*(np.clip(steps, 0, self._buffers.block_steps) * m))
+            mixture = self._n * plan.candidate[rows] / plan.credit
+            parts.append(1.0 + (mixture - 1.0) / plan.share)
+        return np.concatenate(parts)
 
     @property
     def last_plan(self) -> Plan | None:

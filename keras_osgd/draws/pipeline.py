@@ -62,6 +62,7 @@ class Plan(NamedTuple):
             shown: see `blocks.estimate_of_loss`. Early checkpoints have none.
         loss_baseline: `[k]` float32, in units of the loss: likewise.
         over_all: `[n]` float64, p of all examples; empty where it is uniform.
+        share: of p by the scores in the candidate; see `scores.trust`.
     """
 
     start: int
@@ -77,6 +78,7 @@ class Plan(NamedTuple):
     loss_factor: np.ndarray | float = 1.0
     loss_baseline: np.ndarray | float = 0.0
     over_all: np.ndarray = _UNIFORM
+    share: float = 1.0
 
 
 class PlanBuffers:

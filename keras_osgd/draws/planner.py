@@ -21,7 +21,7 @@ from keras_osgd.draws.observations import (
 from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.draws.watch import Watch
 from keras_osgd.sampling import RAIS
-from keras_osgd.scores import distributions
+from keras_osgd.scores import distributions, trust
 from keras_osgd.scores.distributions import by_scores
 from keras_osgd.scores.state import SamplingState
 
@@ -255,7 +255,8 @@ class RAISPlanner:
         """Makes a plan and returns True."""
         uniform = np.full(self._n, 1.0 / self._n), False
         found = self._tried(self._candidate) or uniform
-        self._blocks.make(start, *found, self._observed)
+        share = trust.share(self._state.trust)
+        self._blocks.make(start, *found, self._observed, share)
         return True
 
     def _tried(self, function: Callable, *args: Any) -> Any:
@@ -268,7 +269,7 @@ class RAISPlanner:
             return None
 
     def _candidate(self) -> tuple[np.ndarray, bool]:
-        """Returns p by the scores (equation 6 and the floor) and whether to use it."""
+        """Returns p by the scores, as far as trusted, and whether to use it."""
         state, found = self._state, None
         if state.drawn >= self._sampling.uniform_draws(self._n):
             found = by_scores(state, max(self._sampling.floor, LEAST_FLOOR))
@@ -277,7 +278,7 @@ class RAISPlanner:
         candidate, all_zero = found
         if all_zero:
             self._blocks.tell_of_zeros()
-        return candidate, state.armed
+        return trust.mixed(candidate, trust.share(state.trust)), state.armed
 
     def _ingest(self, until: int) -> None:
         """Brings table, window, uncertainty set and mode up to date with the steps."""
@@ -293,6 +294,8 @@ class RAISPlanner:
         gains = gains[np.isfinite(gains)]  # of steps that were not skipped
         index, weights, norms = index[finite], weights[finite], norms[finite]
         self._ingested, self._observed = until, index
+        relative = self._blocks.relative(first, until)[finite]
+        self._state.trust = trust.measured(self._state.trust, weights, relative, norms)
         np.add.at(self._state.times_drawn, drawn[0], 1)
         counted = np.repeat(np.isfinite(seen[1]), self._buffers.batch_size)
         self._state.observe_losses(drawn[0][counted], losses[counted])

@@ -14,6 +14,7 @@ from keras_osgd.base.placement import step_variable
 from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.scores.bad_examples import BadExamples
 from keras_osgd.scores.table import ScoreTable
+from keras_osgd.scores.trust import trusted, untrusted
 from keras_osgd.scores.uncertainty_set import UncertaintySet
 
 __all__ = ["SamplingState"]
@@ -37,6 +38,7 @@ class SamplingState(keras.Operation):
         last_losses: `[n]` float32, loss of each example when it was last trained on;
             NaN where that is unknown.
         uncertainty_set: running average of the good fits of equation (7), or `None`.
+        trust: `[9]`, how far the scores were right to be followed; see `trust`.
         gain: the `GainRatio`, or `None` before the first `fit`.
         lead: `tf.Variable` float64, effective iterations minus the optimizer's own.
         armed: whether draws follow the scores (else uniform, until the gain pays).
@@ -58,6 +60,7 @@ class SamplingState(keras.Operation):
         self.times_drawn: np.ndarray | None = None
         self.last_losses: np.ndarray | None = None
         self.uncertainty_set: UncertaintySet | None = None
+        self.trust = untrusted()
         self.gain: GainRatio | None = None
         self.lead: tf.Variable | None = None
         self.fingerprint, self.norm = "", "last_layer"
@@ -100,7 +103,7 @@ class SamplingState(keras.Operation):
         self.owed = np.zeros(table.size)
         self.times_drawn = np.zeros(table.size, np.int32)
         self.last_losses = np.full(table.size, np.nan, np.float32)
-        self.uncertainty_set = None
+        self.uncertainty_set, self.trust = None, untrusted()
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.fit_failures = 0
         self.bad_examples.clear()
@@ -138,6 +141,7 @@ class SamplingState(keras.Operation):
         store["features"] = _as_array(" ".join(self.table.features))
         store["visits_owed"] = self.owed.copy()
         store["times_drawn"] = self.times_drawn.copy()
+        store["trust"] = self.trust
         store["last_losses"] = self.last_losses.copy()
         store.update(self.bad_examples.state_dict())
         store["gain"] = self.gain.averages.numpy()
@@ -191,12 +195,11 @@ class SamplingState(keras.Operation):
         self.table = table
         self.start_clock()
         self.owed = owed
-        self.times_drawn = np.zeros(len(owed), np.int32)
-        if "times_drawn" in store.keys():  # noqa: SIM118  (older files have none)
-            self.times_drawn = np.array(store["times_drawn"], np.int32)
-        self.last_losses = np.full(len(owed), np.nan, np.float32)
-        if "last_losses" in store.keys():  # noqa: SIM118  (likewise)
-            self.last_losses = np.array(store["last_losses"], np.float32)
+        # Older files have none of these.
+        times, losses = np.zeros(len(owed)), np.full(len(owed), np.nan)
+        self.times_drawn = _saved(store, "times_drawn", times).astype(np.int32)
+        self.last_losses = _saved(store, "last_losses", losses).astype(np.float32)
+        self.trust = _saved(store, "trust", trusted())
         self.bad_examples.load_state_dict(store)
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))
@@ -204,6 +207,10 @@ class SamplingState(keras.Operation):
         for name in _COUNTERS:
             setattr(self, name, int(np.array(store[name])))
         self.uncertainty_set = _uncertainty_set(store)
+
+
+def _saved(store: Mapping[str, Any], name: str, missing: np.ndarray) -> np.ndarray:
+    return np.array(store[name]) if name in store.keys() else missing  # noqa: SIM118
 
 
 def _owed(store: Mapping[str, Any]) -> np.ndarray:
