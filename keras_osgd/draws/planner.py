@@ -140,6 +140,7 @@ class RAISPlanner:
         self.window = Window(sampling.window)
         self._ingested = 0
         self._observed = np.zeros(0, np.int64)  # the examples last taken in
+        self._judged_from = 0  # first step whose gain is judged
         self._next_event = 0
         self._begun = time.perf_counter()
         self._planning_seconds = self._waiting_seconds = 0.0
@@ -196,6 +197,7 @@ class RAISPlanner:
         taken["blocks"] = self._blocks.state_dict()
         taken["window"] = self.window.state_dict()
         taken["ingested"] = self._ingested
+        taken["judged_from"] = self._judged_from
         taken["newest"] = dict(self._newest)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -203,6 +205,7 @@ class RAISPlanner:
         self._blocks.load_state_dict(saved["blocks"])
         self.window.load_state_dict(saved["window"])
         self._ingested = int(saved["ingested"])
+        self._judged_from = int(saved.get("judged_from", 0))  # early ones have none
         self.logged, self._newest = map(floats, (saved["figures"], saved["newest"]))
         end = self.last_plan.start + self._buffers.block_steps
         self._next_event = end - self._lead_steps
@@ -256,6 +259,8 @@ class RAISPlanner:
         uniform = np.full(self._n, 1.0 / self._n), False
         found = self._tried(self._candidate) or uniform
         share = trust.share(self._state.trust)
+        if not trust.is_measured(self._state.trust):
+            self._judged_from = start + self._buffers.block_steps
         self._blocks.make(start, *found, self._observed, share)
         return True
 
@@ -303,9 +308,12 @@ class RAISPlanner:
         self._state.observed += len(index)
         self.window.add(features[finite], weights, norms)
         self._fit()
-        if len(gains):
-            recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
+        judged = seen[1][max(self._judged_from - first, 0) :]
+        judged = judged[np.isfinite(judged)]
+        if len(judged) and until - self._judged_from >= _GAIN_STEPS:
+            recent = judged[-max(_GAIN_STEPS, len(judged) // 2) :]
             self._blocks.decide(recent, importance, self._sampling.retreat_below)
+        if len(gains):
             self._newest = self._blocks.logged(gains, weights, norms, importance)
         self._watch.look(first, drawn, *seen, self._blocks.candidate)
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["SHARES", "measured", "mixed", "share", "trusted", "untrusted"]
+__all__ = [
+    "SHARES",
+    "is_measured",
+    "measured",
+    "mixed",
+    "share",
+    "trusted",
+    "untrusted",
+]
 
 SHARES = np.array([0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0])
 _MEMORY = 0.5  # weight of the plans before, in the sums
@@ -36,6 +44,11 @@ def share(sums: np.ndarray) -> float:
         0.1
     """
     return float(SHARES[np.argmin(sums[:-1])])
+
+
+def is_measured(sums: np.ndarray) -> bool:
+    """Returns whether anything has been measured, or is known from elsewhere."""
+    return bool(sums[-1] > 0)
 
 
 def mixed(probability: np.ndarray, share: float) -> np.ndarray:

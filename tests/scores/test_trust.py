@@ -7,11 +7,18 @@ from keras_osgd.draws.observations import Observed
 from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.draws.planner import RAISPlanner
 from keras_osgd.sampling import RAIS
+from keras_osgd.scores import state as states
 from keras_osgd.scores import trust
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.scores.table import ScoreTable
 
 N, M, STEPS = 400, 8, 60
+
+
+@pytest.fixture(autouse=True)
+def _as_it_is(monkeypatch):
+    """Trust begins as for users; elsewhere tests begin with the scores followed."""
+    monkeypatch.setattr(states, "untrusted", trust.untrusted)
 
 
 def test_the_moments_are_those_of_equation_4_whatever_was_drawn():
@@ -40,12 +47,14 @@ class _Log:
 
     def __init__(self, norm):
         self.norm, self.planner = norm, None
+        self.gain = lambda step: 2.0
 
     def read(self, first, until):
         index = self.planner._blocks.drawn(first, until)[0]
         steps = np.repeat(np.arange(first, until), M)
         norms = self.norm(index, steps).astype(np.float32)
-        return Observed(norms, np.full(until - first, 2.0), np.ones(len(index)))
+        gains = np.array([self.gain(step) for step in range(first, until)])
+        return Observed(norms, gains, np.ones(len(index)))
 
 
 def _shares(norm, blocks=8):
@@ -94,3 +103,22 @@ def test_files_from_before_it_was_measured_follow_the_scores_as_they_did():
     del saved["trust"]
     other.load_state_dict(saved)
     assert trust.share(other.trust) == 1.0
+
+
+def test_a_share_that_has_not_been_measured_is_no_reason_to_retreat():
+    hard = np.where(np.arange(N) < 40, 10.0, 0.1)
+    state, log = SamplingState(), _Log(lambda index, _: hard[index])
+    log.gain = lambda step: 1.01 if step < 2 * STEPS else 1.2
+    state.allocate(ScoreTable(N, None), "", 0, "last_layer")
+    planner = RAISPlanner(RAIS(), state, PlanBuffers(STEPS, M), log, 1)
+    log.planner = planner
+    planner.start()
+    for step in range(1, 6 * STEPS):
+        planner.advance(step)
+        planner.settle()
+        assert state.armed, step
+    log.gain = lambda step: 1.01
+    for step in range(6 * STEPS, 8 * STEPS):
+        planner.advance(step)
+    planner.finish(step)
+    assert not state.armed
