@@ -9,6 +9,7 @@ import tensorflow as tf
 from hypothesis import settings
 
 from keras_osgd import sampling
+from keras_osgd.scores import state, trust
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -28,6 +29,17 @@ def _sampled(request, monkeypatch):
     """Lets small data be sampled by default; tests of the default are marked `auto`."""
     if request.node.get_closest_marker("auto") is None:
         monkeypatch.setitem(sampling._BY_NAME, "auto", sampling.RAIS)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _followed_at_once():
+    """Lets draws follow the scores fully from the second block on, as others after it.
+
+    So weights differ in trainings of few steps; `scores/test_trust.py` is without it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "untrusted", trust.trusted)
+        yield
 
 
 # The modules that take the longest, in this order: two processes at once then end at

@@ -260,6 +260,8 @@ def draw_settings(variables: RunVariables) -> dict[str, Any]:
         "learning_rate_follows_the_gain": key.adapt,
         **config,
     }
+    if config.get("draws") == "reshuffled":  # early checkpoints: weight
+        found["unit_of_what_is_owed"] = "visits"
     return json.loads(json.dumps(found))
 
 

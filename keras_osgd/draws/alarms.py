@@ -9,7 +9,7 @@ import numpy as np
 from keras_osgd.gain.gain_ratio import MAX_GAIN, gradient_ess
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["Alarms", "Steps", "mean_weight_is_off", "overdue", "share_of_top"]
+__all__ = ["Alarms", "Steps", "mean_weight_is_off", "share_of_top"]
 
 _PART_STEPS = 50  # observations are judged in parts of at least this many steps
 _LEAST_PARTS = 10  # for a standard error
@@ -81,6 +81,7 @@ class Alarms:
         self._mean_weights: list[float] = []
         self._harmful = self._at_cap = 0
         self._drawn = 0.0  # epochs of draws in this fit
+        self._counted, self._times = 0.0, state.times_drawn.copy()  # as last compared
         self._batch_size = batch_size
         self._told: set[str] = set()
         self._texts: list[str] = []
@@ -183,7 +184,11 @@ class Alarms:
         if self._floor is None or "unseen" in self._told:
             return
         horizon = 2 / max(self._floor, _HORIZON_FLOOR)
-        late = overdue(self._state.owed, horizon)
+        late = np.zeros(self._n, bool)
+        if self._drawn - self._counted > horizon:
+            times = self._state.times_drawn
+            late |= times == self._times
+            self._counted, self._times = self._drawn, times.copy()
         if self._drawn > horizon:
             unseen = np.isnan(self._state.table.last_norms())
             late |= unseen if unseen.mean() > _UNSEEN_SHARE else False
@@ -230,15 +235,3 @@ def share_of_top(probability: np.ndarray) -> tuple[np.ndarray, float]:
     top = np.argpartition(probability, -size)[-size:]
     top = top[np.argsort(-probability[top], kind="stable")]
     return top, float(probability[top].sum())
-
-
-def overdue(owed: np.ndarray, horizon: float) -> np.ndarray:
-    """Returns `[n]`, whether examples were not drawn for `horizon` epochs.
-
-    An epoch credits each example with 1, so one not visited is owed 1 an epoch.
-
-    Args:
-        owed: `[n]`, in visits of weight 1; zeros with independent draws.
-        horizon: epochs.
-    """
-    return owed > horizon

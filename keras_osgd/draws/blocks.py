@@ -11,9 +11,11 @@ from keras_osgd.draws.observations import logged_of
 from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.draws.reshuffled import (
     Reshuffled,
+    credited,
     in_phase,
     independent,
     refund,
+    rescaled,
     reshuffled,
 )
 from keras_osgd.sampling import RAIS, Sampling
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 _LEAD_STEPS = 26  # planning begins this many steps ahead, or a quarter of a block
-LEAST_FLOOR = 1e-12  # each example must have a chance of the visits it is owed
+LEAST_FLOOR = 1e-12  # each example must have a chance of a visit
 _LEAST_SCALE = 0.5  # least factor of p: bounds weights by 2/floor even if p jumps
 _LARGEST_FACTOR = 4.0  # of a weight, in the mean loss that is shown
 _REARM_MARGIN = 0.02  # above the threshold, so that the modes do not alternate
@@ -57,7 +59,7 @@ class Blocks:
 
     Args:
         sampling: configuration.
-        state: the sampling state; every block updates its owed mass and counters.
+        state: the sampling state; every block updates visits owed and counters.
         buffers: where plans go.
 
     Attributes:
@@ -79,7 +81,14 @@ class Blocks:
         self.failures: list[str] = []
         self._told: set[str] = set()
 
-    def make(self, start: int, candidate: np.ndarray, importance: bool) -> None:
+    def make(
+        self,
+        start: int,
+        candidate: np.ndarray,
+        importance: bool,
+        observed: np.ndarray | None = None,
+        share: float = 1.0,
+    ) -> None:
         """Draws a block and hands it to the pipeline.
 
         Args:
@@ -87,6 +96,9 @@ class Blocks:
             candidate: `[n]` float64, > 0, sums to 1. p by the scores, before examples
                 are set aside.
             importance: whether to draw by `candidate`, or uniformly.
+            observed: `[k]` integers. The examples whose norms have come in since the
+                plan before; `None` where p does not follow from their visits.
+            share: of p by the scores in the candidate.
         """
         state = self._state
         aside = state.bad_examples.set_aside
@@ -96,7 +108,8 @@ class Blocks:
         if not importance:
             probability = without(np.full(self._n, 1.0 / self._n), aside)
         size = self._buffers.block_steps * self._buffers.batch_size
-        index, drawn_credit, owed, visits = self._draw(probability, size, aside)
+        owed = self._rescaled(probability, observed)
+        index, drawn_credit, owed, visits = self._draw(owed, probability, size, aside)
         credit = max(drawn_credit, _LEAST_SCALE)
         scale = credit * n / self._n  # weights are 1/(n p) with the n of all data
         plan = Plan(
@@ -113,6 +126,8 @@ class Blocks:
             *estimate_of_loss(
                 state.last_losses, aside, index, n * probability[index], credit, visits
             ),
+            probability if importance or len(aside) else np.zeros(0),
+            share,
         )
         self._hand_over(plan, candidate, owed)
 
@@ -149,22 +164,39 @@ class Blocks:
         self._state.blocks += 1
         self._state.drawn += len(plan.index)
 
+    def _rescaled(
+        self, probability: np.ndarray, observed: np.ndarray | None
+    ) -> np.ndarray:
+        """Returns `[n]`, the visits owed, with p changed by the visits observed.
+
+        The first p by scores is changed by all visits so far.
+        """
+        owed, last = self._state.owed, self.last_plan
+        if observed is None or last is None or self._sampling.draws == "independent":
+            return owed
+        rows: Any = np.unique(observed) if last.importance else slice(None)
+        now, before = probability[rows], _over_all(last, self._n)[rows]
+        factor = np.divide(now, before, out=np.ones_like(now), where=before > 0)
+        owed = owed.copy()
+        owed[rows] = rescaled(owed[rows], factor)
+        return owed
+
     def _draw(
-        self, probability: np.ndarray, size: int, aside: np.ndarray
+        self, owed: np.ndarray, probability: np.ndarray, size: int, aside: np.ndarray
     ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
-        """Returns examples, credit over size/n, owed mass, and visits expected."""
+        """Returns examples, credit over size/n, visits owed, and those expected."""
         state = self._state
         rng = np.random.default_rng([state.seed, state.blocks])
         if self._sampling.draws == "independent":
             index = independent(probability, size, rng)
-            return index, 1.0, state.owed, size * probability[index]
+            return index, 1.0, owed, size * probability[index]
         if not len(aside):
-            drawn = _permuted(state.owed, probability, size, rng)
+            drawn = _permuted(owed, probability, size, rng)
             return drawn.index, drawn.credit, drawn.owed, drawn.visits
-        rest, owed = np.delete(np.arange(self._n), aside), np.zeros(self._n)
-        drawn = _permuted(state.owed[rest], probability[rest], size, rng)
-        owed[rest] = drawn.owed
-        return rest[drawn.index], drawn.credit, owed, drawn.visits
+        rest, left = np.delete(np.arange(self._n), aside), np.zeros(self._n)
+        drawn = _permuted(owed[rest], probability[rest], size, rng)
+        left[rest] = drawn.owed
+        return rest[drawn.index], drawn.credit, left, drawn.visits
 
     def drawn(self, first: int, until: int) -> tuple[Any, ...]:
         """Returns some steps' draws: index, p, features, and whether by the scores."""
@@ -177,6 +209,16 @@ class Blocks:
             importance = plan.importance
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return (*columns, importance)
+
+    def relative(self, first: int, until: int) -> np.ndarray:
+        """Returns n p of some steps' draws, p by the scores alone as planned."""
+        m, parts = self._buffers.batch_size, []
+        for plan in self.plans:
+            steps = np.array([first, until]) - plan.start
+            rows = slice(*(np.clip(steps, 0, self._buffers.block_steps) * m))
+            mixture = self._n * plan.candidate[rows] / plan.credit
+            parts.append(1.0 + (mixture - 1.0) / plan.share)
+        return np.concatenate(parts)
 
     @property
     def last_plan(self) -> Plan | None:
@@ -204,10 +246,10 @@ class Blocks:
             unused = plan.index[used:]
             self._state.drawn -= len(unused)
             if self._sampling.draws == "reshuffled":
-                probability = np.ones(self._n)
-                probability[unused] = plan.probability[used:] / plan.credit
-                self._state.owed = refund(self._state.owed, probability, unused)
-                self._state.owed -= plan.mass * len(unused) / len(plan.index)
+                over_all = _over_all(plan, self._n)
+                due = credited(over_all, plan.mass * over_all.astype(bool).mean())
+                size = len(plan.index)
+                self._state.owed = refund(self._state.owed, due, unused, size)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that `load_state_dict` needs; no array is changed in place."""
@@ -262,12 +304,17 @@ class Blocks:
         self.tell_once("All gradient norms are 0: draws are uniform.", "zeros")
 
 
+def _over_all(plan: Plan, n: int) -> np.ndarray:
+    """Returns `[n]`, p of all examples by a plan."""
+    return plan.over_all if len(plan.over_all) else np.full(n, 1.0 / n)
+
+
 def _permuted(
     owed: np.ndarray, probability: np.ndarray, size: int, rng: np.random.Generator
 ) -> Reshuffled:
     """Returns reshuffled draws, which are permutations while p is uniform.
 
-    Where p becomes uniform, as after a retreat, the masses that examples were owed
+    Where p becomes uniform, as after a retreat, the visits that examples were owed
     under the p before are forgotten: they would keep some out of the next epochs. Each
     example then expects the same weight in every block, whatever was drawn before.
     """

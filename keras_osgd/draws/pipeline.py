@@ -41,6 +41,9 @@ class Sample(NamedTuple):
     loss_baseline: Any = None
 
 
+_UNIFORM = np.zeros(0)
+
+
 class Plan(NamedTuple):
     """One block's draws.
 
@@ -53,11 +56,13 @@ class Plan(NamedTuple):
         importance: whether the draws follow the scores.
         largest_weight: largest importance weight over all examples.
         credit: see `reshuffled.Reshuffled`; makes the mean weight 1.
-        mass: credit that the block gave each example, in visits of weight 1.
+        mass: credit that the block gave each example.
         number: number of all draws before the block.
         loss_factor: `[k]` float32, factor of each weight in the mean loss that is
             shown: see `blocks.estimate_of_loss`. Early checkpoints have none.
         loss_baseline: `[k]` float32, in units of the loss: likewise.
+        over_all: `[n]` float64, p of all examples; empty where it is uniform.
+        share: of p by the scores in the candidate; see `scores.trust`.
     """
 
     start: int
@@ -72,6 +77,8 @@ class Plan(NamedTuple):
     number: int = 0
     loss_factor: np.ndarray | float = 1.0
     loss_baseline: np.ndarray | float = 0.0
+    over_all: np.ndarray = _UNIFORM
+    share: float = 1.0
 
 
 class PlanBuffers:

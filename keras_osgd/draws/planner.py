@@ -21,7 +21,7 @@ from keras_osgd.draws.observations import (
 from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.draws.watch import Watch
 from keras_osgd.sampling import RAIS
-from keras_osgd.scores import distributions
+from keras_osgd.scores import distributions, trust
 from keras_osgd.scores.distributions import by_scores
 from keras_osgd.scores.state import SamplingState
 
@@ -108,7 +108,7 @@ class RAISPlanner:
 
     Args:
         sampling: configuration.
-        state: scores and owed mass; only the planning thread changes them in a `fit`.
+        state: scores and visits owed; only the planning thread changes them in a `fit`.
         buffers: where plans go.
         log: where observations come from.
         steps_per_execution: of the model.
@@ -139,6 +139,8 @@ class RAISPlanner:
         self._blocks = Blocks(sampling, state, buffers)
         self.window = Window(sampling.window)
         self._ingested = 0
+        self._observed = np.zeros(0, np.int64)  # the examples last taken in
+        self._judged_from = 0  # first step whose gain is judged
         self._next_event = 0
         self._begun = time.perf_counter()
         self._planning_seconds = self._waiting_seconds = 0.0
@@ -195,6 +197,7 @@ class RAISPlanner:
         taken["blocks"] = self._blocks.state_dict()
         taken["window"] = self.window.state_dict()
         taken["ingested"] = self._ingested
+        taken["judged_from"] = self._judged_from
         taken["newest"] = dict(self._newest)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -202,6 +205,7 @@ class RAISPlanner:
         self._blocks.load_state_dict(saved["blocks"])
         self.window.load_state_dict(saved["window"])
         self._ingested = int(saved["ingested"])
+        self._judged_from = int(saved.get("judged_from", 0))  # early ones have none
         self.logged, self._newest = map(floats, (saved["figures"], saved["newest"]))
         end = self.last_plan.start + self._buffers.block_steps
         self._next_event = end - self._lead_steps
@@ -242,6 +246,7 @@ class RAISPlanner:
     def plan(self, start: int, observed_until: int) -> None:
         """Makes the plan of the block at `start`; runs in the planning thread."""
         begun = time.perf_counter()
+        self._observed = self._observed[:0]
         self._tried(self._ingest, observed_until)
         # Moves on also where that failed: the log keeps no more than two blocks.
         self._ingested = max(self._ingested, observed_until)
@@ -252,7 +257,11 @@ class RAISPlanner:
     def _make(self, start: int) -> bool:
         """Makes a plan and returns True."""
         uniform = np.full(self._n, 1.0 / self._n), False
-        self._blocks.make(start, *(self._tried(self._candidate) or uniform))
+        found = self._tried(self._candidate) or uniform
+        share = trust.share(self._state.trust)
+        if not trust.is_measured(self._state.trust):
+            self._judged_from = start + self._buffers.block_steps
+        self._blocks.make(start, *found, self._observed, share)
         return True
 
     def _tried(self, function: Callable, *args: Any) -> Any:
@@ -265,7 +274,7 @@ class RAISPlanner:
             return None
 
     def _candidate(self) -> tuple[np.ndarray, bool]:
-        """Returns p by the scores (equation 6 and the floor) and whether to use it."""
+        """Returns p by the scores, as far as trusted, and whether to use it."""
         state, found = self._state, None
         if state.drawn >= self._sampling.uniform_draws(self._n):
             found = by_scores(state, max(self._sampling.floor, LEAST_FLOOR))
@@ -274,7 +283,7 @@ class RAISPlanner:
         candidate, all_zero = found
         if all_zero:
             self._blocks.tell_of_zeros()
-        return candidate, state.armed
+        return trust.mixed(candidate, trust.share(state.trust)), state.armed
 
     def _ingest(self, until: int) -> None:
         """Brings table, window, uncertainty set and mode up to date with the steps."""
@@ -289,7 +298,9 @@ class RAISPlanner:
         seen = norms, gains
         gains = gains[np.isfinite(gains)]  # of steps that were not skipped
         index, weights, norms = index[finite], weights[finite], norms[finite]
-        self._ingested = until
+        self._ingested, self._observed = until, index
+        relative = self._blocks.relative(first, until)[finite]
+        self._state.trust = trust.measured(self._state.trust, weights, relative, norms)
         np.add.at(self._state.times_drawn, drawn[0], 1)
         counted = np.repeat(np.isfinite(seen[1]), self._buffers.batch_size)
         self._state.observe_losses(drawn[0][counted], losses[counted])
@@ -297,9 +308,12 @@ class RAISPlanner:
         self._state.observed += len(index)
         self.window.add(features[finite], weights, norms)
         self._fit()
-        if len(gains):
-            recent = gains[-max(_GAIN_STEPS, len(gains) // 2) :]
+        judged = seen[1][max(self._judged_from - first, 0) :]
+        judged = judged[np.isfinite(judged)]
+        if len(judged) and until - self._judged_from >= _GAIN_STEPS:
+            recent = judged[-max(_GAIN_STEPS, len(judged) // 2) :]
             self._blocks.decide(recent, importance, self._sampling.retreat_below)
+        if len(gains):
             self._newest = self._blocks.logged(gains, weights, norms, importance)
         self._watch.look(first, drawn, *seen, self._blocks.candidate)
 

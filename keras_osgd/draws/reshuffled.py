@@ -1,7 +1,7 @@
 """Draws of a block: the training examples that the next few steps will see.
 
-The functions are pure; the only state, the mass each example is owed, is passed in
-and returned.
+The functions are pure; the only state, the visits that each example is owed, is passed
+in and returned.
 """
 
 from typing import NamedTuple
@@ -13,23 +13,24 @@ from keras_osgd.base.chunks import chunks
 __all__ = [
     "Reshuffled",
     "block_density",
+    "credited",
     "cycle_density",
     "in_phase",
     "independent",
     "places",
     "refund",
     "reshuffled",
+    "rescaled",
     "search",
     "systematic",
 ]
 
-# Owed masses this close to 0 are rounding errors. The unit is one visit of weight 1: a
-# block credits 1e-5 or more, and the rounding errors of a million blocks stay below
+# Visits owed this close to 0 are rounding errors: those of a million blocks stay below
 # 1e-9. Were they kept, an example that has just had its visit could get another.
 RESIDUE = 1e-9
-_SAME_PHASE = 1e-6  # in visits; rounding errors are far below
+_SAME_PHASE = 1e-6  # rounding errors are far below
 _LEAST_CREDIT = 2.0**-100  # over size/n
-_NONE_TO_GO = 1e-300  # mass left until a visit that is overdue
+_NONE_TO_GO = 1e-300  # of a cycle whose visit is overdue
 _MOST_STEPS = 100
 
 
@@ -38,7 +39,7 @@ class Reshuffled(NamedTuple):
 
     Attributes:
         index: `[size]`, int64, in 0..n-1. The examples, in the order of the steps.
-        owed: `[n]`, float64, any sign, in visits of weight 1: for the next block.
+        owed: `[n]`, float64, any sign, in visits: for the next block.
         credit: mass the block gave every example, over size/n: the expected mean
             weight of its draws. 1 in the first block, and near 1 while p moves
             smoothly. Weights by p times credit have a mean of 1.
@@ -55,23 +56,24 @@ class Reshuffled(NamedTuple):
 def reshuffled(
     owed: np.ndarray, probability: np.ndarray, size: int, rng: np.random.Generator
 ) -> Reshuffled:
-    """Returns a block of draws that gives every example the weight it is owed.
+    """Returns a block of draws that gives every example the visits it is owed.
 
-    Credits every example with the same mass, about size/n. Draws by systematic
-    sampling with the density of `cycle_density`, along a fresh random order of the
-    examples. Puts the draws in the order of their `places`, and subtracts the
-    importance weight 1/(n p_i) for each visit. With uniform p, blocks of any sizes
-    join to permutations: every n draws from the first one on visit every example once.
+    Credits every example with the same mass a, about size/n, that is with a n p_i
+    visits of weight 1/(n p_i). Draws by systematic sampling with the density of
+    `cycle_density`, along a fresh random order of the examples. Puts the draws in the
+    order of their `places`, and subtracts 1 for each visit. With uniform p, blocks of
+    any sizes join to permutations: every n draws from the first one on visit every
+    example once.
 
     Args:
-        owed: `[n]`, in visits of weight 1: zeros at first, then as returned by
-            the last block. Not changed in place.
+        owed: `[n]`, in visits: zeros at first, then as returned by the last block.
+            Not changed in place.
         probability: `[n]`, > 0, sums to 1. Target probability p of this block.
         size: number of draws, >= 1; may exceed n.
         rng: source of all randomness.
 
     Returns:
-        The block's indices, the new owed masses and the credit.
+        The block's indices, the visits owed after it, and the credit.
 
     Raises:
         ValueError: if `size` is below 1, `probability` is no distribution or has a
@@ -85,7 +87,7 @@ def reshuffled(
         array([0, 1, 2, 3])
     """
     probability = _checked(probability, size)
-    owed = _checked_mass(owed, probability)
+    owed = _checked_owed(owed, probability)
     density, credit = block_density(owed, probability, size)
     # Only those that may be visited, about half: the others have no length.
     permutation = rng.permutation(np.flatnonzero(density > 0.0))
@@ -93,34 +95,62 @@ def reshuffled(
     # of the cumulative sum decides between two neighbours.
     offset = (rng.integers(2**32) + 0.5) / 2**32
     index = systematic(density, size, permutation, offset)
-    weight = _weights(probability, index)
-    place = places(index, rng.random(size), owed[index], weight, credit)
-    owed += credit
-    np.subtract.at(owed, index, weight)
+    due = credited(probability, credit)
+    place = places(index, rng.random(size), owed[index], due[index])
+    owed += due
+    np.subtract.at(owed, index, 1.0)
     index = index[np.argsort(place)]
     return Reshuffled(index, owed, credit * density.size / size, density[index])
 
 
-def refund(owed: np.ndarray, probability: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Returns the owed masses after giving back visits that never took place.
+def credited(probability: np.ndarray, credit: float) -> np.ndarray:
+    """Returns `[n]`, the visits that a block owes each example: credit times n p."""
+    return (credit * probability.size) * probability
 
-    The inverse of the subtraction in `reshuffled`, for draws that were planned
-    and then not used, as when training stops inside a block.
+
+def rescaled(owed: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Returns the visits owed where p has changed by factors.
+
+    An example that has had its visit (owed < 0) waits for the rest of that visit's
+    mass. If p changes because the example was visited, it still waits for that mass,
+    which is `factor` times as many visits of the new weight. So the next cycle begins
+    when it would have without the visit, and each block expects the same weight still,
+    if p moves before that cycle begins. (Left alone, examples whose visits lower p
+    would be visited too seldom.)
 
     Args:
-        owed: `[n]`, in visits of weight 1. Not changed in place.
-        probability: `[n]`, > 0 where drawn. The p that `index` was drawn with.
-        index: `[unused]`, integer, in 0..n-1.
-
-    Returns:
-        `[n]`, float64: `owed` + 1/(n p_i) for each unused visit of example i.
+        owed: `[k]`, in visits, of examples whose p was changed by their own visits. Not
+            changed in place.
+        factor: `[k]`, > 0. p now over p before.
 
     Example:
-        >>> refund(np.array([-1.0, 1.0]), np.array([0.5, 0.5]), np.array([0]))
-        array([0., 1.])
+        >>> rescaled(np.array([-0.5, 0.5]), np.array([0.2, 0.2]))
+        array([-0.1,  0.5])
     """
-    owed = np.array(owed, np.float64)
-    np.add.at(owed, index, _weights(np.asarray(probability, np.float64), index))
+    return np.where(owed < 0.0, owed * factor, owed)
+
+
+def refund(
+    owed: np.ndarray, due: np.ndarray, index: np.ndarray, size: int
+) -> np.ndarray:
+    """Returns the visits owed after taking back draws that never took place.
+
+    Args:
+        owed: `[n]`, in visits. Not changed in place.
+        due: `[n]`, as returned by `credited` for the whole block.
+        index: `[unused]`, integer, in 0..n-1. The draws that were not used, as when
+            training stops inside a block.
+        size: number of the block's draws.
+
+    Returns:
+        `[n]`, float64: `owed` + 1 for each unused visit, less the unused part of `due`.
+
+    Example:
+        >>> refund(np.array([-0.5, 0.5]), np.array([0.5, 0.5]), np.array([0]), 1)
+        array([0., 0.])
+    """
+    owed = owed - due * (len(index) / size)
+    np.add.at(owed, index, 1.0)
     return owed
 
 
@@ -155,14 +185,8 @@ def independent(
     return index
 
 
-def _weights(probability: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Returns `[k]`, 1/(n p_i) of the draws `index`."""
-    # Only for the examples drawn: 1/(n p) is infinite where p = 0.
-    return 1.0 / (probability.size * probability[index])
-
-
-def _checked_mass(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Returns `[n]`, the owed masses as float64, free of residues."""
+def _checked_owed(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Returns `[n]`, the visits owed as float64, free of residues."""
     owed = np.asarray(owed, np.float64)
     if owed.shape != probability.shape:
         raise ValueError(
@@ -210,23 +234,25 @@ def _checked(probability: np.ndarray, size: int) -> np.ndarray:
 
 
 def cycle_density(
-    owed: np.ndarray, weight: np.ndarray, credit: float
+    owed: np.ndarray, rate: np.ndarray, credit: float
 ) -> tuple[np.ndarray, float]:
     """Returns how often a block should visit each example, on average.
 
-    Time is measured in mass. An example of weight W = 1/(n p) is due one visit in each
-    stretch of mass W, at a place uniform in it. Before that visit (owed m >= 0), its
-    chance within the next mass c is c / (W - m), the hazard of a uniform time. After it
-    (m < 0), there is no chance until m + c > 0. An example that is owed more than one
-    visit, as after a rise of p, gets (m + c) / W at once. So each example expects the
-    weight c in every block, whatever its p, and none is owed more than about one visit.
-    A density of (m + c) / W for all would not do: it visits rare examples too early,
-    and gave them 2.4 times their weight in the first blocks.
+    An example is due n p visits for each unit of mass. The visits due so far are its
+    time, which is cut into cycles of one visit each. The visit of a cycle comes at a
+    uniform time in it. Before that visit (owed >= 0, the part of the cycle that is
+    over), its chance within the next time t is t / (1 - owed), the hazard of a uniform
+    time. After it (owed < 0), there is no chance until owed + t > 0, in the next cycle.
+
+    So each example expects t visits of weight 1/(n p) = credit / t, the same weight in
+    every block, whatever its p and however p moves by itself. Proof: 1 / (1 - owed)
+    before the visit, and 0 after it, is a martingale, with mean 1. If p moves because
+    the example was visited, see `rescaled`.
 
     Args:
-        owed: `[n]`, any sign, in visits of weight 1, before the block's credit.
-        weight: `[n]`, > 0. W, the weight of a visit.
-        credit: c > 0, mass that the block gives to each example.
+        owed: `[n]`, any sign, in visits, before the block's credit.
+        rate: `[n]`, > 0. n p, visits for each unit of mass.
+        credit: > 0, mass that the block gives to each example.
 
     Returns:
         `[n]`, >= 0, expected visits (above 1 where one is not enough), and the slope
@@ -234,14 +260,13 @@ def cycle_density(
     """
     # Both expressions are computed for all: choosing example by example would cost
     # more than all else. The smaller one holds, whatever is owed.
-    chance = 1.0 / weight
-    due = owed + credit
-    overdue = due * chance
-    hazard = credit / np.maximum(weight - np.maximum(owed, 0.0), _NONE_TO_GO)
-    active = due > min(RESIDUE, 1e-3 * credit)
-    waits = (hazard < overdue) & active
-    visits = np.minimum(hazard, overdue) * active
-    return visits, visits @ waits / credit + chance @ (active & ~waits)
+    due = credit * rate
+    total = owed + due
+    hazard = due / np.maximum(1.0 - np.maximum(owed, 0.0), _NONE_TO_GO)
+    active = total > np.minimum(RESIDUE, 1e-3 * due)
+    waits = (hazard < total) & active
+    visits = np.minimum(hazard, total) * active
+    return visits, visits @ waits / credit + rate @ (active & ~waits)
 
 
 def block_density(
@@ -253,15 +278,14 @@ def block_density(
     the credit, so that the last step is exact. The first block needs no step.
 
     Args:
-        owed: `[n]`, any sign, in visits of weight 1.
+        owed: `[n]`, any sign, in visits.
         probability: `[n]`, > 0, sums to 1.
         size: number of draws, >= 1.
 
     Returns:
         `[n]`, >= 0, in visits, which sums to `size` up to rounding; and the mass that
         each example is given, about size/n. Where examples are owed more than `size`
-        visits, as after a rise of p for many, the density sums to those, and the mass
-        is next to nothing.
+        visits, the density sums to those, and the mass is next to nothing.
     """
     n, density = probability.size, np.empty(probability.size)
     credit, low, high = size / n, 0.0, np.inf
@@ -269,8 +293,8 @@ def block_density(
     for _ in range(_MOST_STEPS):
         excess, steepness = -float(size), 0.0
         for rows in chunks(n):
-            weight = 1.0 / (n * probability[rows])
-            density[rows], slope = cycle_density(owed[rows], weight, credit)
+            rate = n * probability[rows]
+            density[rows], slope = cycle_density(owed[rows], rate, credit)
             excess += density[rows].sum()
             steepness += slope
         owed_too_much = excess > 0 and credit <= least
@@ -316,49 +340,45 @@ def systematic(
 
 
 def places(
-    index: np.ndarray,
-    uniform: np.ndarray,
-    owed: np.ndarray,
-    weight: np.ndarray,
-    credit: float,
+    index: np.ndarray, uniform: np.ndarray, owed: np.ndarray, due: np.ndarray
 ) -> np.ndarray:
-    """Returns where in a block its draws come, each in the stretch that it belongs to.
+    """Returns where in a block its draws come, each in the cycle that it belongs to.
 
-    A block is the next `credit` of mass, and each visit has a stretch of mass W to
-    itself (see `cycle_density`): the first stretch begins -m from the block's start.
-    The visit comes at a random place of its stretch, as far as that lies in the block.
-    So visits that are due early come early, and with uniform p an example comes again
-    only after all others have come. An example owed a visit from before has its visits
-    spread evenly over the block: else all such examples would crowd at its start.
+    In a block an example's time goes on by the visits that it is due, and each visit
+    has a cycle of length 1 to itself (see `cycle_density`): the first cycle begins
+    -owed from the block's start. The visit comes at a random place of its cycle, as far
+    as that lies in the block. So visits that are due early come early, and with uniform
+    p an example comes again only after all others have come. An example owed a visit
+    from before has its visits spread evenly over the block: else all such examples
+    would crowd at its start.
 
     Args:
         index: `[size]`, as `systematic` returns it: visits of one example together.
         uniform: `[size]`, in [0, 1), at random.
-        owed: `[size]`, m of each draw's example, before the block's credit.
-        weight: `[size]`, > 0. W of each draw's example.
-        credit: > 0, mass that the block gives to each example.
+        owed: `[size]`, of each draw's example, in visits, before the block's credit.
+        due: `[size]`, > 0. Visits that the block owes each draw's example.
 
     Returns:
-        `[size]`, in [0, credit].
+        `[size]`, in [0, 1], parts of the block.
 
     Example:
-        >>> owed, weight = np.array([0.8, 0.8, -0.2]), np.ones(3)
-        >>> places(np.array([4, 4, 7]), np.full(3, 0.5), owed, weight, 0.4)
-        array([0.1, 0.3, 0.3])
+        >>> owed, due = np.array([0.8, 0.8, -0.2]), np.full(3, 0.4)
+        >>> places(np.array([4, 4, 7]), np.full(3, 0.5), owed, due)
+        array([0.25, 0.75, 0.75])
     """
     first = np.flatnonzero(np.diff(index, prepend=-1))
     visits = np.diff(first, append=index.size)
     number = np.arange(index.size) - np.repeat(first, visits)
-    overdue = owed >= weight
+    overdue = owed >= 1.0
     start = np.where(overdue, 0.0, -owed)
-    length = np.where(overdue, credit / np.repeat(visits, visits), weight)
-    begin = np.clip(start + number * length, 0.0, credit)
-    end = np.minimum(start + (number + 1) * length, credit)
-    return begin + uniform * (end - begin)
+    length = np.where(overdue, due / np.repeat(visits, visits), 1.0)
+    begin = np.clip(start + number * length, 0.0, due)
+    end = np.minimum(start + (number + 1) * length, due)
+    return (begin + uniform * (end - begin)) / due
 
 
 def in_phase(owed: np.ndarray) -> bool:
-    """Returns whether the owed masses differ by whole visits of weight 1.
+    """Returns whether what is owed differs by whole visits.
 
     Then blocks of uniform p join to permutations.
 

@@ -14,6 +14,7 @@ from keras_osgd.base.placement import step_variable
 from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.scores.bad_examples import BadExamples
 from keras_osgd.scores.table import ScoreTable
+from keras_osgd.scores.trust import trusted, untrusted
 from keras_osgd.scores.uncertainty_set import UncertaintySet
 
 __all__ = ["SamplingState"]
@@ -23,7 +24,7 @@ _COUNTERS = ("armed", "blocks", "drawn", "observed", "seed", "fit_failures")
 
 
 class SamplingState(keras.Operation):
-    """Score table, owed mass, uncertainty set, gain ratio and effective iterations.
+    """Score table, visits owed, uncertainty set, gain ratio and effective iterations.
 
     It is a `keras.Operation`, so that Keras saves and loads it with `save_weights` and
     `.keras` files as it does an optimizer. It stays out of `model.weights`, parameter
@@ -32,11 +33,12 @@ class SamplingState(keras.Operation):
 
     Attributes:
         table: the `ScoreTable`, or `None` before the first `fit`.
-        owed: `[n]` float64, owed mass of the reshuffled draws.
+        owed: `[n]` float64, visits that the reshuffled draws owe each example.
         times_drawn: `[n]` int32, how often each example was trained on.
         last_losses: `[n]` float32, loss of each example when it was last trained on;
             NaN where that is unknown.
         uncertainty_set: running average of the good fits of equation (7), or `None`.
+        trust: `[9]`, how far the scores were right to be followed; see `trust`.
         gain: the `GainRatio`, or `None` before the first `fit`.
         lead: `tf.Variable` float64, effective iterations minus the optimizer's own.
         armed: whether draws follow the scores (else uniform, until the gain pays).
@@ -58,6 +60,7 @@ class SamplingState(keras.Operation):
         self.times_drawn: np.ndarray | None = None
         self.last_losses: np.ndarray | None = None
         self.uncertainty_set: UncertaintySet | None = None
+        self.trust = untrusted()
         self.gain: GainRatio | None = None
         self.lead: tf.Variable | None = None
         self.fingerprint, self.norm = "", "last_layer"
@@ -100,7 +103,7 @@ class SamplingState(keras.Operation):
         self.owed = np.zeros(table.size)
         self.times_drawn = np.zeros(table.size, np.int32)
         self.last_losses = np.full(table.size, np.nan, np.float32)
-        self.uncertainty_set = None
+        self.uncertainty_set, self.trust = None, untrusted()
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.fit_failures = 0
         self.bad_examples.clear()
@@ -136,8 +139,9 @@ class SamplingState(keras.Operation):
         for name, value in self.table.state_dict().items():
             store[_TABLE + name] = np.asarray(value)
         store["features"] = _as_array(" ".join(self.table.features))
-        store["owed"] = self.owed.copy()
+        store["visits_owed"] = self.owed.copy()
         store["times_drawn"] = self.times_drawn.copy()
+        store["trust"] = self.trust
         store["last_losses"] = self.last_losses.copy()
         store.update(self.bad_examples.state_dict())
         store["gain"] = self.gain.averages.numpy()
@@ -158,7 +162,7 @@ class SamplingState(keras.Operation):
 
     def load_state_dict(self, store: Mapping[str, Any]) -> None:
         """Loads the arrays of `state_dict`; keeps its own scores if they have none."""
-        if "owed" in store.keys():  # noqa: SIM118  (a Keras store)
+        if "features" in store.keys():  # noqa: SIM118  (a Keras store)
             self.undivided(self._load, store)
         elif self.table is None:
             self.loaded_without = True
@@ -171,7 +175,7 @@ class SamplingState(keras.Operation):
             for name in store.keys()  # noqa: SIM118
             if name.startswith(_TABLE)
         }
-        owed = np.array(store["owed"], np.float64)
+        owed = _owed(store)
         features = tuple(_as_text(store["features"]).split())
         # Older files have none: there was only one kind of norm.
         norm = _as_text(store["norm"]) if "norm" in store.keys() else "last_layer"  # noqa: SIM118
@@ -191,12 +195,11 @@ class SamplingState(keras.Operation):
         self.table = table
         self.start_clock()
         self.owed = owed
-        self.times_drawn = np.zeros(len(owed), np.int32)
-        if "times_drawn" in store.keys():  # noqa: SIM118  (older files have none)
-            self.times_drawn = np.array(store["times_drawn"], np.int32)
-        self.last_losses = np.full(len(owed), np.nan, np.float32)
-        if "last_losses" in store.keys():  # noqa: SIM118  (likewise)
-            self.last_losses = np.array(store["last_losses"], np.float32)
+        # Older files have none of these.
+        times, losses = np.zeros(len(owed)), np.full(len(owed), np.nan)
+        self.times_drawn = _saved(store, "times_drawn", times).astype(np.int32)
+        self.last_losses = _saved(store, "last_losses", losses).astype(np.float32)
+        self.trust = _saved(store, "trust", trusted())
         self.bad_examples.load_state_dict(store)
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))
@@ -204,6 +207,17 @@ class SamplingState(keras.Operation):
         for name in _COUNTERS:
             setattr(self, name, int(np.array(store[name])))
         self.uncertainty_set = _uncertainty_set(store)
+
+
+def _saved(store: Mapping[str, Any], name: str, missing: np.ndarray) -> np.ndarray:
+    return np.array(store[name]) if name in store.keys() else missing  # noqa: SIM118
+
+
+def _owed(store: Mapping[str, Any]) -> np.ndarray:
+    """Returns `[n]`, visits owed; zeros of older files, which have another unit."""
+    if "visits_owed" in store.keys():  # noqa: SIM118
+        return np.array(store["visits_owed"], np.float64)
+    return np.zeros(len(np.array(store["owed"])))
 
 
 def _uncertainty_set(store: Mapping[str, Any]) -> UncertaintySet | None:

@@ -38,6 +38,7 @@ def test_healthy_steps_are_not_warned_of():
         v = rng.permutation(norms)  # of all examples; drawn by p in proportion to them
         p = 0.95 * v / v.sum() + 0.05 / N
         index = rng.choice(N, N, p=p)
+        state.times_drawn += np.bincount(index, minlength=N).astype(np.int32)
         assert _part(alarms, 1 / (N * p[index]), v[index], p=p) == []
 
 
@@ -103,19 +104,34 @@ def test_one_per_cent_that_takes_too_many_draws_is_named():
     assert _told(_alarms()[0], 5, p=p / p.sum()) == []
 
 
-def test_examples_that_are_overdue_or_never_seen_are_named_but_not_those_set_aside():
+def test_examples_not_drawn_for_long_or_never_seen_are_named_but_not_those_set_aside():
+    def told(alarms, state, epochs):
+        texts = []
+        for _ in range(epochs):
+            state.times_drawn += np.arange(N) != 5
+            texts += _part(alarms)
+        return texts
+
     alarms, state = _alarms()
-    state.owed[[3, 5]] = [39.9, 40.1]  # 1/0.05 epochs is when the last ones are due
-    (text,) = _told(alarms, 5)
+    state.table.observe(np.arange(N), np.ones(N), np.ones(N), 0)
+    assert told(alarms, state, 40) == []  # 1/0.05 epochs is when the last ones are due
+    (text,) = told(alarms, state, 1)
     assert "1 of 1000 not drawn, or hardly, for 40 epochs' worth" in text
     assert "examples [5]" in text
     alarms, state = _alarms()
-    state.owed[5] = 50.0
+    state.table.observe(np.arange(N), np.ones(N), np.ones(N), 0)
+    _told(alarms, 30)
+    state.times_drawn += 1
+    assert _told(alarms, 20) == []  # each was drawn in these 50 epochs
+    assert len(_told(alarms, 40)) == 1  # and none in the next 40
+    alarms, state = _alarms()
     for _ in range(3):
         state.bad_examples.strike([5], sure=True)
-    assert _told(alarms, 5) == []
+    state.table.observe(np.arange(N), np.ones(N), np.ones(N), 0)
+    assert told(alarms, state, 60) == []
     alarms, state = _alarms()
     state.table.observe(np.arange(980), np.ones(980), np.ones(980), 0)
+    state.times_drawn += 1
     assert _told(alarms, 40) == []
     (text,) = _told(alarms, 1)
     assert "Received: 20 of 1000" in text and "examples [980, 981," in text

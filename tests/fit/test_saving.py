@@ -139,7 +139,10 @@ def test_a_keras_file_of_version_0_1_0_loads_for_ever_and_trains_on(tmp_path, ca
     for i, variable in enumerate(model.optimizer.variables):
         np.testing.assert_array_equal(variable.numpy(), saved[f"optimizer/vars/{i}"])
     # All that is known of the examples and of where training was, under its old name.
+    # But what is owed was in another unit: the draws begin anew.
     state = _saved(model.sampling_state)
+    np.testing.assert_array_equal(state["visits_owed"], np.zeros(len(small.X)))
+    del saved[scores + "owed"]
     for name in (name for name in saved if name.startswith(scores)):
         found = state[name.removeprefix(scores)]
         np.testing.assert_array_equal(found, saved[name], err_msg=name)
@@ -529,7 +532,7 @@ def test_what_is_saved_while_a_block_is_planned_is_the_state_before_or_after(
     assert _same(saved, before) or _same(saved, after)
 
 
-CHANGED = ("table.last", "table.average_0.75", "table.sums", "owed", "drawn", "blocks")
+CHANGED = ("table.last", "table.average_0.75", "visits_owed", "drawn", "blocks")
 
 
 def test_what_is_loaded_while_a_block_is_planned_replaces_all_of_it(

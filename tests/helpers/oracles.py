@@ -49,20 +49,21 @@ def expected_visits(
 def block_credit(owed: np.ndarray, probability: np.ndarray, size: int) -> float:
     """Returns the credit at which the expected visits sum to `size`, by bisection."""
 
-    def visits(mass: float, weight: float, credit: float) -> float:
-        if mass + credit <= 0:
+    def visits(due_before: float, chance: float, credit: float) -> float:
+        due = credit * chance
+        if due_before + due <= 0:
             return 0.0
-        if mass < 0 or mass + credit >= weight:
-            return (mass + credit) / weight
-        return credit / (weight - mass)
+        if due_before < 0 or due_before + due >= 1:
+            return due_before + due
+        return due / (1 - due_before)
 
-    weights = 1 / (len(owed) * probability)
+    chances = len(owed) * probability
 
     def excess(credit: float) -> float:
-        pairs = zip(owed, weights, strict=True)
-        return sum(visits(m, w, credit) for m, w in pairs) - size
+        pairs = zip(owed, chances, strict=True)
+        return sum(visits(o, chance, credit) for o, chance in pairs) - size
 
-    high = size * weights.max() - owed.min() + 1.0
+    high = (size + 1.0 - owed.min()) / chances.min()
     return optimize.brentq(excess, 0.0, high, xtol=1e-14, rtol=1e-14)
 
 
