@@ -67,7 +67,9 @@ def described(model: keras.Model) -> dict[str, Any]:
 def rate_of(model: keras.Model) -> float | None:
     """Returns the optimizer's learning rate if it is a variable, else `None`."""
     rate = getattr(inner_optimizer(model.optimizer), "learning_rate", None)
-    return float(rate) if isinstance(rate, keras.Variable) else None
+    if not isinstance(rate, keras.Variable):
+        return None
+    return float(keras.ops.convert_to_numpy(rate))  # also of several replicas
 
 
 def layers_of(model: keras.Model) -> dict[str, Any]:

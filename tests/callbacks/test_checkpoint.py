@@ -277,6 +277,15 @@ def test_scores_are_reset_once_and_an_interrupted_run_on_the_data_goes_on(
     assert "not bit-exact: scores start afresh" in said  # another training
 
 
+def test_scores_that_were_reset_are_reset_again_for_rows_that_changed(tmp_path, capsys):
+    model = saved_midway(tmp_path, RAIS(seed=3), stop_after=5, scores="reset")
+    y = small.Y.copy()
+    y[7] = (y[7] + 1) % 3
+    given = {"scores": "reset", "epochs": 1, "model": model}
+    _, said = going_on(tmp_path, None, capsys, y=y, **given)
+    assert "not bit-exact: scores start afresh." in said
+
+
 def test_another_model_or_optimizer_is_refused_before_any_step(begun):
     other = small.model()
     with pytest.raises(ValueError, match="made with this model.*the model has 2"):

@@ -222,6 +222,7 @@ def test_rows_that_are_forgotten_are_as_never_seen_and_the_others_as_before(
     for index, weights, norms, block in _observations(rng, n, blocks=4, unseen=1):
         table.observe(index, weights, norms, block)
         slow.observe(index.tolist(), weights, norms, block)
+    table.mean_features()
     table.forget(rows, numbers(changed, after))
     slow.classes = numbers(changed, after)
     moved = 0 if before is None or after is None else after - before
