@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.data.identity import Identity
 from keras_osgd.draws import planner
 from keras_osgd.draws import reshuffled as draws
 from keras_osgd.draws.observations import ObservationLog, Window
@@ -66,7 +67,7 @@ def synthetic(
     classes = np.random.default_rng(seed).integers(0, 10, examples, np.int32)
     table = ScoreTable(examples, classes, sampling.features_for(examples))
     state = SamplingState()
-    state.allocate(table, "synthetic", seed, "last_layer")
+    state.allocate(table, Identity("synthetic"), seed, "last_layer")
     steps = block_steps or sampling.block_steps(examples, batch_size)
     buffers = PlanBuffers(steps, batch_size)
     log = ObservationLog(buffers)

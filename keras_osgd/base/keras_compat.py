@@ -27,6 +27,7 @@ __all__ = [
     "build_under_strategy",
     "call_model",
     "calling",
+    "compile_arguments",
     "compiled_losses",
     "compile_metrics",
     "compiled_metrics",
@@ -190,6 +191,12 @@ def without_mask(tensor: tf.Tensor) -> tf.Tensor:
 def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
     """Returns the arguments that a loss passes on to its function."""
     return dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """Returns optimizer, loss, loss weights and metrics as `compile` was given them."""
+    kept = getattr(model, "_compile_config", None)
+    return {} if kept is None else dict(kept.config)
 
 
 def loss_weights(model: keras.Model) -> list[float]:

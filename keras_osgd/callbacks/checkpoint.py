@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.directory_lock import DirectoryLock
-from keras_osgd.callbacks import checkpoint_files, keras_memory, snapshot
+from keras_osgd.callbacks import checkpoint_files, keras_memory, method, snapshot
 from keras_osgd.callbacks.writer import Interruption, Schedule, Writer
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.fit.fit_callback import Resumed, ResumingCallback
@@ -38,8 +38,9 @@ class Checkpoint(ResumingCallback):
         every: "epoch", a number of steps, or a `datetime.timedelta`. A checkpoint that
             falls due while another is being written is saved after it.
         keep: number of checkpoints kept; a damaged one is skipped if one is intact.
-        scores: "keep" refuses other data; "reset" starts the scores afresh, once, to
-            train on other data with the weights of a checkpoint.
+        scores: "keep" starts those of rows that changed afresh, and refuses data of
+            which more than half of the rows did; "reset" starts all of them afresh,
+            once, to train on other data with the weights of a checkpoint.
 
     Raises:
         ValueError: if an argument is none of the above; in `fit`, before any step, if
@@ -101,6 +102,7 @@ class Checkpoint(ResumingCallback):
 
     def begin(
         self,
+        model: keras.Model,
         variables: RunVariables | None,
         data: TrainingData | None,
         epochs: int,
@@ -109,6 +111,7 @@ class Checkpoint(ResumingCallback):
         """Finds where a `fit` resumes; called by `fit` before its run is made.
 
         Args:
+            model: compiled; it need not be built without importance sampling.
             variables: the run's; `None` without importance sampling.
             data: the training data; `None` likewise.
             epochs: as in `fit`.
@@ -120,15 +123,20 @@ class Checkpoint(ResumingCallback):
         self._lock = lock = checkpoint_files.claimed(self.directory)
         self._saved = saved = checkpoint_files.newest(self.directory)
         self._data, self._epoch = data, initial_epoch
-        self._about = dict(epochs=epochs, n=None, fingerprint=None, scores=self.scores)
+        self._about = dict(epochs=epochs, n=None, scores=self.scores)
         keep, path = self._schedule.keep, saved and saved.path
         self._writer = Writer(self.directory, keep, path, lock.require)
+        self._about["method"] = as_compiled = method.described(model)
+        if model.built:
+            as_compiled |= method.layers_of(model)
         if data is not None:
-            self._about |= {"n": data.n, "fingerprint": data.fingerprint()}
+            self._about["n"] = data.n
             self._probes = data.probes()
         resumed = Resumed(initial_epoch)
         if saved is not None:
-            resumed = snapshot.resume(variables, data, saved, self.scores, epochs)
+            given = saved, self.scores, epochs, as_compiled
+            resumed = snapshot.resume(variables, data, *given)
+            method.keep_rate(as_compiled, saved.details)
         self._epoch, self._exact = resumed.epoch, resumed.saved is not None
         return resumed
 
@@ -149,6 +157,8 @@ class Checkpoint(ResumingCallback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Restores the checkpoint, after the other callbacks have begun."""
+        if "layers" not in self._about["method"]:  # now the model is built
+            self._about["method"] |= method.layers_of(self.model)
         if self._saved is not None:
             keras_compat.forget_initial_epoch(self.model)  # `BackupAndRestore` sets one
             self._restore()

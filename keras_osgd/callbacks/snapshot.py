@@ -11,7 +11,9 @@ import keras
 import numpy as np
 
 from keras_osgd.base import keras_compat
+from keras_osgd.callbacks import method
 from keras_osgd.callbacks.checkpoint_files import Saved
+from keras_osgd.data.identity import Identity
 from keras_osgd.data.training_data import PROBES, TrainingData
 from keras_osgd.fit.fit_callback import Resumed
 from keras_osgd.fit.run import Run, RunVariables
@@ -59,6 +61,7 @@ def state_dict(
         "settings": None if run is None else draw_settings(run.variables),
         "step": None if run is None else run.clock.step,
         "optimizer": _optimizer_of(model),
+        "learning_rate": method.rate_of(model),
     }
     return lambda: ({"variables": variables, **collect()}, details)
 
@@ -104,7 +107,10 @@ def load_state_dict(model: keras.Model, saved: Saved) -> None:
 
 
 def load_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
-    """Restores an epoch's running loss and metrics, if their shapes are the same."""
+    """Restores an epoch's running loss and metrics, unless `compile` has others."""
+    compiled = method.described(model)["metrics"]
+    if (saved.details.get("method") or {}).get("metrics", compiled) != compiled:
+        return
     x, y, _ = data.batch(slice(1))
     y_pred = keras_compat.call_model(model, x, False)
     y_pred = keras.tree.map_structure(keras.ops.zeros_like, y_pred)  # never NaN
@@ -159,6 +165,7 @@ def resume(
     saved: Saved,
     scores: str,
     epochs: int,
+    compiled: Mapping[str, Any],
 ) -> Resumed:
     """Restores a run's state from a checkpoint; returns where `fit` goes on.
 
@@ -168,6 +175,7 @@ def resume(
         saved: the checkpoint.
         scores: "keep", or "reset" to start them afresh.
         epochs: as in `fit`.
+        compiled: from `method.described`, with or without the layers.
 
     Raises:
         ValueError: if the checkpoint was made for other data and scores are kept.
@@ -175,8 +183,8 @@ def resume(
     details = saved.details
     more = epochs > details["epochs"]
     if scores == "reset" and not (details["finished"] and more):
-        scores = "keep" if _began_afresh(data, details) else "reset"
-    resumed = _resume(variables, data, saved, scores)
+        scores = "keep" if _began_afresh(variables, saved) else "reset"
+    resumed = _resume(variables, data, saved, scores, compiled)
     if not details["finished"] or more:
         return resumed
     line = (
@@ -187,10 +195,18 @@ def resume(
     return resumed._replace(epoch=epochs, line=line)
 
 
-def _began_afresh(data: TrainingData | None, details: Mapping[str, Any]) -> bool:
+def _began_afresh(variables: RunVariables | None, saved: Saved) -> bool:
     """Returns whether the scores were already reset for this data."""
-    reset = data is not None and details.get("scores") == "reset"
-    return reset and details["fingerprint"] == data.fingerprint()
+    reset = saved.details.get("scores") == "reset"
+    if variables is None or not reset or saved.details["settings"] is None:
+        return False
+    changed = _identity(saved).changed(variables.state.identity)
+    return changed is not None and not len(changed)
+
+
+def _identity(saved: Saved) -> Identity:
+    """Returns the identity of the data that a run with importance sampling had."""
+    return Identity.of(saved.arrays["state"])
 
 
 def _resume(
@@ -198,52 +214,86 @@ def _resume(
     data: TrainingData | None,
     saved: Saved,
     scores: str,
+    compiled: Mapping[str, Any],
 ) -> Resumed:
     details, arrays = saved.details, saved.arrays
     epoch, before = details["epoch"], details["settings"]
     now = None if variables is None else draw_settings(variables)
-    if variables is not None and before is not None and scores == "keep":
-        _check_data(data, saved)
-    differences = changes(before, now)
+    sampled = variables is not None and before is not None
+    changed = np.zeros(0, np.int64)
+    if sampled and scores == "keep":
+        changed = _changed_rows(variables, data, saved)
+    found = changes(before, now)
+    if len(changed):
+        found.append(
+            f"{len(changed)} of {data.n} rows changed, their scores start afresh"
+        )
     if scores == "reset":
-        differences.append("scores start afresh")
-    place = f"Resumed epoch {epoch + 1} from {saved.path}"
-    if variables is None or before is None:
-        inexact = "; ".join(differences) or "batches of uniform training are drawn anew"
-        if details["mid_epoch"]:
-            place += ", from the epoch's beginning"
-        return Resumed(epoch, None, 0.0, f"{place}, not bit-exact: {inexact}.")
-    if not differences:
-        variables.state.load_state_dict(arrays["state"])
-        step = details["step"]
+        found.append("scores start afresh")
+    metrics = sampled and details["mid_epoch"]  # else they begin anew
+    other = method.differences(details.get("method"), compiled, metrics)
+    line = functools.partial(_line, saved, compiled)
+    if not sampled:
+        found = found or ["batches of uniform training are drawn anew"]
+        place = "from the epoch's beginning" if details["mid_epoch"] else ""
+        return Resumed(epoch, None, 0.0, line(place, [*found, *other]))
+    if not found:
+        _load_scores(variables, data, saved, changed)
         # Matters only at the end of training; early checkpoints lack it.
-        altered = details["finished"] and details.get("altered")
-        exact = f"not bit-exact: {altered}" if altered else "bit-exact"
-        return Resumed(epoch, arrays, 0.0, f"{place}, at step {step}, {exact}.")
+        if details["finished"] and details.get("altered"):
+            other.insert(0, details["altered"])
+        return Resumed(epoch, arrays, 0.0, line(f"at step {details['step']}", other))
     if scores == "keep" and same_table(before, now):
-        variables.state.load_state_dict(arrays["state"])
+        _load_scores(variables, data, saved, changed)
         variables.state.owed = np.zeros(data.n)  # its plan is dropped
     variables.state.load_lead(arrays["state"]["lead"])
     done = float(arrays["clock"]["done"])
-    return Resumed(
-        epoch, None, done, f"{place}, not bit-exact: {'; '.join(differences)}."
-    )
+    return Resumed(epoch, None, done, line("", [*found, *other]))
 
 
-def _check_data(data: TrainingData, saved: Saved) -> None:
+def _line(
+    saved: Saved, compiled: Mapping[str, Any], place: str, inexact: list[str]
+) -> str:
+    """Returns the line on where training goes on, how exactly, and at which rate."""
+    begun = f"Resumed epoch {saved.details['epoch'] + 1} from {saved.path}"
+    exact = f"not bit-exact: {'; '.join(inexact)}" if inexact else "bit-exact"
+    parts = ", ".join(filter(None, (begun, place, exact)))
+    return f"{parts}.{method.line_on_rates(saved.details, compiled)}"
+
+
+def _load_scores(
+    variables: RunVariables, data: TrainingData, saved: Saved, changed: np.ndarray
+) -> None:
+    state, identity = variables.state, variables.state.identity
+    state.load_state_dict(saved.arrays["state"])
+    classes = data.classes() if len(changed) else None
+    state.undivided(state.forget, changed, classes, identity)
+
+
+def _changed_rows(
+    variables: RunVariables, data: TrainingData, saved: Saved
+) -> np.ndarray:
+    """Returns `[k]`, the rows that differ; refuses data of which most rows do."""
     n = saved.details["n"]
     if n != data.n:
         raise ValueError(
             f"The checkpoint {saved.path} was made for {n} examples, the data has "
             f"{data.n}. {_RESET}"
         )
-    if saved.details["fingerprint"] != data.fingerprint():
+    before, now = _identity(saved), variables.state.identity
+    changed = before.changed(now)
+    if changed is not None:
+        return changed
+    differing = before.differing(now)
+    if differing is not None:
+        found = f"{len(differing)} of {n} rows differ"
+    else:
         differ = np.count_nonzero(saved.arrays["probes"] != data.probes())
-        raise ValueError(
-            f"The checkpoint {saved.path} was made for other rows, or the same in "
-            f"another order: the fingerprint differs ({differ} of {PROBES} probe "
-            f"rows). Pass the data as it was. {_RESET}"
-        )
+        found = f"the fingerprint differs ({differ} of {PROBES} probe rows)"
+    raise ValueError(
+        f"The checkpoint {saved.path} was made for other rows, or the same in another "
+        f"order: {found}. Pass the data as it was. {_RESET}"
+    )
 
 
 def draw_settings(variables: RunVariables) -> dict[str, Any]:

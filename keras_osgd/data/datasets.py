@@ -19,11 +19,11 @@ from keras_osgd.base.model_state import seeds_kept
 from keras_osgd.base.refusals import NO_EXAMPLES
 from keras_osgd.data.arrays import as_array
 from keras_osgd.data.indexed_examples import Indexed
+from keras_osgd.data.row_hashes import row_hashes
 from keras_osgd.data.stored_columns import (
     in_memory,
     kept_in,
     on_disk,
-    row_hashes,
     too_large,
 )
 from keras_osgd.data.uneven_columns import Uneven, uneven

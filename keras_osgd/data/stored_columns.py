@@ -13,7 +13,7 @@ from keras_osgd.base.directory_lock import locked
 from keras_osgd.base.files import created, write_whole
 from keras_osgd.data.uneven_columns import Uneven
 
-__all__ = ["Spec", "in_memory", "kept_in", "on_disk", "row_hashes", "too_large"]
+__all__ = ["Spec", "in_memory", "kept_in", "on_disk", "too_large"]
 
 ColumnArray = np.ndarray | Uneven
 _MANIFEST = "examples.json"
@@ -174,34 +174,3 @@ def _alike(batches: Iterable[Sequence[ColumnArray]]) -> Iterator[list[ColumnArra
 
 def _listed(specs: Sequence[Spec]) -> str:
     return ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in specs)
-
-
-def row_hashes(leaves: Sequence[ColumnArray]) -> np.ndarray:
-    """Returns `[k]` uint64: equal for rows of equal bytes, hardly ever for others.
-
-    Args:
-        leaves: columns of k rows.
-
-    Example:
-        >>> a, b = row_hashes([np.array([1.0, 1.0])])
-        >>> bool(a == b)
-        True
-    """
-    total = np.zeros(len(leaves[0]), np.uint64)
-    for order, leaf in enumerate(leaves):
-        if isinstance(leaf, Uneven) or leaf.dtype.hasobject:
-            hashes = [hash(row) for row in _texts(leaf)]
-            total += np.array(hashes, np.int64).view(np.uint64)
-            continue
-        rows = np.ascontiguousarray(leaf).reshape(len(leaf), -1).view(np.uint8)
-        rng = np.random.default_rng(order)
-        factors = rng.integers(2**63, size=rows.shape[1], dtype=np.uint64)
-        total += rows @ (2 * factors + np.uint64(1))
-    return total
-
-
-def _texts(leaf: ColumnArray) -> Iterator[str]:
-    """Yields one text for each row, made of all its values."""
-    for row in np.arange(len(leaf))[:, np.newaxis]:
-        parts = leaf.take(row) if isinstance(leaf, Uneven) else [leaf[row]]
-        yield repr([part.tolist() for part in parts])

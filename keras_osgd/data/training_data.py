@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from keras_osgd.base.refusals import NO_EXAMPLES, Refusals, refuse
 from keras_osgd.data.arrays import as_array, parts_of
+from keras_osgd.data.identity import Identity, in_memory
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.record_columns import Column
+from keras_osgd.data.row_hashes import row_hashes
 from keras_osgd.data.rows import Rows
 from keras_osgd.data.uneven_columns import Uneven, is_uneven, uneven
 from keras_osgd.data.weights import (
@@ -95,21 +97,46 @@ class TrainingData(NamedTuple):
     def fingerprint(self) -> str:
         """Returns a hash of n, shapes, dtypes and 64 fixed rows."""
         digest = hashlib.sha256(str(self.n).encode())
-        probes = np.linspace(0, self.n - 1, PROBES).astype(np.int64)
+        probes = _probed(self.n)
         for leaf in leaves_of(self.arrays):
             digest.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
             digest.update(_bytes(leaf, probes))
         return digest.hexdigest()
 
+    def identity(self) -> Identity:
+        """Returns what the data are known by; a thread hashes all rows in memory.
+
+        The data must not be changed before the identity's `wait` has returned.
+        """
+        leaves, read = leaves_of(self.arrays), []
+        kind = hashlib.sha256(str(self.n).encode())
+        for leaf in leaves:
+            kind.update(f"{leaf.shape[1:]}{leaf.dtype}".encode())
+            if in_memory(leaf):
+                read.append(leaf)
+            else:  # as where they are on a disk: 64 rows tell
+                kind.update(_bytes(leaf, _probed(self.n)))
+
+        def hashes() -> np.ndarray:
+            if not read:
+                return np.zeros(self.n, np.uint32)
+            return (row_hashes(read) >> np.uint64(32)).astype(np.uint32)
+
+        return Identity(self.fingerprint(), kind.hexdigest(), hashes)
+
     def probes(self) -> np.ndarray:
         """Returns `[64]` uint64: hashes of fixed rows, to tell how many changed."""
         leaves, hashes = leaves_of(self.arrays), []
-        for row in np.linspace(0, self.n - 1, PROBES).astype(np.int64):
+        for row in _probed(self.n):
             digest = hashlib.sha256()
             for leaf in leaves:
                 digest.update(_bytes(leaf, row))
             hashes.append(int.from_bytes(digest.digest()[:8], "big"))
         return np.array(hashes, np.uint64)
+
+
+def _probed(n: int) -> np.ndarray:
+    return np.linspace(0, n - 1, PROBES).astype(np.int64)
 
 
 def held_out(arrays: tuple, beside: TrainingData, batch_size: int) -> Any:

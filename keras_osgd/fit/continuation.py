@@ -7,9 +7,11 @@ import random
 import keras
 
 from keras_osgd.base import keras_compat
+from keras_osgd.data.identity import Identity
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.sampling import RAIS, Oracle, Sampling
+from keras_osgd.scores.state import SamplingState
 from keras_osgd.scores.table import ScoreTable
 
 __all__ = ["prepare_state", "restart_clock", "seed_of"]
@@ -41,31 +43,30 @@ def prepare_state(
     """Makes the state fit data and optimizer.
 
     Scores go on for the same rows, norms and features, and effective iterations for the
-    same optimizer; else they start afresh.
+    same optimizer; else they start afresh. Where no more than half of the rows changed,
+    the scores of the other rows go on.
 
     Returns:
         A line on earlier scores that were dropped, or on weights that were loaded
         without scores; else `None` or "".
     """
     state = model.sampling_state
-    fingerprint = data.fingerprint()
-    features = sampling.features_for(data.n)
+    identity, features = data.identity(), sampling.features_for(data.n)
     state.start_clock()
     restart_clock(model)
-    known = state.table
-    earlier = state.norm
-    other_data, other_norm = state.fingerprint != fingerprint, earlier != sampling.norm
-    other = other_data or other_norm
-    if known is not None and not other and known.features == features:
-        return None
-    table = ScoreTable(data.n, data.classes(), features)
-    state.undivided(
-        state.allocate, table, fingerprint, seed_of(sampling), sampling.norm
-    )
-    if known is None:
+    known, earlier = state.table, state.norm
+    if known is None:  # all is afresh, and the rows are hashed beside training
+        _allocate(state, sampling, data, identity)
         loaded, state.loaded_without = state.loaded_without, False
         return "The weights were loaded without scores: they start afresh." * loaded
-    if other_data:
+    changed = state.identity.changed(identity)
+    other_norm = earlier != sampling.norm
+    if changed is not None and not other_norm and known.features == features:
+        classes = data.classes() if len(changed) else None
+        state.undivided(state.forget, changed, classes, identity)
+        return _line_on_rows(len(changed), data.n)
+    _allocate(state, sampling, data, identity)
+    if changed is None:
         return (
             f"The training data is not what the scores were made for ({known.size} "
             f"examples then, {data.n} now, or other rows): they start afresh."
@@ -79,3 +80,23 @@ def prepare_state(
         f"The scores were kept with features {known.features} and are now asked for "
         f"with {features}: they start afresh."
     )
+
+
+def _line_on_rows(changed: int, n: int) -> str | None:
+    if not changed:
+        return None
+    return (
+        f"{changed} of {n} rows of the training data changed since their scores were "
+        "made: their scores start afresh, those of the other rows go on."
+    )
+
+
+def _allocate(
+    state: SamplingState,
+    sampling: RAIS | Oracle,
+    data: TrainingData,
+    identity: Identity,
+) -> None:
+    table = ScoreTable(data.n, data.classes(), sampling.features_for(data.n))
+    seed = seed_of(sampling)
+    state.undivided(state.allocate, table, identity, seed, sampling.norm)

@@ -81,6 +81,7 @@ class ResumingCallback(FitCallback):
 
     def begin(
         self,
+        model: keras.Model,
         variables: RunVariables | None,
         data: TrainingData | None,
         epochs: int,
@@ -89,6 +90,7 @@ class ResumingCallback(FitCallback):
         """Returns where to begin; called before the run is made.
 
         Args:
+            model: compiled; it need not be built without importance sampling.
             variables: of the run; `None` without importance sampling.
             data: that the run trains on; `None` likewise.
             epochs: as in `fit`.

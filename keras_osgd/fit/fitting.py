@@ -89,7 +89,7 @@ def resumed(
         return arguments
     strategies.refuse_checkpoint(model, checkpoint)
     epochs, epoch = arguments.epochs, arguments.initial_epoch
-    begun = checkpoint.begin(None, None, epochs, epoch)
+    begun = checkpoint.begin(model, None, None, epochs, epoch)
     if begun.line and arguments.verbose:
         print(begun.line)
     if begun.line and not model.built:
@@ -218,6 +218,7 @@ def importance_sampling(
         )
     finally:
         held.begin_next_epoch()
+        held.state.identity.wait()  # then the user may change the data
         run.finish()
 
 
@@ -279,7 +280,8 @@ def _begun(
     begun, where_saved = Resumed(arguments.initial_epoch), str
     if checkpoint is not None:
         epochs, where_saved = arguments.epochs, checkpoint.where_saved
-        begun = checkpoint.begin(variables, data, epochs, arguments.initial_epoch)
+        epoch = arguments.initial_epoch
+        begun = checkpoint.begin(model, variables, data, epochs, epoch)
     run = Run(model, variables, data, arguments.verbose, where_saved)
     held.begin(model, run)
     if begun.line:

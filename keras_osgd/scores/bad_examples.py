@@ -64,6 +64,12 @@ class BadExamples:
         self.strikes.clear()
         self._suspected.clear()
 
+    def forget(self, index: Iterable[int]) -> None:
+        """Takes all strikes from some examples, as from those whose data changed."""
+        for example in self.strikes.keys() & {int(i) for i in index}:
+            del self.strikes[example]
+            self._suspected.discard(example)
+
     def strike(self, index: Iterable[int], sure: bool) -> None:
         """Gives each distinct example of a skipped step a strike.
 

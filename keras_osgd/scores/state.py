@@ -10,7 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_osgd.base import texts
 from keras_osgd.base.placement import step_variable
+from keras_osgd.base.warn import warn
+from keras_osgd.data.identity import Identity
 from keras_osgd.gain.gain_ratio import GainRatio
 from keras_osgd.scores.bad_examples import BadExamples
 from keras_osgd.scores.table import ScoreTable
@@ -45,7 +48,7 @@ class SamplingState(keras.Operation):
         blocks, drawn, observed: numbers so far.
         seed: seed of all draws.
         fit_failures: number of failed fits of equation (7) and failed plans.
-        fingerprint: hash of the training data that the scores belong to.
+        identity: of the training data that the scores belong to.
         norm: norm that the scores are of, "last_layer" or "exact".
         bad_examples: strikes of examples that spoiled steps, and those set aside.
         in_use: whether a `fit` is using this state.
@@ -63,7 +66,7 @@ class SamplingState(keras.Operation):
         self.trust = untrusted()
         self.gain: GainRatio | None = None
         self.lead: tf.Variable | None = None
-        self.fingerprint, self.norm = "", "last_layer"
+        self.identity, self.norm = Identity(), "last_layer"
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.seed, self.fit_failures = 0, 0
         self.in_use = self.loaded_without = False
@@ -93,12 +96,12 @@ class SamplingState(keras.Operation):
         self.lead.assign(np.array(lead))
 
     def allocate(
-        self, table: ScoreTable, fingerprint: str, seed: int, norm: str
+        self, table: ScoreTable, identity: Identity, seed: int, norm: str
     ) -> None:
         """Starts afresh with an empty table; effective iterations go on."""
         self.start_clock()
         self.gain.averages.assign(tf.zeros(4))
-        self.table, self.fingerprint, self.seed = table, fingerprint, seed
+        self.table, self.identity, self.seed = table, identity, seed
         self.norm = norm
         self.owed = np.zeros(table.size)
         self.times_drawn = np.zeros(table.size, np.int32)
@@ -107,6 +110,25 @@ class SamplingState(keras.Operation):
         self.armed, self.blocks, self.drawn, self.observed = True, 0, 0, 0
         self.fit_failures = 0
         self.bad_examples.clear()
+
+    def forget(
+        self, rows: np.ndarray, classes: np.ndarray | None, identity: Identity
+    ) -> None:
+        """Makes rows whose data changed as if they had never been seen.
+
+        Args:
+            rows: `[k]` distinct integers.
+            classes: `[n]` of all rows as they are now, or `None`.
+            identity: of the data as they are now.
+        """
+        self.identity = identity
+        if not len(rows):
+            return
+        self.table.forget(rows, classes)
+        self.owed = self.owed.copy()
+        self.owed[rows], self.last_losses[rows] = 0.0, np.nan
+        self.times_drawn[rows] = 0
+        self.bad_examples.forget(rows)
 
     def observe_losses(self, index: np.ndarray, losses: np.ndarray) -> None:
         """Keeps the losses of examples in the order in which they were trained on.
@@ -138,7 +160,7 @@ class SamplingState(keras.Operation):
     def _collect(self, store: dict[str, np.ndarray]) -> None:
         for name, value in self.table.state_dict().items():
             store[_TABLE + name] = np.asarray(value)
-        store["features"] = _as_array(" ".join(self.table.features))
+        store["features"] = texts.as_array(" ".join(self.table.features))
         store["visits_owed"] = self.owed.copy()
         store["times_drawn"] = self.times_drawn.copy()
         store["trust"] = self.trust
@@ -146,8 +168,8 @@ class SamplingState(keras.Operation):
         store.update(self.bad_examples.state_dict())
         store["gain"] = self.gain.averages.numpy()
         store["lead"] = self.lead.numpy()
-        store["fingerprint"] = _as_array(self.fingerprint)
-        store["norm"] = _as_array(self.norm)
+        store.update(self.identity.state_dict())
+        store["norm"] = texts.as_array(self.norm)
         for name in _COUNTERS:
             store[name] = np.int64(getattr(self, name))
         fitted = self.uncertainty_set
@@ -176,21 +198,11 @@ class SamplingState(keras.Operation):
             if name.startswith(_TABLE)
         }
         owed = _owed(store)
-        features = tuple(_as_text(store["features"]).split())
+        features = tuple(texts.as_text(store["features"]).split())
         # Older files have none: there was only one kind of norm.
-        norm = _as_text(store["norm"]) if "norm" in store.keys() else "last_layer"  # noqa: SIM118
-        fits = self.table is not None and self.table.holds(arrays, features)
-        if self.in_use and not (fits and norm == self.norm):
-            raise ValueError(
-                "Scores loaded during `fit` must belong to the data in training, "
-                f"{self.table.size} examples with features {self.table.features} "
-                f"and norm={self.norm!r}. Received: {len(owed)} examples with "
-                f"features {features} and norm={norm!r}. "
-                "Load them before `fit`, or load only the weights."
-            )
-        table = self.table
-        if not fits:
-            table = ScoreTable(len(owed), arrays.get("classes"), features)
+        norm = texts.as_text(store["norm"]) if "norm" in store.keys() else "last_layer"  # noqa: SIM118
+        classes = self.table.classes if self.in_use else None
+        table = self._table_for(arrays, features, norm)
         table.load_state_dict(arrays)
         self.table = table
         self.start_clock()
@@ -203,10 +215,40 @@ class SamplingState(keras.Operation):
         self.bad_examples.load_state_dict(store)
         self.gain.averages.assign(np.array(store["gain"]))
         self.lead.assign(np.array(store["lead"]))
-        self.fingerprint, self.norm = _as_text(store["fingerprint"]), norm
+        identity, self.identity, self.norm = self.identity, Identity.of(store), norm
         for name in _COUNTERS:
             setattr(self, name, int(np.array(store[name])))
         self.uncertainty_set = _uncertainty_set(store)
+        if self.in_use:
+            self._forget_others(classes, identity)
+
+    def _table_for(
+        self, arrays: dict[str, np.ndarray], features: tuple[str, ...], norm: str
+    ) -> ScoreTable:
+        """Returns the present table if it can take saved arrays, else a new one."""
+        fits = self.table is not None and self.table.holds(arrays, features)
+        size = len(arrays["last"])
+        if self.in_use and not (fits and norm == self.norm):
+            raise ValueError(
+                "Scores loaded during `fit` must belong to the data in training, "
+                f"{self.table.size} examples with features {self.table.features} "
+                f"and norm={self.norm!r}. Received: {size} examples with "
+                f"features {features} and norm={norm!r}. "
+                "Load them before `fit`, or load only the weights."
+            )
+        return self.table if fits else ScoreTable(size, arrays.get("classes"), features)
+
+    def _forget_others(self, classes: np.ndarray | None, identity: Identity) -> None:
+        """Forgets the rows that are not those of the data in training."""
+        n, rows = self.table.size, self.identity.changed(identity)
+        rows = np.arange(n) if rows is None else rows
+        self.forget(rows, classes, identity)
+        if len(rows):
+            warn(
+                "Scores loaded during `fit` must be of the data in training. Received: "
+                f"scores of data of which {len(rows)} of {n} rows differ. The scores "
+                "of these start afresh. Load before `fit` what belongs to the data."
+            )
 
 
 def _saved(store: Mapping[str, Any], name: str, missing: np.ndarray) -> np.ndarray:
@@ -227,11 +269,3 @@ def _uncertainty_set(store: Mapping[str, Any]) -> UncertaintySet | None:
     names = ("mean", "spread", "objective")
     mean, spread, objective = (np.array(store[f"uncertainty_{x}"]) for x in names)
     return UncertaintySet(mean, spread, float(objective), 0, True)
-
-
-def _as_array(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8)
-
-
-def _as_text(array: Any) -> str:
-    return bytes(np.array(array, np.uint8)).decode()

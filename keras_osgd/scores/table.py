@@ -124,15 +124,20 @@ class ScoreTable:
         self.size = int(size)
         self.features = require_features(features)
         self._decays = [d for d in map(decay_of, self.features) if d is not None]
-        self._classes = None
-        if classes is not None and "class_mean" in self.features:
-            self._classes = np.array(classes, np.int32)
-        n_classes = 1 if self._classes is None else int(self._classes.max()) + 1
+        self._classes = self._needed(classes)
         # Decayed sums of w v and of w; the last row is over all classes.
-        self.sums = np.zeros((n_classes + 1, 2))
+        self.sums = self._no_sums()
         self.block = 0
         self._mean_features: np.ndarray | None = None  # kept until the next observation
         self._variables = self._allocate()
+
+    def _needed(self, classes: np.ndarray | None) -> np.ndarray | None:
+        used = classes is not None and "class_mean" in self.features
+        return np.array(classes, np.int32) if used else None
+
+    def _no_sums(self) -> np.ndarray:
+        n_classes = 1 if self._classes is None else int(self._classes.max()) + 1
+        return np.zeros((n_classes + 1, 2))
 
     def _allocate(self) -> dict[str, tf.Variable]:
         """Returns the stored variables by name; nothing is observed yet."""
@@ -152,6 +157,11 @@ class ScoreTable:
         """Bytes that the table takes for each example."""
         classes = 0 if self._classes is None else self._classes.itemsize
         return classes + sum(v.dtype.size for v in self._variables.values())
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """`[n]` int32, a copy of each row's class; `None` where none is needed."""
+        return None if self._classes is None else self._classes.copy()
 
     @property
     def share_unseen(self) -> float:
@@ -188,6 +198,28 @@ class ScoreTable:
         if "seen_at" in self._variables:
             self._write("seen_at", index, np.full(len(index), block, np.int32))
         self.block, self._mean_features = block, None
+
+    def forget(self, index: np.ndarray, classes: np.ndarray | None) -> None:
+        """Makes rows as they were before they were observed; the others' norms stay.
+
+        Running means stay too, each with the class that its examples have now.
+
+        Args:
+            index: `[k]` distinct integers. Rows.
+            classes: `[n]`, as in the constructor: of all rows as they are now.
+        """
+        for name, variable in self._variables.items():
+            unseen = np.full(len(index), _UNSEEN, variable.dtype.as_numpy_dtype)
+            self._write(name, index, unseen)
+        before, sums = self._classes, self.sums
+        self._classes = self._needed(classes)
+        self.sums = self._no_sums()
+        self.sums[-1] = sums[-1]
+        if before is not None and self._classes is not None:
+            # Numbers of classes move where the lowest label came or went.
+            same = np.delete(np.arange(self.size), index)
+            self.sums[self._classes[same]] = sums[before[same]]
+        self._mean_features = None
 
     def _read(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
         """Returns a copy of a variable, or of some of its rows; do not write to it."""

@@ -183,8 +183,11 @@ def _learned(model: keras.Model, data: TrainingData) -> SamplingState:
         )
     if held.run is not None:
         held.run.settle()
-    if state.fingerprint != data.fingerprint():
-        n, other = state.table.size, ", with other values, types or weights"
+    changed = state.identity.changed(data.identity())
+    if changed is None or len(changed):
+        n = state.table.size
+        rows = "" if changed is None else f" in {len(changed)} rows"
+        other = f", with other values, types or weights{rows}"
         kinds = [str(leaf.dtype) for leaf in keras.tree.flatten(data.arrays[:2])]
         raise ValueError(
             f"The data must be what the model was trained on, {n} examples in their "

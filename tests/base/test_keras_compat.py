@@ -64,6 +64,7 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
         "copied: masks of layers with several outputs, in exact norms",
     ),
     "_compile_loss": (compiled, "compiled_losses: losses are not described"),
+    "_compile_config": (compiled, "compile_arguments: another loss on resuming"),
     "_ema_weights_in_model": (
         keras.callbacks.SwapEMAWeights,
         "AVERAGES_SWAPPED: averages and weights are exchanged after going on",
@@ -272,6 +273,17 @@ def test_loss_weights_are_those_of_compile_or_1(weights):
     model.compile("sgd", ["mse", "mae"], loss_weights=weights)
     model.train_on_batch(np.ones((2, 4)), [np.ones((2, 1))] * 2)
     assert keras_compat.loss_weights(model) == (weights or [1.0, 1.0])
+
+
+def test_compile_arguments_are_the_objects_that_compile_was_given():
+    optimizer, loss = keras.optimizers.SGD(), small.crossentropy()
+    model = functional()
+    assert keras_compat.compile_arguments(model) == {}
+    model.compile(optimizer, [loss], loss_weights=[0.5], weighted_metrics=["mse"])
+    found = keras_compat.compile_arguments(model)
+    assert found["optimizer"] is optimizer and found["loss"] == [loss]
+    assert (found["loss_weights"], found["metrics"]) == ([0.5], None)
+    assert found["weighted_metrics"] == ["mse"]
 
 
 def test_layers_of_finds_nested_layers():

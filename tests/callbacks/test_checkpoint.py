@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_osgd
-from keras_osgd.callbacks import Checkpoint, SamplingMonitor, checkpoint_files
+from keras_osgd.callbacks import Checkpoint, SamplingMonitor, checkpoint_files, method
 from keras_osgd.sampling import RAIS, Oracle
 from tests.helpers import small
 from tests.helpers.checkpoints import (
@@ -146,12 +146,49 @@ def test_other_rows_are_refused_with_the_remedy_and_how_many_differ(
     with pytest.raises(ValueError, match=message):
         going_on(begun, None, capsys, small.X[:59], small.Y[:59], model=used)
     order = np.arange(60)
-    order[[0, 59]] = order[[59, 0]]
-    # Of 64 probes in 60 rows, two see the first and two the last.
-    differ = np.isin(np.linspace(0, 59, 64).astype(int), [0, 59]).sum()
-    message = rf"fingerprint differs \({differ} of 64 probe rows\).*scores=\"reset\""
+    order[:31] = np.roll(order[:31], 1)
+    message = r"31 of 60 rows differ\. .*scores=\"reset\""
     with pytest.raises(ValueError, match=message):
         going_on(begun, None, capsys, small.X[order], small.Y[order], model=used)
+
+
+def test_rows_that_changed_start_afresh_and_the_others_go_on(far, tmp_path, capsys):
+    shutil.copytree(far, tmp_path, dirs_exist_ok=True)
+    before = checkpoint_files.newest(far).arrays["state"]
+    rows, y = [3, 17, 58], small.Y.copy()
+    y[rows] = (y[rows] + 1) % 3
+    found = {}
+
+    def look(logs):
+        found.update(model.sampling_state.state_dict())
+
+    model = net(RAIS(seed=3))
+    looking = keras.callbacks.LambdaCallback(on_train_begin=look)
+    callbacks = [looking, Checkpoint(tmp_path, every=1)]
+    small.fit(model, y=y, epochs=6, verbose=2, callbacks=callbacks)
+    said = capsys.readouterr().out
+    assert "not bit-exact: 3 of 60 rows changed, their scores start afresh." in said
+    unseen = np.isin(np.arange(60), rows)
+    for name, fresh in (
+        ("table.last", -1),
+        ("times_drawn", 0),
+        ("last_losses", np.nan),
+    ):
+        expected = np.where(unseen, fresh, before[name])
+        np.testing.assert_array_equal(found[name], expected)
+    small.fit(model, y=y, epochs=6, verbose=2, callbacks=[Checkpoint(tmp_path)])
+    assert "rows changed" not in capsys.readouterr().out
+
+
+def test_records_are_other_data_if_a_probe_of_them_changed(tmp_path, capsys):
+    x = [row.copy() for row in small.X]
+    source = keras_osgd.data.records(list(zip(x, small.Y, strict=True)), verbose=False)
+    model = net(RAIS(seed=3))
+    given = {"batch_size": 4, "verbose": 2, "callbacks": [Checkpoint(tmp_path)]}
+    model.fit(source, epochs=1, **given)
+    x[0][:] = 0  # of 64 probes in 60 rows, two see the first
+    with pytest.raises(ValueError, match=r"differs \(2 of 64 probe rows\)"):
+        model.fit(source, epochs=2, **given)
 
 
 CHANGES = {
@@ -238,6 +275,15 @@ def test_scores_are_reset_once_and_an_interrupted_run_on_the_data_goes_on(
     options["model"] = model  # at its end, too
     _, said = going_on(tmp_path, RAIS(seed=3), capsys, epochs=3, **options)
     assert "not bit-exact: scores start afresh" in said  # another training
+
+
+def test_scores_that_were_reset_are_reset_again_for_rows_that_changed(tmp_path, capsys):
+    model = saved_midway(tmp_path, RAIS(seed=3), stop_after=5, scores="reset")
+    y = small.Y.copy()
+    y[7] = (y[7] + 1) % 3
+    given = {"scores": "reset", "epochs": 1, "model": model}
+    _, said = going_on(tmp_path, None, capsys, y=y, **given)
+    assert "not bit-exact: scores start afresh." in said
 
 
 def test_another_model_or_optimizer_is_refused_before_any_step(begun):
@@ -400,6 +446,8 @@ def test_a_model_that_is_not_built_goes_on_too(sampling, tmp_path):
 
     first, second = made(), made()
     small.fit(first, epochs=2, callbacks=[Checkpoint(tmp_path)])
+    details = checkpoint_files.newest(tmp_path).details
+    assert details["method"]["layers"] == method.layers_of(first)["layers"] != []
     assert not second.built
     small.fit(second, epochs=2, callbacks=[Checkpoint(tmp_path)])
     np.testing.assert_array_equal(small.flat(first), small.flat(second))

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.data import from_dataset, indexed, stored_columns
+from keras_osgd.data import from_dataset, indexed
 from keras_osgd.sampling import RAIS
 from tests.helpers import small
 from tests.helpers.small import BATCH_SIZE, X, Y
@@ -422,18 +422,3 @@ def test_a_map_that_returns_something_else_is_refused():
 def test_a_dataset_without_targets_is_refused():
     with pytest.raises(ValueError, match="`y` must be given"):
         small.model().fit(tf.data.Dataset.from_tensor_slices(X).batch(4), verbose=0)
-
-
-# Hashes
-
-
-def test_rows_that_differ_in_any_one_value_have_other_hashes():
-    base = [X[:1], Y[:1], np.array([[b"word"]], object)]
-    changed = [[leaf.copy() for leaf in base] for _ in range(6)]
-    for place in range(4):
-        changed[place][0][0, place] = np.nextafter(changed[place][0][0, place], 9)
-    changed[4][1][0] += 1
-    changed[5][2][0, 0] = b"ward"
-    hashes = [stored_columns.row_hashes(leaves)[0] for leaves in (base, *changed)]
-    assert len(set(hashes)) == 7
-    assert stored_columns.row_hashes([leaf.copy() for leaf in base])[0] == hashes[0]

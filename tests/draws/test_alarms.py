@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from keras_osgd.data.identity import Identity
 from keras_osgd.draws.alarms import Alarms, Steps, mean_weight_is_off, share_of_top
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores.state import SamplingState
@@ -15,7 +16,7 @@ UNIFORM = np.full(N, 1 / N)
 
 def _alarms(floor=0.05, draws="reshuffled"):
     state = SamplingState()
-    state.allocate(ScoreTable(N, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(N, None), Identity(), 0, "last_layer")
     return Alarms(state, floor, M), state
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_osgd.data.identity import Identity
 from keras_osgd.draws.observations import ObservationLog, Window, averaged
 from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.draws.planner import RAISPlanner
@@ -96,7 +97,7 @@ def test_the_log_gives_back_what_steps_left_across_its_end():
 
 def test_the_last_losses_are_those_of_the_last_steps_that_counted():
     buffers, state = PlanBuffers(block_steps=52, batch_size=2), SamplingState()
-    state.allocate(ScoreTable(6, None), "", seed=0, norm="last_layer")
+    state.allocate(ScoreTable(6, None), Identity(), seed=0, norm="last_layer")
     log = ObservationLog(buffers)
     planner = RAISPlanner(RAIS(), state, buffers, log, steps_per_execution=1)
     planner.start()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from keras_osgd.data.identity import Identity
 from keras_osgd.draws import reshuffled
 from keras_osgd.draws import reshuffled as draws
 from keras_osgd.draws.blocks import Blocks
@@ -59,7 +60,7 @@ def test_with_uniform_p_blocks_of_any_size_join_to_permutations(sizes):
 @pytest.mark.parametrize("aside", [0, 3])
 def test_where_p_becomes_uniform_again_blocks_are_permutations_again(aside):
     state, n = SamplingState(), 60
-    state.allocate(ScoreTable(n, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(n, None), Identity(), 0, "last_layer")
     buffers, drawn = PlanBuffers(4, 4), []
     blocks, candidate = Blocks(RAIS(), state, buffers), _random_distribution(_rng(1), n)
     for _ in range(3):  # three strikes

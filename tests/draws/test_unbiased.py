@@ -12,6 +12,7 @@ import keras_osgd
 from keras_osgd.base import keras_compat
 from keras_osgd.base.replicas import Share
 from keras_osgd.data import training_data
+from keras_osgd.data.identity import Identity
 from keras_osgd.data.rows import Rows
 from keras_osgd.draws import reshuffled
 from keras_osgd.draws import reshuffled as draws
@@ -54,7 +55,7 @@ def _state(n):
     state = SamplingState()
     table = ScoreTable(n, None, ("constant", "last"))
     table.observe(np.arange(n), np.ones(n), _rng(n).lognormal(0.0, 1.5, n), 0)
-    state.allocate(table, "", seed=0, norm="last_layer")
+    state.allocate(table, Identity(), seed=0, norm="last_layer")
     mean, spread = np.array([0.2, 0.7]), np.array([0.3, 0.5])
     spread /= spread @ table.mean_features()
     state.uncertainty_set = UncertaintySet(mean, spread, 0.8, 0, True)

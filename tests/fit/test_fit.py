@@ -12,6 +12,7 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.data import rows
+from keras_osgd.data.identity import Identity
 from keras_osgd.data.rows import Rows
 from keras_osgd.draws import pipeline
 from keras_osgd.draws.blocks import Blocks
@@ -385,7 +386,7 @@ def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
 
 def test_retreats_are_told_once_for_each_of_their_causes_and_one_return():
     state = SamplingState()
-    state.allocate(ScoreTable(8, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(8, None), Identity(), 0, "last_layer")
     made = Blocks(RAIS(), state, PlanBuffers(50, 4))
     for gain in (1.01, 2.0, 1.02, 2.0, 0.8, 2.0, 0.9, 1.0):
         made.decide(np.array([gain]), importance=True, threshold=1.03)

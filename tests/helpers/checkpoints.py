@@ -67,7 +67,8 @@ def saved_midway(directory, sampling, epochs=4, stop_after=20, callbacks=(), **o
 
     model = net(sampling)
     every, keep = options.pop("every", stop_after), options.pop("keep", 2)
-    saving = EveryState(directory, every=every, keep=keep)
+    scores = options.pop("scores", "keep")
+    saving = EveryState(directory, every=every, keep=keep, scores=scores)
     given = [*callbacks, Kill(), saving]
     with pytest.raises(Killed):
         small.fit(model, epochs=epochs, callbacks=given, **options)

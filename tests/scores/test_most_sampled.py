@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keras_osgd
+from keras_osgd.data.identity import Identity
 from keras_osgd.sampling import RAIS, Oracle, get
 from keras_osgd.scores import most_sampled
 from keras_osgd.scores.state import SamplingState
@@ -60,7 +61,7 @@ def test_the_most_drawn_come_first_with_label_share_and_norm(trained):
 
 def test_of_examples_drawn_equally_often_the_larger_norm_comes_first():
     state = SamplingState()
-    state.allocate(ScoreTable(5, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(5, None), Identity(), 0, "last_layer")
     state.table.observe([0, 1, 3], np.ones(3), [1.0, 3.0, 2.0], 0)
     state.times_drawn[:] = [2, 2, 0, 2, 1]
     found = most_sampled.most_sampled(state, None, 5)
@@ -124,10 +125,10 @@ def test_a_file_from_before_draws_were_counted_loads_with_none_counted(trained):
     np.testing.assert_array_equal(state.times_drawn, np.zeros(N, np.int32))
 
 
-def test_state_takes_twenty_eight_bytes_an_example(trained):
+def test_state_takes_thirty_two_bytes_an_example(trained):
     held = trained[0].sampling_state.state_dict().values()
-    # The bytes of averages, of the last norm, classes, owed mass and counts.
-    assert sum(a.nbytes for a in held if a.shape == (N,)) == 28 * N
+    # The bytes of averages, of the last norm, classes, owed mass, counts and hashes.
+    assert sum(a.nbytes for a in held if a.shape == (N,)) == 32 * N
 
 
 def test_history_has_the_figures_of_every_epoch_and_keras_has_only_its_own(trained):

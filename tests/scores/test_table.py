@@ -199,3 +199,46 @@ def test_the_table_does_not_change_the_classes_it_was_given():
 def test_unknown_repeated_or_unordered_features_are_refused(features):
     with pytest.raises(ValueError, match="must begin with 'constant'.*Received"):
         score_table.require_features(features)
+
+
+@pytest.mark.parametrize("names", [DEFAULT_FEATURES, _ALL])
+@pytest.mark.parametrize("before", [None, 0, 1])
+@pytest.mark.parametrize("after", [None, 0, 1])
+def test_rows_that_are_forgotten_are_as_never_seen_and_the_others_as_before(
+    names, before, after
+):
+    """With classes that get other numbers where the lowest label comes or goes."""
+    rng, n = np.random.default_rng(3), 30
+    labels = rng.integers(1, 5, n)
+    rows = np.array([29, 4, 12])
+    changed = labels.copy()
+    changed[rows] = [0, 6, 1]  # no class so far, one so far not met, and one met
+
+    def numbers(y, shift):
+        return None if shift is None else y + shift
+
+    table = ScoreTable(n, numbers(labels, before), names)
+    slow = oracles_norms.SlowTable(n, numbers(labels, before), names)
+    for index, weights, norms, block in _observations(rng, n, blocks=4, unseen=1):
+        table.observe(index, weights, norms, block)
+        slow.observe(index.tolist(), weights, norms, block)
+    table.mean_features()
+    table.forget(rows, numbers(changed, after))
+    slow.classes = numbers(changed, after)
+    moved = 0 if before is None or after is None else after - before
+    known = before is not None and after is not None
+    slow.means = {
+        key if key == "all" else key + moved: value
+        for key, value in slow.means.items()
+        if key == "all" or (known and key is not None)
+    }
+    for row in rows:
+        slow.seen_at.pop(row, None), slow.last.pop(row, None)
+        for name in names:
+            slow.averages.pop((name, row), None)
+    np.testing.assert_allclose(table.features_of(range(n)), slow.features(), rtol=1e-6)
+    np.testing.assert_allclose(table.mean_features(), slow.features().mean(axis=0))
+    assert np.isnan(table.last_norms()[rows]).all()
+    again = ScoreTable(n, numbers(changed, after), names)
+    assert again.holds(table.state_dict(), names)
+    again.load_state_dict(table.state_dict())

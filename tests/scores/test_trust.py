@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from keras_osgd.data.identity import Identity
 from keras_osgd.draws.observations import Observed
 from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.draws.planner import RAISPlanner
@@ -60,7 +61,7 @@ class _Log:
 def _shares(norm, blocks=8):
     """Returns the share of each plan, where norms are what `norm` returns."""
     state, log = SamplingState(), _Log(norm)
-    state.allocate(ScoreTable(N, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(N, None), Identity(), 0, "last_layer")
     planner = RAISPlanner(RAIS(), state, PlanBuffers(STEPS, M), log, 1)
     log.planner, shares = planner, []
     planner.start()
@@ -95,7 +96,7 @@ def test_scores_that_predict_nothing_or_age_within_a_block_are_not_followed():
 
 def test_files_from_before_it_was_measured_follow_the_scores_as_they_did():
     state = SamplingState()
-    state.allocate(ScoreTable(3, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(3, None), Identity(), 0, "last_layer")
     state.trust = np.arange(9.0)
     saved, other = state.state_dict(), SamplingState()
     other.load_state_dict(saved)
@@ -109,7 +110,7 @@ def test_a_share_that_has_not_been_measured_is_no_reason_to_retreat():
     hard = np.where(np.arange(N) < 40, 10.0, 0.1)
     state, log = SamplingState(), _Log(lambda index, _: hard[index])
     log.gain = lambda step: 1.01 if step < 2 * STEPS else 1.2
-    state.allocate(ScoreTable(N, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(N, None), Identity(), 0, "last_layer")
     planner = RAISPlanner(RAIS(), state, PlanBuffers(STEPS, M), log, 1)
     log.planner = planner
     planner.start()

@@ -37,7 +37,7 @@ def continued(learned, name, steps, norm="last_layer"):
     before = model.get_weights()
     data = training_data.prepare(small.X, small.Y, OWN, None, M, None)
     state = model.sampling_state  # whose scores serve for any norm and precision
-    state.norm, state.fingerprint = norm, data.fingerprint()
+    state.norm, state.identity = norm, data.identity()
     given = {"steps_per_epoch": steps, "callbacks": [plan], "sample_weight": OWN}
     history = small.fit(model, **given).history
     assert plan.first.importance and plan.first.probability.std() > 1e-3

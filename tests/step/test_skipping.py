@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import keras_osgd
 from keras_osgd.callbacks import Checkpoint
+from keras_osgd.data.identity import Identity
 from keras_osgd.draws.blocks import Blocks
 from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.draws.watch import Watch
@@ -291,7 +292,7 @@ def test_culprits_are_found_by_their_data_then_by_their_norms(norms, rows, found
 
 def _watch(n=200, m=2, row_is_finite=None):
     state = SamplingState()
-    state.allocate(ScoreTable(n, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(n, None), Identity(), 0, "last_layer")
     return Watch(state, 0.05, m, row_is_finite), state.bad_examples
 
 
@@ -343,7 +344,7 @@ def test_many_skipped_steps_are_summed_up():
 def test_draws_without_those_set_aside_are_weighted_by_the_number_of_the_rest(draws):
     n, rng = 12, np.random.default_rng(0)
     state, buffers = SamplingState(), PlanBuffers(50, 4)
-    state.allocate(ScoreTable(n, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(n, None), Identity(), 0, "last_layer")
     for _ in range(3):
         state.bad_examples.strike([3, 8], sure=True)
     blocks = Blocks(RAIS(draws=draws), state, buffers)
@@ -370,7 +371,7 @@ def test_draws_without_those_set_aside_are_weighted_by_the_number_of_the_rest(dr
 def test_strikes_are_saved_with_the_weights_and_older_files_have_none(tmp_path):
     model = small.model()
     state = model.sampling_state
-    state.allocate(ScoreTable(60, None), "", 0, "last_layer")
+    state.allocate(ScoreTable(60, None), Identity(), 0, "last_layer")
     state.bad_examples.strike([5, 9], sure=False)
     for _ in range(3):
         state.bad_examples.strike([9], sure=True)
@@ -385,5 +386,5 @@ def test_strikes_are_saved_with_the_weights_and_older_files_have_none(tmp_path):
     older = {k: v for k, v in store.items() if not k.startswith("bad_")}
     loaded.sampling_state.load_own_variables(older)
     assert not bad and not bad.suspected
-    state.allocate(state.table, "", 0, "last_layer")
+    state.allocate(state.table, Identity(), 0, "last_layer")
     assert not state.bad_examples and isinstance(state.bad_examples, BadExamples)

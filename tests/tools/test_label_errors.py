@@ -192,6 +192,11 @@ def test_models_without_draws_and_other_data_are_refused():
     ):
         with pytest.raises(ValueError, match="60 examples in their order.*validation_"):
             find(model, x, y)
+    x, y = np.tile(small.X, [5, 1]), np.tile(small.Y, 5)
+    small.fit(model, x, y)
+    y[2] = (y[2] + 1) % 3
+    with pytest.raises(ValueError, match="300 examples .* weights in 1 rows. Pass"):
+        find(model, x, y)
     with pytest.raises(ValueError, match="`k` must be.*at least 1. Received: k=0"):
         find(model, small.X, small.Y, k=0)
 
