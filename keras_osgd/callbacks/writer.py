@@ -8,11 +8,9 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
-
-import numpy as np
 
 from keras_osgd.base.warn import warn
 from keras_osgd.callbacks import checkpoint_files
@@ -30,16 +28,22 @@ class Writer:
         directory: exists.
         keep: number of checkpoints kept.
         newest: path of the newest intact one, or `None`.
+        passed_over: paths of later ones that cannot be used, which `keep` leaves out.
 
     Attributes:
         newest: likewise; set once a new one is written, as the old one may be deleted.
     """
 
     def __init__(
-        self, directory: pathlib.Path, keep: int, newest: pathlib.Path | None
+        self,
+        directory: pathlib.Path,
+        keep: int,
+        newest: pathlib.Path | None,
+        passed_over: Sequence[pathlib.Path] = (),
     ) -> None:
         """Starts the thread."""
         self._directory, self._keep, self.newest = directory, keep, newest
+        self._passed_over = passed_over
         self._failures = 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_checkpoint")
         self._writing: concurrent.futures.Future | None = None
@@ -52,6 +56,9 @@ class Writer:
     def write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
         """Starts to write what `captured` returns, after the write under way.
 
+        Args:
+            captured: raises FloatingPointError where the state must not be written.
+
         Raises:
             RuntimeError: if the last three could not be written.
         """
@@ -60,10 +67,8 @@ class Writer:
 
     def _write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
         arrays, details = captured()
-        if not _finite(arrays["variables"]["model"].values()):
-            raise FloatingPointError("the model's variables are not finite")
-        write = checkpoint_files.write
-        self.newest = write(self._directory, arrays, details, self._keep)
+        parts = self._directory, arrays, details, self._keep, self._passed_over
+        self.newest = checkpoint_files.write(*parts)
 
     def wait(self) -> None:
         """Waits for the write under way; warns if it failed.
@@ -99,11 +104,6 @@ class Writer:
     def close(self) -> None:
         """Ends the thread, after the write under way."""
         self._thread.shutdown()
-
-
-def _finite(arrays: Any) -> bool:
-    """Returns whether no weight is NaN; infinite weights may be intended."""
-    return not any(np.isnan(a).any() for a in arrays if a.dtype.kind in "fV")
 
 
 class Interruption:
