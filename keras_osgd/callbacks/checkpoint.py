@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import pathlib
 from typing import Any, Literal
@@ -38,6 +39,7 @@ class Checkpoint(ResumingCallback):
         every: "epoch", a number of steps, or a `datetime.timedelta`. A checkpoint that
             falls due while another is being written is saved after it.
         keep: number of checkpoints kept; a damaged one is skipped if one is intact.
+            Weights, statistics or optimizer slots that are not finite are never saved.
         scores: "keep" starts those of rows that changed afresh, and refuses data of
             which more than half of the rows did; "reset" starts all of them afresh,
             once, to train on other data with the weights of a checkpoint.
@@ -89,6 +91,7 @@ class Checkpoint(ResumingCallback):
         self._writer: Writer | None = None
         self._lock: DirectoryLock | None = None
         self._epoch, self._exact = 0, False
+        self._infinite: list[int] = []
         self._others: list[keras.callbacks.Callback] = []
 
     @property
@@ -121,11 +124,13 @@ class Checkpoint(ResumingCallback):
             The epoch to begin with, and the saved state to go on from, or `None`.
         """
         self._lock = lock = checkpoint_files.claimed(self.directory)
-        self._saved = saved = checkpoint_files.newest(self.directory)
+        self._saved = saved = self._newest(model)
         self._data, self._epoch = data, initial_epoch
         self._about = dict(epochs=epochs, n=None, scores=self.scores)
-        keep, path = self._schedule.keep, saved and saved.path
-        self._writer = Writer(self.directory, keep, path, lock.require)
+        found = (saved.path, saved.passed_over) if saved else (None, ())
+        self._writer = Writer(
+            self.directory, self._schedule.keep, found[0], lock.require, found[1]
+        )
         self._about["method"] = as_compiled = method.described(model)
         if model.built:
             as_compiled |= method.layers_of(model)
@@ -162,6 +167,7 @@ class Checkpoint(ResumingCallback):
         if self._saved is not None:
             keras_compat.forget_initial_epoch(self.model)  # `BackupAndRestore` sets one
             self._restore()
+        self._infinite = snapshot.infinite(self.model)
         self._interruption.listen()
         self._schedule.restart()
 
@@ -232,7 +238,7 @@ class Checkpoint(ResumingCallback):
         Raises:
             ValueError: if there is no checkpoint, or it belongs to another model.
         """
-        saved = checkpoint_files.newest(self.directory)
+        saved = self._newest(model)
         if saved is None:
             raise ValueError(
                 f"There must be a checkpoint to restore. Received: {self.directory} "
@@ -244,17 +250,29 @@ class Checkpoint(ResumingCallback):
             state.load_state_dict(saved.arrays.get("state", {}))
         return saved.path
 
+    def _newest(self, model: keras.Model) -> checkpoint_files.Saved | None:
+        fault_of = functools.partial(snapshot.fault_of, model)
+        return checkpoint_files.newest(self.directory, fault_of)
+
     def _save(self, mid_epoch: bool, finished: bool = False) -> None:
         """Copies the state of training, and hands it to the writing thread."""
+        sampled = self.model.sampling_run
+        if sampled is not None and sampled.active:
+            sampled.look()  # what is not finite is not saved
+        model, constants = self.model, self._infinite
         about = {**self._about, "epoch": self._epoch, "finished": finished}
         about["callbacks"], best = keras_memory.state_dict(self._others)
         about["altered"] = keras_memory.altered(self.model, self._others, self._epoch)
         # Uniform training and streams have no run to resume.
-        run = None if self._data is None else self.model.sampling_run
-        captured = snapshot.state_dict(self.model, run, mid_epoch)
+        run = None if self._data is None else sampled
+        captured = snapshot.state_dict(model, run, mid_epoch)
 
         def all_of_it() -> tuple[dict[str, Any], dict[str, Any]]:
             arrays, details = captured()
+            bad = snapshot.not_finite(model, arrays["variables"], constants)
+            if bad:
+                raise FloatingPointError(f"NaN or infinity in {', '.join(bad)}")
+            details["infinite"] = constants
             arrays = {**arrays, "probes": self._probes, "callbacks": best}
             return arrays, {**about, **details}
 

@@ -7,7 +7,7 @@ import io
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -31,11 +31,13 @@ class Saved(NamedTuple):
         path: file of the arrays.
         arrays: nested dictionaries of arrays.
         details: numbers and texts, as JSON keeps them.
+        passed_over: paths of later ones that are damaged or cannot be used.
     """
 
     path: pathlib.Path
     arrays: dict[str, Any]
     details: dict[str, Any]
+    passed_over: tuple[pathlib.Path, ...] = ()
 
 
 class _Hashed(io.RawIOBase):
@@ -81,6 +83,7 @@ def write(
     details: Mapping[str, Any],
     keep: int,
     require_own: Callable[[], None] = lambda: None,
+    passed_over: Sequence[pathlib.Path] = (),
 ) -> pathlib.Path:
     """Writes a checkpoint and deletes all but the newest `keep`.
 
@@ -95,6 +98,7 @@ def write(
         keep: number of checkpoints kept, this one included.
         require_own: raises if the directory has become another writer's, whose files
             are then left alone.
+        passed_over: those that do not count, and go with the old ones.
 
     Returns:
         The path of the arrays.
@@ -123,7 +127,7 @@ def write(
             _path(directory, number, suffix).unlink(missing_ok=True)
         raise
     require_own()
-    _delete_old(directory, number, keep)
+    _delete_old(directory, number, keep, {int(p.stem[-8:]) for p in passed_over})
     return path
 
 
@@ -135,16 +139,22 @@ def _put(path: pathlib.Path, write_to: Any) -> _Hashed:
     return hashed
 
 
-def newest(directory: pathlib.Path) -> Saved | None:
-    """Returns the newest checkpoint that is intact, or `None` where there is none.
+def newest(
+    directory: pathlib.Path, fault_of: Callable[[Saved], str] = lambda saved: ""
+) -> Saved | None:
+    """Returns the newest checkpoint that can be used, or `None` where there is none.
 
-    Warns of newer ones that are damaged.
+    Warns of newer ones that are damaged or have a fault.
+
+    Args:
+        directory: of the checkpoints.
+        fault_of: returns why an intact one cannot be used, "" if it can.
 
     Raises:
-        ValueError: if there are checkpoints and none is intact, or the newest intact
+        ValueError: if there are checkpoints and none can be used, or the newest intact
             one was written by a later version.
     """
-    faults: list[str] = []
+    faults: dict[pathlib.Path, str] = {}
     for number in sorted(_numbers(directory), reverse=True):
         path = _path(directory, number, "npz")
         if not path.with_suffix(".json").exists():
@@ -152,20 +162,24 @@ def newest(directory: pathlib.Path) -> Saved | None:
         try:
             saved = _read(path)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            faults.append(f"{path}: {error}")
+            faults[path] = f"{path}: damaged, {error}"
             continue
         _check_version(saved)
+        fault = fault_of(saved)
+        if fault:
+            faults[path] = f"{path}: {fault}"
+            continue
         if faults:
             warn(
-                "A checkpoint must be as it was written; found damaged: "
-                f"{'; '.join(faults)}. Training goes on from {path}."
+                "A checkpoint must be as it was written, and its weights finite. "
+                f"Received: {'; '.join(faults.values())}. Training goes on from {path}."
             )
-        return saved
+        return saved._replace(passed_over=tuple(faults))
     if faults:
         raise ValueError(
-            "At least one checkpoint must be intact. Tried: "
-            f"{'; '.join(faults)}. Delete the directory {directory} to start afresh, "
-            "or bring back a copy of it."
+            "At least one checkpoint must be intact and finite. Tried: "
+            f"{'; '.join(faults.values())}. Delete the directory {directory} to start "
+            "afresh, or bring back a copy of it."
         )
     return None
 
@@ -217,9 +231,12 @@ def _check_version(saved: Saved) -> None:
         )
 
 
-def _delete_old(directory: pathlib.Path, number: int, keep: int) -> None:
-    """Deletes all but the last `keep` checkpoints, and half-written files."""
-    ended = [n for n in _numbers(directory) if _path(directory, n, "json").exists()]
+def _delete_old(
+    directory: pathlib.Path, number: int, keep: int, useless: set[int]
+) -> None:
+    """Deletes all but the last `keep` checkpoints of use, and half-written files."""
+    found = _numbers(directory) - useless
+    ended = [n for n in found if _path(directory, n, "json").exists()]
     kept = set(sorted(ended)[-keep:]) | {number}
     for path in directory.iterdir():
         match = _NAME.fullmatch(path.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,8 +19,18 @@ from keras_osgd.fit.fit_callback import Resumed
 from keras_osgd.fit.run import Run, RunVariables
 from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.sampling import Oracle
+from keras_osgd.step.recovery import is_finite
 
-__all__ = ["changes", "load_metrics", "load_state_dict", "resume", "state_dict"]
+__all__ = [
+    "changes",
+    "fault_of",
+    "infinite",
+    "load_metrics",
+    "load_state_dict",
+    "not_finite",
+    "resume",
+    "state_dict",
+]
 
 _RESET = (
     "To keep the weights and start the scores afresh: "
@@ -72,6 +82,58 @@ def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
         "optimizer": model.optimizer.variables,
         "metrics": model.metrics_variables,
     }
+
+
+def infinite(model: keras.Model) -> list[int]:
+    """Returns the places, in `model.variables`, of constants that are infinite.
+
+    They are not trained, have an infinite entry and no NaN, such as a mask's.
+    """
+    trained = {id(v) for v in model.trainable_variables}
+    return [
+        place
+        for place, variable in enumerate(model.variables)
+        if id(variable) not in trained
+        and not is_finite(keras_compat.tensor_of(variable))
+        and not np.isnan(keras.ops.convert_to_numpy(variable)).any()
+    ]
+
+
+def not_finite(
+    model: keras.Model, arrays: Mapping[str, Any], allowed: Sequence[int]
+) -> list[str]:
+    """Returns the weights, statistics and optimizer slots that must not be saved.
+
+    Args:
+        model: that the arrays belong to.
+        arrays: of each kind, as in `state_dict`.
+        allowed: places, in `model.variables`, of those that may be infinite.
+    """
+    found = []
+    for kind in ("model", "optimizer"):
+        names = [v.path for v in _variables(model)[kind]] if model.compiled else []
+        for order, array in arrays.get(kind, {}).items():
+            place = int(order)
+            constant = kind == "model" and place in allowed
+            if _finite(array) or constant and not np.isnan(array).any():
+                continue
+            found.append(names[place] if place < len(names) else f"{kind} {place}")
+    return found
+
+
+def _finite(array: np.ndarray) -> bool:
+    return array.dtype.kind not in "fV" or bool(np.isfinite(array).all())
+
+
+def fault_of(model: keras.Model, saved: Saved) -> str:
+    """Returns why no training can go on from a checkpoint, or "".
+
+    Later ones were looked at when they were written.
+    """
+    if "infinite" in saved.details:
+        return ""
+    names = not_finite(model, saved.arrays["variables"], infinite(model))
+    return f"not finite in {', '.join(names)}" if names else ""
 
 
 def _optimizer_of(model: keras.Model) -> str:

@@ -8,11 +8,9 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
-
-import numpy as np
 
 from keras_osgd.base.warn import warn
 from keras_osgd.callbacks import checkpoint_files
@@ -31,6 +29,7 @@ class Writer:
         keep: number of checkpoints kept.
         newest: path of the newest intact one, or `None`.
         require_own: raises if the directory has become another writer's.
+        passed_over: paths of later ones that cannot be used, which `keep` leaves out.
 
     Attributes:
         newest: likewise; set once a new one is written, as the old one may be deleted.
@@ -42,10 +41,12 @@ class Writer:
         keep: int,
         newest: pathlib.Path | None,
         require_own: Callable[[], None],
+        passed_over: Sequence[pathlib.Path] = (),
     ) -> None:
         """Starts the thread."""
         self._require_own = require_own
         self._directory, self._keep, self.newest = directory, keep, newest
+        self._passed_over = passed_over
         self._failures = 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_checkpoint")
         self._writing: concurrent.futures.Future | None = None
@@ -58,6 +59,9 @@ class Writer:
     def write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
         """Starts to write what `captured` returns, after the write under way.
 
+        Args:
+            captured: raises FloatingPointError where the state must not be written.
+
         Raises:
             RuntimeError: if the last three could not be written.
         """
@@ -66,11 +70,10 @@ class Writer:
 
     def _write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
         arrays, details = captured()
-        if not _finite(arrays["variables"]["model"].values()):
-            raise FloatingPointError("the model's variables are not finite")
-        write = checkpoint_files.write
         given = self._directory, arrays, details, self._keep
-        self.newest = write(*given, self._require_own)
+        self.newest = checkpoint_files.write(
+            *given, self._require_own, self._passed_over
+        )
 
     def wait(self) -> None:
         """Waits for the write under way; warns if it failed.
@@ -107,11 +110,6 @@ class Writer:
     def close(self) -> None:
         """Ends the thread, after the write under way."""
         self._thread.shutdown()
-
-
-def _finite(arrays: Any) -> bool:
-    """Returns whether no weight is NaN; infinite weights may be intended."""
-    return not any(np.isnan(a).any() for a in arrays if a.dtype.kind in "fV")
 
 
 class Interruption:

@@ -207,8 +207,8 @@ class Alarms:
 def mean_weight_is_off(values: np.ndarray) -> bool:
     """Returns whether mean weights, one a stretch of training, contradict a mean of 1.
 
-    Their mean must be off by more than 0.05 plus 6 standard errors. With reshuffled
-    draws, the mean weight of a block has a standard deviation of 0.03.
+    Their mean must be off by more than 0.05 plus 6 standard errors, or not be finite.
+    With reshuffled draws, the mean weight of a block has a standard deviation of 0.03.
 
     Args:
         values: `[k]`, > 0; nothing is concluded from fewer than 10.
@@ -220,6 +220,8 @@ def mean_weight_is_off(values: np.ndarray) -> bool:
     """
     if len(values) < _LEAST_PARTS:
         return False
+    if not np.isfinite(values).all():
+        return True
     error = values.std(ddof=1) / math.sqrt(len(values))
     return bool(abs(values.mean() - 1) > _TOLERANCE + _ERRORS * error)
 

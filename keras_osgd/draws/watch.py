@@ -11,7 +11,11 @@ from keras_osgd.data.training_data import TrainingData
 from keras_osgd.data.uneven_columns import Uneven
 from keras_osgd.draws.alarms import Alarms
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.scores.bad_examples import MOST_IN_A_ROW, culprits
+from keras_osgd.scores.bad_examples import (
+    MOST_IN_A_ROW,
+    culprits,
+    most_are_not_finite,
+)
 from keras_osgd.scores.state import SamplingState
 
 __all__ = ["Watch", "rows_finite_in", "watch_over"]
@@ -22,6 +26,9 @@ _NAMED = 10  # examples that a message names
 
 class Watch:
     """Examines the observations of a planner, in the order of the steps.
+
+    Where the data of a skipped step is finite, its examples get their strikes only once
+    a later step goes well. Until then the model may have diverged, and none is blamed.
 
     Args:
         state: whose `bad_examples` are kept up to date.
@@ -47,9 +54,10 @@ class Watch:
         self._alarms = Alarms(state, floor, batch_size)
         self._pending: list[str] = []
         self._fault = ""
-        self._skipped = 0
+        self._skipped = self._told = 0
+        self._held: list[tuple[int, np.ndarray, bool]] = []
         self._data_finite = False  # of the last skipped step
-        self._diverged = False  # likewise: finite data but no finite norm
+        self._diverged = False  # likewise: finite data, but most norms are not
         self.warnings: list[str] = []
         self.error = ""
         aside = state.bad_examples.set_aside.tolist()
@@ -86,7 +94,8 @@ class Watch:
             drawn: index, p and features of all draws, `[k * m, ...]`, and whether they
                 followed the scores.
             norms: `[k * m]`, as observed.
-            gains: `[k]`, gain ratio of each step; NaN where it was skipped.
+            gains: `[k]`, gain ratio of each step; NaN where it was skipped, infinite
+                where that was no fault of its examples.
             candidate: `[n]`, p by the scores as last planned.
         """
         index, probability, _, importance = drawn
@@ -97,14 +106,17 @@ class Watch:
         )
 
     def _look_for_bad_examples(self, first, index, norms, gains) -> None:
-        bad, skipped = self._state.bad_examples, np.isnan(gains)
-        if not skipped.any() and not bad.suspected:
+        bad = self._state.bad_examples
+        if np.isfinite(gains).all() and not (bad.suspected or self._held):
             return
         index, norms = (a.reshape(len(gains), -1) for a in (index, norms))
-        for k in range(len(gains)):
-            if skipped[k]:
-                self._strike(first + k, index[k], norms[k])
-            elif bad.suspected:
+        for k, gain in enumerate(gains):
+            if np.isnan(gain):
+                self._look_at_skipped(first + k, index[k], norms[k])
+            elif np.isfinite(gain):
+                for held in self._held:
+                    self._strike(*held)
+                self._held.clear()
                 bad.acquit(index[k])
         affected = bad.affected
         # One example may always be affected, unless there is no other.
@@ -115,15 +127,22 @@ class Watch:
                 f"{_named(affected)}. {self._advice()}"
             )
 
-    def _strike(self, step: int, index: np.ndarray, norms: np.ndarray) -> None:
+    def _look_at_skipped(self, step: int, index: np.ndarray, norms: np.ndarray) -> None:
         row_is_finite = self._row_is_finite(index)
         found, sure = culprits(index, norms, row_is_finite)
-        self._state.bad_examples.strike(found, sure)
         self._data_finite = bool(row_is_finite.all())
-        self._diverged = self._data_finite and not np.isfinite(norms).any()
+        self._diverged = self._data_finite and most_are_not_finite(norms)
         self._skipped += 1
-        if self._skipped > _TOLD:
+        if self._data_finite:
+            self._held.append((step, found, sure))
+        else:
+            self._strike(step, found, sure)
+
+    def _strike(self, step: int, found: np.ndarray, sure: bool) -> None:
+        self._state.bad_examples.strike(found, sure)
+        if self._told == _TOLD:
             return
+        self._told += 1
         one_of = "" if sure else "one or more of "
         self._pending.append(
             f"Skipped step {step}: the loss of {one_of}{_named(found.tolist())} or its "
@@ -134,36 +153,48 @@ class Watch:
     def _set_aside(self) -> int:
         return len(self._state.bad_examples.set_aside)
 
-    def finish(self, steps: int, too_many_in_a_row: bool = False) -> None:
-        """Publishes, with the number of skipped steps out of all `steps` of a `fit`."""
-        if too_many_in_a_row and not self._fault:
-            self.too_many_in_a_row(steps)
-        if self._skipped > _TOLD:
+    def finish(self, steps: int, error: str = "") -> None:
+        """Publishes, with the number of skipped steps out of all `steps` of a `fit`.
+
+        Args:
+            steps: made.
+            error: why training must stop, unless another reason is known.
+        """
+        self._fault = self._fault or error
+        if self._skipped > self._told:
             aside = self._state.bad_examples.set_aside.tolist()
             named = f", {_named(aside)}," if aside else ""
+            blamed = "No example is blamed for the last of them. " if self._held else ""
             self._pending.append(
                 f"{self._skipped} of {steps} steps were skipped, as their loss or "
                 f"gradient was not finite. {len(aside)} of {self._n}{named} set aside. "
-                f"See `model.sampling_state.bad_examples`. {self._advice()}"
+                "See `model.sampling_state.bad_examples`. " + blamed + self._advice()
             )
+        self._held.clear()
         self.publish()
 
-    def too_many_in_a_row(self, step: int) -> None:
-        """Ends training after `MOST_IN_A_ROW` skipped steps; `step` steps are done."""
+    def too_many_in_a_row(self, step: int) -> str:
+        """Returns why training ends after `MOST_IN_A_ROW` skipped steps.
+
+        Args:
+            step: number of steps done.
+        """
         bad = self._state.bad_examples
-        self.fail(
+        blamed = (
+            f"{_named(bad.affected or sorted(bad.strikes))} are at fault or suspected"
+        )
+        return (
             "The loss and its gradient must be finite. Received: they were not in "
             f"{MOST_IN_A_ROW} steps in a row before step {step}, which were skipped; "
-            f"{_named(bad.affected or sorted(bad.strikes))} are at fault or suspected. "
-            f"{self._advice()}"
+            f"{'no example is blamed' if self._held else blamed}. {self._advice()}"
         )
 
     def _advice(self) -> str:
         if self._diverged:
             return (
-                "All norms of the last skipped step are not finite, while its data is: "
-                "the model has most likely diverged. Lower the learning rate, or look "
-                "for logarithms and divisions of 0 in the loss."
+                "Most norms of the last skipped step are not finite, while its data "
+                "is: the model has most likely diverged. Lower the learning rate, or "
+                "look for logarithms and divisions of 0 in the loss."
             )
         if self._data_finite:
             return (

@@ -19,6 +19,7 @@ from keras_osgd.data.training_data import TrainingData
 from keras_osgd.draws.oracle import refresh_steps
 from keras_osgd.fit import checks, strategies
 from keras_osgd.fit.arguments import FitArguments, require_arguments
+from keras_osgd.fit.fit_callback import ResumingCallback
 from keras_osgd.fit.run import RunKey, RunVariables
 from keras_osgd.losses import probe
 from keras_osgd.losses.described import OutputLoss, describe
@@ -28,6 +29,7 @@ from keras_osgd.sampling import RAIS, Auto, Oracle, Presample, Sampling, Uniform
 from keras_osgd.sampling import get as get_sampling
 from keras_osgd.step import metrics, own_train_step
 from keras_osgd.step.metrics import Shown
+from keras_osgd.step.recovery import require_finite
 
 __all__ = [
     "Examined",
@@ -266,6 +268,7 @@ def _examine(
 ) -> Examined:
     arguments, data = given
     refusals.tried(strategies.require_strategy, model, method, data)
+    refusals.tried(_require_finite, model, arguments)
     held_out = training_data.targets_held_out(arguments.validation_data)
     described = refusals.tried(describe, model, data, held_out) or []
     if described:
@@ -292,6 +295,14 @@ def _examine(
     elif model.trainable_weights:
         scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
     return Examined(data, described, shown, adapt, scorer, line, handed)
+
+
+def _require_finite(model: keras.Model, arguments: FitArguments) -> None:
+    """Raises for weights that are not finite, unless a checkpoint may replace them."""
+    given = keras.tree.flatten(arguments.callbacks or [])
+    given = [x for c in given for x in getattr(c, "callbacks", [c])]
+    if not any(isinstance(c, ResumingCallback) for c in given):
+        require_finite(model)
 
 
 def _shown(
@@ -392,6 +403,7 @@ def examine_stream(
     )
     if stream is None:
         return ExaminedStream(None, [], (), False)
+    refusals.tried(_require_finite, model, arguments)
     with _without_a_trace(model, stream.first):
         held_out = training_data.targets_held_out(arguments.validation_data)
         return _examine_first(refusals, model, method, (stream, held_out), earlier)

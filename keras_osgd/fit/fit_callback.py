@@ -87,7 +87,7 @@ class ResumingCallback(FitCallback):
         epochs: int,
         initial_epoch: int,
     ) -> Resumed:
-        """Returns where to begin; called before the run is made.
+        """Returns where to begin; called with the model set, before the run is made.
 
         Args:
             model: compiled; it need not be built without importance sampling.

@@ -88,6 +88,7 @@ def resumed(
     if checkpoint is None:
         return arguments
     strategies.refuse_checkpoint(model, checkpoint)
+    checkpoint.set_model(model)
     epochs, epoch = arguments.epochs, arguments.initial_epoch
     begun = checkpoint.begin(model, None, None, epochs, epoch)
     if begun.line and arguments.verbose:
@@ -279,6 +280,7 @@ def _begun(
     variables = _kept_variables(model, held, seen)
     begun, where_saved = Resumed(arguments.initial_epoch), str
     if checkpoint is not None:
+        checkpoint.set_model(model)
         epochs, where_saved = arguments.epochs, checkpoint.where_saved
         epoch = arguments.initial_epoch
         begun = checkpoint.begin(model, variables, data, epochs, epoch)

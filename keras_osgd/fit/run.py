@@ -29,12 +29,11 @@ from keras_osgd.norms.scorer import Scorer, scoring_all
 from keras_osgd.sampling import RAIS, Oracle
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.metrics import Shown
+from keras_osgd.step.recovery import LAST_FINITE, Recovery
 from keras_osgd.step.skipping import Skips
 from keras_osgd.step.state import StepState
 
 __all__ = ["Run", "RunKey", "RunVariables"]
-
-_LAST_GOOD = "The model has the weights of its last good step, and its scores."
 
 
 class RunKey(NamedTuple):
@@ -82,6 +81,7 @@ class RunVariables:
     Attributes:
         buffers: plans, which the pipeline reads.
         step_state: state that the training step reads and updates.
+        recovery: looks at what the steps leave.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class RunVariables:
             losses_known=losses_known,
             handed=key.handed,
         )
+        self.recovery = Recovery(self.step_state.clock, self.step_state.skips)
 
     def serves(self, key: RunKey, losses: Sequence[OutputLoss]) -> bool:
         """Returns whether a `fit` with this key and losses can use these variables."""
@@ -133,6 +134,7 @@ class Run:
     Attributes:
         step_state: state that the training step reads and updates.
         clock, gain, skips, log: of the step state.
+        recovery: of the variables.
         planner: makes the plans of blocks.
         watch: looks for faults in the observations.
         told: alarms and notices of this `fit`.
@@ -154,6 +156,7 @@ class Run:
         self.buffers, step = variables.buffers, variables.step_state
         self.step_state, self.clock, self.gain = step, step.clock, step.gain
         self.skips, self.log = step.skips, step.log
+        self.recovery = variables.recovery
         self.n, self.batch_size = variables.key.n, variables.key.batch_size
         sizes = self.buffers.batch_size, self.buffers.block_steps
         self.watch = watch_over(self.state, self.sampling, *sizes, data)
@@ -167,7 +170,12 @@ class Run:
         if not isinstance(self.sampling, Oracle):
             return RAISPlanner(*common, steps, self.watch)
         size = self.sampling.score_batch_size
-        score = scoring_all(self.step_state.scorer, self._data, size, self.verbose)
+        scored = scoring_all(self.step_state.scorer, self._data, size, self.verbose)
+
+        def score() -> np.ndarray:
+            self.look()
+            return scored()
+
         return OraclePlanner(*common, steps, score, self.watch)
 
     def start(
@@ -186,6 +194,7 @@ class Run:
                 finite; else such steps are skipped.
         """
         self.skips.restart(ends_on_nan)
+        self.recovery.restart()
         self.active = self.state.in_use = True
         if saved is None:
             self.clock.restart(done)
@@ -209,6 +218,7 @@ class Run:
         Returns:
             Its logs, and whether the epoch is complete.
         """
+        self.recovery.begin(self._model, self.clock.step)
         self.planner.prepare(self.clock.step)
         logs = self.skips.logs(self._model, function(data))
         return logs, self.after_execution()
@@ -216,19 +226,33 @@ class Run:
     def after_execution(self) -> bool:
         """Counts the steps done, plans ahead; returns whether the epoch is complete."""
         complete = self.clock.count_execution()
+        if complete or self.recovery.due(self.clock.step):
+            self.look(complete)
         self.planner.advance(self.clock.step)
         if complete:
             self.buffers.start.assign(self.clock.step)
         if self.skips.too_many(self.clock.step):
             self.planner.catch_up(self.clock.step)
-            self.watch.too_many_in_a_row(self.clock.step)
+            self.watch.fail(self._too_many_in_a_row())
         self._tell()
         self._raise()
         return complete
 
+    def look(self, epoch_over: bool = False) -> None:
+        """Takes training back where an update left anything that is not finite."""
+        text = self.recovery.look(self.clock.step, epoch_over)
+        if text:
+            self.told.append(text)
+            warn(text)
+
+    def _too_many_in_a_row(self) -> str:
+        at_fault = self.recovery if self.recovery.at_fault else self.watch
+        return at_fault.too_many_in_a_row(self.clock.step)
+
     def _raise(self) -> None:
         if self.watch.error and not self.skips.end_fit:
-            parts = (self.watch.error, _LAST_GOOD, self.where_saved())
+            self.look()
+            parts = (self.watch.error, LAST_FINITE, self.where_saved())
             raise RuntimeError(" ".join(filter(None, parts)))
 
     def state_dict(self, mid_epoch: bool) -> Callable[[], dict[str, Any]]:
@@ -290,9 +314,12 @@ class Run:
     def finish(self) -> None:
         """Ends a `fit`, also a failed one; nothing learned is lost."""
         self.active = self.state.in_use = False
+        self.look()
         self.planner.finish(self.clock.step)
         self._warn_of_failures()
-        self.watch.finish(self.clock.step, self.skips.too_many())
+        error = self._too_many_in_a_row() if self.skips.too_many() else ""
+        self.watch.finish(self.clock.step, error)
+        self.recovery.restart()
         self._tell()
         if sys.exc_info()[0] is None:  # else this would hide why `fit` ended
             self._raise()

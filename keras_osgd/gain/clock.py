@@ -96,6 +96,27 @@ class Clock:
         """Returns the effective iterations since `fit` began."""
         return self._granted - float(self._remaining)
 
+    @property
+    def counts(self) -> tuple[tf.Variable, tf.Variable]:
+        """Variables of effective iterations: `lead`, and those still lacking."""
+        return self.lead, self._remaining
+
+    @property
+    def granted(self) -> float:
+        """Effective iterations of all epochs begun."""
+        return self._granted
+
+    def take_back(self, lead: tf.Tensor, remaining: tf.Tensor, granted: float) -> None:
+        """Goes back to the counts of an earlier step.
+
+        Args:
+            lead: the value of `lead` then.
+            remaining: effective iterations that the epoch lacked then.
+            granted: `granted` then.
+        """
+        self.lead.assign(lead)
+        self._remaining.assign(remaining + (self._granted - granted))
+
     def steps_left(self) -> int:
         """Returns the steps to the epoch's end, at the gain of the last one."""
         if self._known_end is not None:

@@ -108,13 +108,18 @@ def _verify_sums(scorer: Scorer, measured: Measured, gradients: list[Any]) -> No
 
 
 def _differing(scorer: Scorer, errors: np.ndarray, sizes: np.ndarray) -> list[str]:
-    """Returns the weights whose errors are too large for rounding."""
+    """Returns the weights whose errors are too large for rounding, or NaN.
+
+    Where a gradient itself is not finite, nothing can be told of its weight.
+    """
     model = scorer.model
     layers = [model, *keras_compat.layers_of(model)]
     known = [_TOLERANCE.get(layer.compute_dtype, (0.0, 0.0)) for layer in layers]
     own, share = max(known)
-    limits = own * sizes + share * np.sqrt(np.sum(sizes**2))
-    pairs = zip(model.trainable_variables, errors > limits, strict=True)
+    told = np.isfinite(sizes)
+    limits = own * sizes + share * np.sqrt(np.sum(sizes[told] ** 2))
+    differ = told & ~(errors <= limits)  # in this form NaN differs too
+    pairs = zip(model.trainable_variables, differ, strict=True)
     return [variable.path for variable, wrong in pairs if wrong]
 
 

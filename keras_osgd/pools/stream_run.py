@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_osgd.base.placement import step_variable
 from keras_osgd.base.replicas import Share
-from keras_osgd.base.warn import warn_once
+from keras_osgd.base.warn import warn, warn_once
 from keras_osgd.gain import learning_rate
 from keras_osgd.gain.clock import steps_for
 from keras_osgd.gain.gain_ratio import MAX_GAIN
@@ -22,6 +22,7 @@ from keras_osgd.sampling import Presample
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.metrics import Shown
+from keras_osgd.step.recovery import LAST_FINITE, Recovery
 from keras_osgd.step.skipping import Skips
 from keras_osgd.step.state import StepState
 
@@ -85,6 +86,22 @@ class StreamClock:
         """Returns the effective iterations since `fit` began."""
         return self._granted - float(self._remaining)
 
+    @property
+    def counts(self) -> tuple[tf.Variable, tf.Variable]:
+        """Variables of effective iterations: `lead`, and those still lacking."""
+        return self.lead, self._remaining
+
+    @property
+    def granted(self) -> float:
+        """Effective iterations of all epochs begun."""
+        return self._granted
+
+    def take_back(self, lead: tf.Tensor, remaining: tf.Tensor, granted: float) -> None:
+        """Goes back to the counts of an earlier step; see `Clock.take_back`."""
+        self.lead.assign(lead)
+        self._remaining.assign(remaining + (self._granted - granted))
+        self._poll_at = 0
+
     def steps_left(self) -> int:
         """Returns the steps to the epoch's end, at the gain of the last one."""
         return max(0, steps_for(self._remaining, self.gain))
@@ -95,7 +112,7 @@ class StreamClock:
 
 
 class SkipCount:
-    """Counts skipped steps; of a stream's steps nothing else is logged."""
+    """Counts steps that their examples spoiled; nothing else of them is logged."""
 
     def __init__(self) -> None:
         """Starts with none."""
@@ -153,6 +170,7 @@ class StreamRun:
             log=self.log,
             handed=handed,
         )
+        self.recovery = Recovery(self.clock, self.skips)
         self.steps, self.batch_size = 1, 1
         self._seed, self._drawn, self._decide_at = seed, 0, 0
         self._draw = drawing(model, described, sampling.floor)
@@ -175,6 +193,7 @@ class StreamRun:
         self.steps, self.batch_size, self._decide_at = steps, batch_size, 0
         self.clock.restart()
         self.skips.restart(ends_on_nan)
+        self.recovery.restart()
         self.log.skipped.assign(0)
         self.active = True
 
@@ -191,14 +210,25 @@ class StreamRun:
         Raises:
             StopIteration: where the stream ends, as Keras' own function does.
         """
+        self.recovery.begin(self.model, self.clock.step)
         steps = self._steps(data)
         first = next(steps, None)
         if first is None:
             raise StopIteration
         logs = function(itertools.chain([first], steps))
         logs = self.skips.logs(self.model, logs)
+        complete = self.clock.complete()
+        if complete or self.recovery.due(self.clock.step):
+            self.look(complete)
+            complete = self.clock.complete()
         self._end_if_too_many(self.clock.step)
-        return logs, self.clock.complete()
+        return logs, complete
+
+    def look(self, epoch_over: bool = False) -> None:
+        """Takes training back where an update left anything that is not finite."""
+        text = self.recovery.look(self.clock.step, epoch_over)
+        if text:
+            warn(text)
 
     def _steps(self, data: Iterator) -> Iterator[tuple]:
         """Yields the batch of each step, until the epoch is complete."""
@@ -234,17 +264,23 @@ class StreamRun:
         return float(self.gain.current(float(self.batch_size)))
 
     def _end_if_too_many(self, step: int | None) -> None:
-        if self.skips.too_many(step) and not self.skips.end_fit:
-            raise RuntimeError(
-                "The loss and its gradient must be finite. Received: they were not in "
-                f"{MOST_IN_A_ROW} steps in a row before step {self.clock.step}, which "
-                "were skipped. Look for NaN and infinities in the data, and for "
-                "logarithms and divisions of 0 in the loss, or lower the learning "
-                "rate. The model has the weights of its last good step."
-            )
+        if not self.skips.too_many(step) or self.skips.end_fit:
+            return
+        self.look()
+        error = (
+            "The loss and its gradient must be finite. Received: they were not in "
+            f"{MOST_IN_A_ROW} steps in a row before step {self.clock.step}, which "
+            "were skipped. Look for NaN and infinities in the data, and for "
+            "logarithms and divisions of 0 in the loss, or lower the learning rate."
+        )
+        if self.recovery.at_fault:
+            error = self.recovery.too_many_in_a_row(self.clock.step)
+        raise RuntimeError(f"{error} {LAST_FINITE}")
 
     def finish(self) -> None:
         """Ends a `fit`, however it ended."""
+        self.look()
+        self.recovery.restart()
         self.active = False
         skipped = int(self.log.skipped)
         if skipped:

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MOST_IN_A_ROW", "STRIKES", "BadExamples", "culprits"]
+__all__ = [
+    "MOST_IN_A_ROW",
+    "STRIKES",
+    "BadExamples",
+    "culprits",
+    "most_are_not_finite",
+]
 
 STRIKES = 3  # skipped steps that an example may spoil before it is set aside
 MOST_IN_A_ROW = 10  # skipped steps, after which training stops
@@ -116,8 +122,8 @@ def culprits(
     """Returns the examples held to have spoiled a step, and whether that is sure.
 
     They are the examples whose data are not finite. If there are none, they are those
-    whose norms are not finite, unless no norm is, as where BatchNormalization mixes a
-    batch. Otherwise any example may be at fault.
+    whose norms are not finite, unless most norms are not, as where BatchNormalization
+    mixes a batch or the model has diverged. Otherwise any example may be at fault.
 
     Args:
         index: `[m]`, examples of the step.
@@ -132,6 +138,16 @@ def culprits(
     by_norm = np.unique(index[~np.isfinite(norms)])
     if len(by_data):
         return by_data, True
-    if 0 < len(by_norm) < len(everyone):
+    if len(by_norm) and not most_are_not_finite(norms):
         return by_norm, True
     return everyone, len(everyone) == 1
+
+
+def most_are_not_finite(norms: np.ndarray) -> bool:
+    """Returns whether more than half of a step's norms `[m]` are not finite.
+
+    Example:
+        >>> most_are_not_finite(np.array([np.nan, 1.0])), most_are_not_finite(np.inf)
+        (False, True)
+    """
+    return bool(np.mean(np.isfinite(norms)) < 0.5)

@@ -35,7 +35,9 @@ class Step(NamedTuple):
         norms: `[m]`, of each example's gradient, without its weight.
         gain: `[]`, gain ratio before the step. NaN where the step changed nothing, as
             its loss or gradient is not finite, and where the loss scaler skips the
-            gradient at a scale of 1 or less.
+            gradient at a scale of 1 or less. Infinite where the step changed nothing
+            and its examples are not at fault: after too many such steps, and where the
+            weights are not finite.
         losses: `[m]` float32, of each example; `None` where they are not known.
     """
 
@@ -265,8 +267,7 @@ def update(
         before: from `skipping.state_before`, put back where the step does not count.
 
     Returns:
-        `[]` twice: whether the step counts, and the gain ratio before it; NaN where the
-        step does not count or an example is to blame.
+        `[]` twice: whether the step counts, and the gain ratio as in `Step`.
     """
     weights = weights_of(state, sample.probability)
     drawn, size = (weights, weights_of(state, sample.candidate)), size_of(sample)
@@ -276,20 +277,21 @@ def update(
     flags = replicas.everywhere(*_is_finite(model, done), importance)
 
     def conclude(each: Callable, gradients: Any, old: Any) -> tuple:
-        finite, _, importance = flags
+        finite, unblamed, importance = flags
         counts, gain = state.skips.admit(finite), state.gain.current(size)
         applied_gain = _applied(state, gain, importance)
         changed = [(v, value) for (v, _), value in zip(before, old, strict=True)]
         step = functools.partial(each, apply, gradients)
-        _apply(model, state, step, changed, applied_gain, counts)
+        sound = _apply(model, state, step, changed, applied_gain, counts)
         state.gain.update(observed[-1], counts)
         if done.exact:
             state.last_layer_gain.update(observed[0], counts)
-        return counts, gain
+        excused = finite & unblamed | ~sound
+        return counts, tf.where(counts, gain, tf.where(excused, np.inf, np.nan))
 
     old = [value for _, value in before]
     counts, gain = replicas.once(conclude, done.gradients, old)
-    return counts, tf.where(counts & flags[1], gain, np.nan)
+    return counts, tf.where(counts & ~flags[1], np.nan, gain)
 
 
 def _is_finite(model, done: Pass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -306,10 +308,13 @@ def _is_finite(model, done: Pass) -> tuple[tf.Tensor, tf.Tensor]:
     return skipping.all_finite(done.loss, []), finite | overflow
 
 
-def _apply(model, state, apply: Callable, changed, gain, counts) -> None:
+def _apply(model, state, apply: Callable, changed, gain, counts) -> tf.Tensor:
     """Applies the gradients at the adapted rate and counts the effective iterations.
 
     Where the step does not count, the values in `changed` are put back instead.
+
+    Returns:
+        `[]`, False where the step does not count as the weights are not finite.
     """
     optimizer = model.optimizer
     inner = learning_rate.inner_optimizer(optimizer)
@@ -317,17 +322,19 @@ def _apply(model, state, apply: Callable, changed, gain, counts) -> None:
     before = tf.identity(keras_compat.steps_taken(inner)) if scaled else None
     lead = state.clock.lead.read_value()
 
-    def step() -> tf.Tensor:
+    def step() -> tuple[tf.Tensor, tf.Tensor]:
         unsummed = keras_compat.unsummed(inner)
         with unsummed, learning_rate.adapted(optimizer, gain, lead):
             apply()
-        return tf.constant(True)
+        return tf.constant(True), tf.constant(True)
 
-    def undo() -> tf.Tensor:
+    def undo() -> tuple[tf.Tensor, tf.Tensor]:
         skipping.put_back(changed)
-        return tf.constant(False)
+        weights = [keras_compat.tensor_of(v) for v in model.trainable_weights]
+        return tf.constant(False), skipping.all_finite(tf.zeros([]), weights)
 
-    applied = tf.cond(counts, step, undo)
+    applied, sound = tf.cond(counts, step, undo)
     if before is not None:
         applied = keras_compat.steps_taken(inner) > before
     state.clock.advance(gain, applied)
+    return sound

@@ -21,6 +21,7 @@ __all__ = [
     "put_back_unless",
     "shown",
     "state_before",
+    "statistics_of",
 ]
 _POLL = 8  # steps between two looks, as in the clock
 
@@ -129,18 +130,25 @@ def _total(values: tf.Tensor) -> tf.Tensor:
 def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
     """Returns the variables that a forward pass and metrics change, and their values.
 
-    These are statistics such as BatchNormalization's, the sums of metrics, and the
-    kernels that SpectralNormalization assigns. Weights of frozen layers are left out,
-    since a compiled step would have to copy them.
+    These are `statistics_of`, the sums of metrics, and the kernels that
+    SpectralNormalization assigns.
     """
     layers, spectral = layers_of(model), keras.layers.SpectralNormalization
-    # Outer layers come first, so the innermost decides: it may train in a frozen model.
-    frozen = {id(v): not layer.trainable for layer in layers for v in layer.weights}
-    variables = [*model.non_trainable_weights, *model.metrics_variables]
-    changing = [v for v in variables if not frozen.get(id(v))]
+    changing = [*statistics_of(model), *model.metrics_variables]
     changing += [v for x in layers if isinstance(x, spectral) for v in x.weights]
     changing = {id(v): v for v in changing}
     return [(v, tf.convert_to_tensor(v)) for v in changing.values()]
+
+
+def statistics_of(model: keras.Model) -> list[keras.Variable]:
+    """Returns weights that a forward pass may change, as BatchNormalization's do.
+
+    Those of frozen layers are left out, since a compiled step would have to copy them.
+    """
+    layers = layers_of(model)
+    # Outer layers come first, so the innermost decides: it may train in a frozen model.
+    frozen = {id(v): not layer.trainable for layer in layers for v in layer.weights}
+    return [v for v in model.non_trainable_weights if not frozen.get(id(v))]
 
 
 def put_back(before: Sequence[tuple[keras.Variable, Any]]) -> None:

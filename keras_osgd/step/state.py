@@ -45,6 +45,17 @@ class StepClock(Protocol):
     def decide(self) -> None:
         """Sets the end of the epoch once it is near; runs on the host."""
 
+    @property
+    def counts(self) -> tuple[tf.Variable, tf.Variable]:
+        """Variables of effective iterations: `lead`, and those still lacking."""
+
+    @property
+    def granted(self) -> float:
+        """Effective iterations of all epochs begun."""
+
+    def take_back(self, lead: tf.Tensor, remaining: tf.Tensor, granted: float) -> None:
+        """Goes back to the counts of an earlier step."""
+
 
 class StepLog(Protocol):
     """Records norms, gain ratio and losses of each step."""
@@ -56,7 +67,10 @@ class StepLog(Protocol):
         gain: tf.Tensor,
         losses: tf.Tensor | None,
     ) -> None:
-        """Records norms `[m]`, gain ratio `[]` and losses `[m]`; part of the step."""
+        """Records norms `[m]`, gain ratio `[]` and losses `[m]`; part of the step.
+
+        The gain ratio is NaN or infinite where the step changed nothing; see `Step`.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,8 @@ def estimate_speedup(
         sample_weight: as for `fit`.
 
     Raises:
-        ValueError: for arguments that `fit` refuses, and models that cannot be copied.
+        ValueError: for arguments that `fit` refuses, models that cannot be copied, and
+            gradients that are not finite.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -155,7 +156,20 @@ def estimate_speedup(
         times = train_in_turn(plain, sampled, arrays, data, steps, seed)
         times = (*times, planning_seconds(sampled, data))
         squared, gradient = norms_of(plain, data, seed)
+    _require_finite(squared)
     return _estimate(times, np.sqrt(squared), gradient, data.batch_size, steps)
+
+
+def _require_finite(squared_norms: np.ndarray) -> None:
+    """Raises for norms that tell nothing; in the formulas below they would pass."""
+    bad = np.count_nonzero(~np.isfinite(squared_norms))
+    if bad:
+        raise ValueError(
+            "The gradient norms must be finite to tell what draws by them could gain. "
+            f"Received: {bad} of {len(squared_norms)} that are not. Look for NaN and "
+            "infinities in the data, or lower the learning rate, at which the copy may "
+            "have diverged."
+        )
 
 
 def attainable_gain(

@@ -57,6 +57,7 @@ def test_the_mean_weight_is_judged_by_its_standard_error(mean, sd, off):
     rng = np.random.default_rng(0)
     found = [mean_weight_is_off(rng.normal(mean, sd, k)) for k in 200 * [10, 40]]
     assert np.mean(found) == pytest.approx(off, abs=0.003)
+    assert all(mean_weight_is_off(np.array([*np.ones(9), x])) for x in (np.nan, np.inf))
 
 
 def test_effective_sizes_are_those_of_the_two_estimators():

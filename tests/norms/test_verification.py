@@ -66,6 +66,11 @@ class TooLong(Scaled):
         return x * self.scale
 
 
+class Overflowing(Scaled):
+    def call(self, x):
+        return x * self.scale
+
+
 @norms.register(Mixed)
 def mixed(call):
     """Norms are right, gradients transposed."""
@@ -82,6 +87,13 @@ def negated(call):
 @norms.register(TooLong)
 def too_long(call):
     return [(call.layer.scale, norms.PerExample(call.delta * call.inputs))]
+
+
+@norms.register(Overflowing)
+def overflowing(call):
+    gradient = keras.ops.sum(call.delta * call.inputs, axis=1)
+    huge = keras.ops.exp(1e4 + 0 * gradient)
+    return [(call.layer.scale, norms.PerExample(gradient * huge / huge))]
 
 
 def model(layer, optimizer="sgd", sampling=None):
@@ -103,6 +115,17 @@ def test_rules_whose_norms_are_right_but_not_their_sums_are_refused(layer):
     assert str([weight.path]) in str(error.value)
     with pytest.raises(ValueError, match="must add up to the batch's"):
         keras_osgd.gradient_norms(made, X, Y)
+
+
+def test_a_rule_that_gives_nan_is_refused_and_nan_in_the_data_is_not_its_fault():
+    made = model(Overflowing())
+    for call in (small.fit, keras_osgd.gradient_norms):
+        with pytest.raises(ValueError, match="must equal those.*/overflowing/variable"):
+            call(made, X, Y)
+    x = X.copy()
+    x[:3] = np.nan  # all that are tried
+    found = np.isfinite(keras_osgd.gradient_norms(model(L.LayerNormalization()), x, Y))
+    assert found.tolist() == 3 * [False] + 9 * [True]
 
 
 def test_a_rule_that_forgets_to_sum_over_positions_is_told_the_shape():

@@ -492,7 +492,9 @@ def test_what_is_not_finite_is_never_drawn_from_a_pool_and_skipped_without_one(p
 def test_ten_steps_in_a_row_end_training_with_the_last_good_weights():
     trained = model(NEVER)
     before = small.flat(trained)
-    with pytest.raises(RuntimeError, match="10 steps in a row.*last good step"):
+    with pytest.raises(
+        RuntimeError, match="10 steps in a row.*has the last weights that were"
+    ):
         trained.fit(spoiled(1), steps_per_epoch=100, verbose=0)
     np.testing.assert_array_equal(small.flat(trained), before)
 

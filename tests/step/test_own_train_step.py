@@ -332,19 +332,23 @@ def test_trying_a_step_out_changes_no_state_and_no_metric():
 
 
 def test_what_a_step_adds_beside_compute_loss_is_warned_of():
-    def clipped(model, data):
-        x, y, w = unpacked(data)
-        gradients = gradients_of(model, x, y, w)
-        gradients = [tf.clip_by_value(g, -1e-3, 1e-3) for g in gradients]
-        model.optimizer.apply(gradients, model.trainable_weights)
-        return {}
+    def changed(change):
+        def step(model, data):
+            x, y, w = unpacked(data)
+            gradients = map(change, gradients_of(model, x, y, w))
+            model.optimizer.apply(list(gradients), model.trainable_weights)
+            return {}
 
-    def told(step):
-        found = keras_osgd.check(made(step), small.X, small.Y, None, 4, print_fn=None)
+        return step
+
+    def told(step, x=small.X):
+        found = keras_osgd.check(made(step), x, small.Y, None, 4, print_fn=None)
         return [f.kind for f in found if "not those of `compute_loss`" in f.text]
 
-    assert told(clipped) == ["warning"]
+    assert told(changed(lambda g: tf.clip_by_value(g, -1e-3, 1e-3))) == ["warning"]
+    assert told(changed(lambda g: g * np.nan)) == ["warning"]
     assert told(guide) == []
+    assert told(guide, np.where(np.arange(60)[:, None], small.X, np.nan)) == []
 
 
 # Steps that take (x, y), as the first one of Keras' guide

@@ -178,9 +178,11 @@ class _Length(keras.layers.Layer):
         return keras.ops.sqrt(keras.ops.sum(keras.ops.square(x), -1, keepdims=True))
 
 
-@pytest.mark.parametrize(("scale", "epochs"), [(None, 5), (2.0, 9)])
+@pytest.mark.parametrize(
+    ("scale", "epochs", "m"), [(None, 5, 4), (2.0, 9, 4), (None, 4, 2), (None, 4, 1)]
+)
 def test_an_example_of_finite_loss_whose_gradient_is_nan_is_found_and_set_aside(
-    scale, epochs
+    scale, epochs, m
 ):
     keras.utils.set_random_seed(0)
     optimizer = keras.optimizers.SGD(0.1)
@@ -191,7 +193,7 @@ def test_an_example_of_finite_loss_whose_gradient_is_nan_is_found_and_set_aside(
     model.compile(optimizer, small.crossentropy(), sampling=RAIS(seed=0))
     x = small.X.copy()
     x[BAD] = 0.0
-    told = _quiet(model, x, epochs=epochs)
+    told = _quiet(model, x, epochs=epochs, batch_size=m)
     assert told and model.sampling_state.bad_examples.set_aside.tolist() == [BAD]
     assert np.isfinite(small.flat(model)).all()
     if scale is not None:  # not halved at every visit for ever
@@ -240,17 +242,21 @@ def test_ten_in_a_row_are_an_error_also_where_fit_ends_with_them():
     train = functools.partial(_quiet, model, small.X, epochs=1)
     train(steps_per_epoch=9)
     assert model.sampling_run.clock.step == 9
-    with pytest.raises(RuntimeError, match="in 10 steps in a row before step 15, "):
+    message = "in 10 steps in a row before step 15, .* no example is blamed"
+    with pytest.raises(RuntimeError, match=message):
         train(steps_per_epoch=15)
     assert model.sampling_run.clock.step == 15
+    assert not model.sampling_state.bad_examples
     assert not model.sampling_state.in_use
 
 
 def test_a_diverged_model_is_told_from_bad_data():
     model = small.model("mse", optimizer=keras.optimizers.SGD(1e30))
-    with pytest.raises(RuntimeError, match="most likely diverged. Lower the learning"):
+    message = "no example is blamed.*most likely diverged. Lower the learning"
+    with pytest.raises(RuntimeError, match=message):
         _quiet(model, small.X, small.X[:, :3])
     assert np.isfinite(small.flat(model)).all()
+    assert not model.sampling_state.bad_examples
 
 
 def test_after_ten_in_a_row_no_step_counts_until_the_next_fit():
@@ -282,6 +288,7 @@ def test_one_entry_anywhere_that_is_not_finite_is_found(bad):
         ([NAN] * 4, [0, 0, 0, 0], [4, 5, 8], True),
         ([NAN] * 4, [1, 1, 1, 1], [4, 5, 8], False),
         ([1.0] * 4, [1, 1, 1, 1], [4, 5, 8], False),
+        ([NAN, 1.0, NAN, NAN], [1, 1, 1, 1], [4, 5, 8], False),  # most of them
     ],
 )
 def test_culprits_are_found_by_their_data_then_by_their_norms(norms, rows, found, sure):
@@ -307,12 +314,34 @@ def _look(watch, index, norms, gains, first=0):
 def test_suspects_are_acquitted_by_a_step_that_went_well_and_culprits_are_not():
     watch, bad = _watch()
     _look(watch, [[1, 2], [3, 4]], [[NAN, NAN], [NAN, 1.0]], [NAN, NAN])
+    assert not bad  # as long as no step goes well, the model may have diverged
+    _look(watch, [[8, 9]], [[1.0, 1.0]], [1.0], first=2)
     assert bad.strikes == {1: 1, 2: 1, 3: 1} and bad.affected == [3]
-    _look(watch, [[1, 3], [2, 5]], [[1.0, 1.0], [NAN, NAN]], [1.0, NAN], first=2)
+    index, norms = [[1, 3], [2, 5], [8, 9]], [[1.0, 1.0], [NAN, NAN], [1.0, 1.0]]
+    _look(watch, index, norms, [1.0, NAN, 1.0], first=3)
     assert bad.strikes == {2: 2, 3: 1, 5: 1}
     assert "the loss of one or more of example(s) [1, 2] or" in watch.warnings[0]
     assert "the loss of example(s) [3] or its" in watch.warnings[1]
     assert watch.error == ""
+
+
+def test_steps_that_are_no_fault_of_their_examples_are_neither_blamed_nor_acquit():
+    watch, bad = _watch()
+    index = [[1, 2], [8, 9], [1, 3], [4, 5], [6, 7]]
+    norms = [[NAN, NAN], [1.0, 1.0], [NAN, NAN], [NAN, NAN], [1.0, 1.0]]
+    _look(watch, index, norms, [NAN, 1.0, INF, INF, 1.0])
+    assert bad.strikes == {1: 1, 2: 1}
+
+
+def test_suspicions_that_no_good_step_confirms_are_dropped_at_the_end():
+    watch, bad = _watch()
+    _look(watch, [[1, 2], [3, 4]], [[NAN, NAN], [NAN, 1.0]], [NAN, NAN])
+    watch.finish(2)
+    assert not bad and watch.error == ""
+    [told] = watch.warnings
+    assert (
+        "2 of 2 steps were skipped" in told and "No example is blamed for the" in told
+    )
 
 
 _ADVICE = {True: "Data and weights of.*Lower the learning", False: "Look for NaN"}
@@ -321,9 +350,11 @@ _ADVICE = {True: "Data and weights of.*Lower the learning", False: "Look for NaN
 @pytest.mark.parametrize("finite", _ADVICE)
 def test_the_limit_is_one_in_a_hundred_examples(finite):
     watch, bad = _watch(row_is_finite=lambda rows: finite | (rows == 9))
-    _look(watch, [[1, 9], [2, 9]], [[NAN, 1.0], [NAN, 1.0]], [NAN, NAN])
+    last = [9, 9], [1.0, 1.0], 1.0  # a step that goes well
+    index, norms = [[1, 9], [2, 9], last[0]], [[NAN, 1.0], [NAN, 1.0], last[1]]
+    _look(watch, index, norms, [NAN, NAN, last[2]])
     assert (bad.affected, watch.error) == ([1, 2], "")
-    _look(watch, [[3, 9]], [[NAN, 1.0]], [NAN], first=2)
+    _look(watch, [[3, 9], last[0]], [[NAN, 1.0], last[1]], [NAN, last[2]], first=3)
     assert watch.error.startswith("At most 1 % of the examples may have a loss or")
     named = r"Received: 3 of 200, example\(s\) \[1, 2, 3\]. "
     assert re.search(named + _ADVICE[finite], watch.error)
@@ -331,7 +362,8 @@ def test_the_limit_is_one_in_a_hundred_examples(finite):
 
 def test_many_skipped_steps_are_summed_up():
     watch, _ = _watch()
-    _look(watch, [[7, k] for k in range(8, 38)], [[NAN, 1.0]] * 30, [NAN] * 30)
+    index, norms = [[7, k] for k in range(8, 38)], [[NAN, 1.0]] * 30
+    _look(watch, [*index, [8, 9]], [*norms, [1.0, 1.0]], [*[NAN] * 30, 1.0])
     watch.finish(500)
     assert len(watch.warnings) == 4
     assert watch.warnings[3].startswith("30 of 500 steps were skipped, as their loss")

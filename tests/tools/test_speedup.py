@@ -183,6 +183,12 @@ def test_planning_is_spread_over_the_steps_of_a_block(labels, monkeypatch):
     assert speedup.planning_seconds(model, data) == 3 / 52
 
 
+def test_an_estimate_is_refused_where_norms_are_not_finite(in_two_rounds):
+    x = np.where(np.arange(60)[:, np.newaxis] == 7, np.nan, small.X)
+    with pytest.raises(ValueError, match="must be finite to tell.*60 of 60 that are"):
+        keras_osgd.estimate_speedup(small.model(), x, small.Y, 4, STEPS)
+
+
 def test_what_cannot_be_estimated_is_refused():
     estimate, model = keras_osgd.estimate_speedup, small.model(run_eagerly=True)
     with pytest.raises(ValueError, match="`steps` must be at least 35.*steps=5"):
