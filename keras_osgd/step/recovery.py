@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_osgd.base.keras_compat import tensor_of
 from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
-from keras_osgd.step.skipping import Skips, statistics_of
+from keras_osgd.step.skipping import Skips, all_finite, statistics_of
 
 __all__ = ["LAST_FINITE", "Recovery", "is_finite", "require_finite"]
 
@@ -190,11 +190,7 @@ def is_finite(variable: Any) -> bool:
         >>> is_finite(tf.constant([1.0, float("inf")])), is_finite(tf.constant(1))
         (False, True)
     """
-    return not variable.dtype.is_floating or bool(_all_finite(variable))
-
-
-def _all_finite(variable: Any) -> tf.Tensor:
-    return tf.reduce_all(tf.math.is_finite(variable))
+    return not variable.dtype.is_floating or bool(all_finite(variable, []))
 
 
 def _updated(model: keras.Model) -> list[keras.Variable]:
@@ -225,7 +221,7 @@ def _taking(checked: list, variables: list, *counts: tf.Variable) -> Any:
     checked = [v for v in checked if v.dtype.is_floating]
 
     def take() -> tuple:
-        finite = tf.reduce_all(tf.stack([_all_finite(v) for v in checked]))
+        finite = all_finite(tf.zeros([]), checked)
         values = [tf.identity(v) for v in variables]
         return finite, values, *[tf.identity(v) for v in counts]
 
