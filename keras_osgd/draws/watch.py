@@ -135,7 +135,11 @@ class Watch:
         return len(self._state.bad_examples.set_aside)
 
     def finish(self, steps: int, too_many_in_a_row: bool = False) -> None:
-        """Publishes, with the number of skipped steps out of all `steps` of a `fit`."""
+        """Publishes, with the number of skipped steps out of all `steps` of a `fit`.
+
+        Lets go of the data; nothing is looked at afterwards.
+        """
+        self._row_is_finite = None
         if too_many_in_a_row and not self._fault:
             self.too_many_in_a_row(steps)
         if self._skipped > _TOLD:

@@ -294,6 +294,7 @@ class Run:
         self._warn_of_failures()
         self.watch.finish(self.clock.step, self.skips.too_many())
         self._tell()
+        self._data = None  # nor do planner and watch keep it
         if sys.exc_info()[0] is None:  # else this would hide why `fit` ended
             self._raise()
 
