@@ -1,5 +1,7 @@
 """Nothing is trusted to exact norms that three examples show to be wrong."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -84,9 +86,36 @@ def too_long(call):
     return [(call.layer.scale, norms.PerExample(call.delta * call.inputs))]
 
 
-def model(layer, optimizer="sgd", sampling=None):
+class NotANumber(Scaled):
+    def call(self, x):
+        return x * self.scale
+
+
+@norms.register(NotANumber)
+def not_a_number(call):
+    gradient = keras.ops.sum(call.delta * call.inputs, axis=1)
+    return [(call.layer.scale, norms.PerExample(gradient * np.nan))]
+
+
+class Noisy(Scaled):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dropout = L.Dropout(0.5)
+
+    def call(self, x):
+        return self.dropout(super().call(x))
+
+
+class NeverAlone(Scaled):
+    def call(self, x):
+        if x.shape[0] == 1:
+            raise ValueError("more than one, please")
+        return super().call(x)
+
+
+def model(*layers, optimizer="sgd", sampling=None):
     keras.utils.set_random_seed(0)
-    layers = [keras.Input((5, 4)), L.Dense(4, "tanh"), layer, L.Flatten(), L.Dense(2)]
+    layers = [keras.Input((5, 4)), L.Dense(4, "tanh"), *layers, L.Flatten(), L.Dense(2)]
     made = keras_osgd.Sequential(layers)
     sampling = sampling or RAIS(norm="exact", seed=0)
     # The few steps of an epoch are made sooner than a graph of one.
@@ -103,6 +132,29 @@ def test_rules_whose_norms_are_right_but_not_their_sums_are_refused(layer):
     assert str([weight.path]) in str(error.value)
     with pytest.raises(ValueError, match="must add up to the batch's"):
         keras_osgd.gradient_norms(made, X, Y)
+
+
+def test_a_rule_that_gives_nan_is_refused_but_not_one_row_of_data_with_nan():
+    made = model(NotANumber())
+    with pytest.raises(ValueError, match="must equal those of single") as error:
+        small.fit(made, X, Y)
+    assert str([made.layers[1].scale.path]) in str(error.value)
+    x = X.copy()
+    x[0] = np.nan
+    found = keras_osgd.gradient_norms(model(Scaled()), x, Y)
+    assert np.isfinite(found).tolist() == [False] + 11 * [True]
+
+
+def test_all_layers_at_fault_in_either_mode_are_listed_at_once():
+    # In turn: in inference mode, in training mode, sums in training mode, norms.
+    layers = [NeverAlone(name="alone"), Noisy(name="noisy")]
+    made = model(*layers, CentredOnTheBatch(name="centred"), Negated(name="negated"))
+    with pytest.raises(ValueError, match="^2 things") as error:
+        small.fit(made, X, Y)
+    _, first, second = re.split(r"\n[12]\. ", str(error.value))
+    assert "alone (NeverAlone)" in first and "noisy (Noisy)" in first
+    assert "centred" not in first and "alone" not in second
+    assert "/centred/" in second and "/negated/" in second and "Dense" not in second
 
 
 def test_a_rule_that_forgets_to_sum_over_positions_is_told_the_shape():
