@@ -386,3 +386,18 @@ def test_a_model_that_is_dropped_leaves_no_graph_and_none_of_its_parts():
     assert _graphs() == before
     for name, left in parts.items():
         assert [part() for part in left] == [None] * 4, name
+
+
+@pytest.mark.parametrize("method", ["rais", "oracle", "presample"])
+def test_a_model_keeps_none_of_the_data_it_was_trained_on(method):
+    def train(model):
+        x, y, weights = small.X.copy(), small.X[:, :3].copy(), np.ones(60, np.float32)
+        held_out = x.copy(), y.copy()
+        options = {"sample_weight": weights, "batch_size": 20}
+        small.fit(model, x, y, validation_data=held_out, **options)
+        return [weakref.ref(a) for a in (x, y, weights, *held_out)]
+
+    model = small.model("mse", sampling=method, run_eagerly=True)
+    kept = train(model)
+    gc.collect()
+    assert [each() is not None for each in kept] == [False] * 5

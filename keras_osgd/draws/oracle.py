@@ -123,6 +123,7 @@ class OraclePlanner:
     def finish(self, step: int) -> None:
         """Takes in the last observations; undoes credit and debit of unused draws."""
         self._state.undivided(self._close, step)
+        self._score = None  # which keeps the data
 
     def _close(self, step: int) -> None:
         self._observe(step)

@@ -35,6 +35,8 @@ class Watch:
         floor: no p is below floor/n; `None` where no p is too small.
         batch_size: m.
         row_is_finite: `[k]` rows -> `[k]`, whether all data of a row is finite.
+        may_overflow: whether a step that counts may be one that a loss scaler skipped,
+            so that norms that are not finite are no fault.
 
     Attributes:
         warnings: texts for the training thread, which `publish` hands over.
@@ -47,6 +49,7 @@ class Watch:
         floor: float | None,
         batch_size: int,
         row_is_finite: Callable[[np.ndarray], np.ndarray] | None = None,
+        may_overflow: bool = False,
     ) -> None:
         """Has seen nothing yet."""
         self._state, self._batch_size, self._n = state, batch_size, state.table.size
@@ -56,6 +59,8 @@ class Watch:
         self._fault = ""
         self._skipped = self._told = 0
         self._held: list[tuple[int, np.ndarray, bool]] = []
+        self._may_overflow = may_overflow
+        self._without_norm: set[int] = set()
         self._data_finite = False  # of the last skipped step
         self._diverged = False  # likewise: finite data, but most norms are not
         self.warnings: list[str] = []
@@ -100,6 +105,7 @@ class Watch:
         """
         index, probability, _, importance = drawn
         self._look_for_bad_examples(first, index, norms, gains)
+        self._look_for_lost_norms(index, norms, gains)
         weights = 1.0 / (self._n * probability)
         self._pending += self._alarms.take_in(
             weights, norms, gains, importance, candidate
@@ -126,6 +132,21 @@ class Watch:
                 f"finite. Received: {len(affected)} of {self._n}, "
                 f"{_named(affected)}. {self._advice()}"
             )
+
+    def _look_for_lost_norms(self, index, norms, gains) -> None:
+        """Warns of norms that are not finite though the step's gradient is."""
+        if self._may_overflow:
+            return
+        counted = np.repeat(np.isfinite(gains), self._batch_size)
+        lost = np.unique(index[counted & ~np.isfinite(norms)]).tolist()
+        if lost and not self._without_norm:
+            self._pending.append(
+                f"The gradient norm of {_named(lost)} is not finite, though the loss "
+                "and gradient of the step are: the earlier score is kept, or the mean. "
+                "Look for a division by 0 in a rule of `keras_osgd.norms.register`, or "
+                "for norms too large to be squared in float32."
+            )
+        self._without_norm.update(lost)
 
     def _look_at_skipped(self, step: int, index: np.ndarray, norms: np.ndarray) -> None:
         row_is_finite = self._row_is_finite(index)
@@ -156,10 +177,19 @@ class Watch:
     def finish(self, steps: int, error: str = "") -> None:
         """Publishes, with the number of skipped steps out of all `steps` of a `fit`.
 
+        Lets go of the data; nothing is looked at afterwards.
+
         Args:
             steps: made.
             error: why training must stop, unless another reason is known.
         """
+        self._row_is_finite = None
+        if len(self._without_norm) > 1:
+            self._pending.append(
+                "In all, gradient norms were not finite, and left out, of "
+                f"{len(self._without_norm)} of {self._n}, "
+                f"{_named(sorted(self._without_norm))}."
+            )
         self._fault = self._fault or error
         if self._skipped > self._told:
             aside = self._state.bad_examples.set_aside.tolist()
@@ -214,6 +244,7 @@ def watch_over(
     batch_size: int,
     block_steps: int,
     data: TrainingData,
+    may_overflow: bool,
 ) -> Watch:
     """Returns the `Watch` over a `fit` on `data`, in blocks of `block_steps`."""
     floor: float | None = sampling.floor
@@ -221,7 +252,7 @@ def watch_over(
         floor = sampling.floor_for(data.n, batch_size)
         # Fresh norms need no floor: a weight times its norm is the same for all.
         floor = None if block_steps == 1 and floor == 0 else floor
-    return Watch(state, floor, batch_size, rows_finite_in(data))
+    return Watch(state, floor, batch_size, rows_finite_in(data), may_overflow)
 
 
 def rows_finite_in(data: TrainingData) -> Callable[[np.ndarray], np.ndarray]:

@@ -14,6 +14,7 @@ from keras_osgd.data.datasets import from_dataset, was_read
 from keras_osgd.fit.run import Run, RunVariables
 from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import Sampling, get
+from keras_osgd.scores.most_sampled import are_labels
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.step.state import StepState
 
@@ -34,7 +35,7 @@ class Held:
             one without.
         kept: variables of the last run, to be used again; `None` if there are none.
         history: numbers logged in the last `fit`, by epoch.
-        targets: y of the last `fit`.
+        targets: y of the last `fit`, if it is labels.
         sizes: n and m of a uniform `fit`, as far as they are known.
         reasons: why the last `fit` trained as in Keras although the method is `Auto`.
     """
@@ -121,7 +122,8 @@ class Held:
         Args:
             targets: y of that data, nested arrays.
         """
-        self.run, self.targets, self.history = None, targets, {}
+        self.run, self.history = None, {}
+        self.targets = targets if are_labels(targets) else None  # they may be large
         self.reasons = ()
 
     def begin(self, model: keras.Model, run: Run | StreamRun) -> None:

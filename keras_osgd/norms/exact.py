@@ -16,7 +16,7 @@ from keras_osgd.norms.calls import Axes, Frame, numbered
 from keras_osgd.norms.forms import PerExample, combined
 from keras_osgd.norms.normalization import coupling
 
-__all__ = ["Measured", "Uses"]
+__all__ = ["Measured", "Uses", "refusal"]
 
 _PACKAGE = __name__.split(".")[0]
 
@@ -31,6 +31,8 @@ class Measured(NamedTuple):
         by_weight: variable reference -> its part of `squared_norms`.
         forms: variable reference -> its per-example gradients.
         worked_out: names of layers whose gradients were taken one example at a time.
+        obstacles: why some weights have no per-example gradients; they are left out.
+        left_out: references of those weights.
     """
 
     squared_norms: tf.Tensor
@@ -38,6 +40,18 @@ class Measured(NamedTuple):
     by_weight: dict[Any, tf.Tensor]
     forms: dict[Any, rules.Form]
     worked_out: list[str]
+    obstacles: list[str]
+    left_out: set[Any]
+
+    def of_all_weights(self) -> Measured:
+        """Returns this.
+
+        Raises:
+            ValueError: listing every layer that has no per-example gradients.
+        """
+        if self.obstacles:
+            raise ValueError(refusal(self.obstacles))
+        return self
 
 
 class Uses:
@@ -120,9 +134,6 @@ class Uses:
             deltas: the loss's gradient with respect to `outputs`.
             gradients: variable reference -> gradient, or `None` where the loss does
                 not depend on the weight. A weight with a gradient must have a use.
-
-        Raises:
-            ValueError: listing every layer that has no per-example gradients.
         """
         found, worked_out = collections.defaultdict(list), []
         self._theirs: set[Any] = set()
@@ -141,9 +152,10 @@ class Uses:
             lost = gradients.get(reference) is not None and reference not in found
             if lost and reference not in self._refused:
                 obstacles.append(_lost(variable))
-        if obstacles:
-            raise ValueError(_refusal(obstacles))
-        return self._measured(found, worked_out)
+                self._refused.add(reference)
+        if self._obstacles:  # mixed examples are in every weight's gradient
+            self._refused |= self._variables.keys()
+        return self._measured(found, worked_out)._replace(obstacles=obstacles)
 
     def _forms(
         self, frame: Frame, own: dict[Any, keras.Variable], worked_out: list[str]
@@ -196,7 +208,8 @@ class Uses:
         parts = [*by_weight.values(), tf.zeros([self._size])]
         wide = tf.float64 if any(s.dtype == tf.float64 for s in parts) else tf.float32
         norms = tf.add_n([tf.cast(s, wide) for s in parts])
-        return Measured(norms, totals, by_weight, whole, worked_out)
+        left_out = self._refused
+        return Measured(norms, totals, by_weight, whole, worked_out, [], left_out)
 
 
 def _floats(output: Any) -> list[tf.Tensor]:
@@ -224,7 +237,8 @@ def _lost(variable: keras.Variable) -> str:
     )
 
 
-def _refusal(obstacles: Sequence[str]) -> str:
+def refusal(obstacles: Sequence[str]) -> str:
+    """Returns the message that lists all `Measured.obstacles`."""
     listed = "".join(f"\n- {obstacle}" for obstacle in dict.fromkeys(obstacles))
     return (
         "Exact gradient norms need every trainable weight's gradient to be a sum over "

@@ -126,7 +126,8 @@ class Scorer:
         )
 
     def _measured_norms(self, x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
-        return tf.sqrt(self.measured(x, y, sample_weight)[0].squared_norms)
+        measured, _ = self.measured(x, y, sample_weight)
+        return tf.sqrt(measured.of_all_weights().squared_norms)
 
     def measured(
         self, x: Any, y: Any, sample_weight: Any

@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.refusals import NOT_REASONS, line_of, refuse
 from keras_osgd.base.warn import warn_once
-from keras_osgd.norms.exact import Measured
+from keras_osgd.norms.exact import Measured, refusal
 from keras_osgd.norms.scorer import Scorer
 
 __all__ = ["verify"]
@@ -25,6 +26,16 @@ _RULE = (
     "Register a rule with `keras_osgd.norms.register` for the layer that uses them, or "
     'mend it; or use the last layer\'s norms, `sampling.RAIS(norm="last_layer")`.'
 )
+_WRONG_NORMS = (
+    "Exact gradient norms must equal those of single-example gradients. On three "
+    "examples they did not, for {}: these weights are used in a way that no layer's "
+    f"rule sees. {_RULE}"
+)
+_WRONG_SUMS = (
+    "Per-example gradients must add up to the batch's gradient. On three examples they "
+    "did not, for {}: a layer mixes examples in training, or a rule is wrong. "
+    f"{_RULE}"
+)
 
 
 def verify(scorer: Scorer, in_training: bool) -> None:
@@ -39,13 +50,23 @@ def verify(scorer: Scorer, in_training: bool) -> None:
         in_training: whether to check a pass in training mode too.
 
     Raises:
-        ValueError: naming the weights where they differ, or listing every layer that
-            has no per-example gradients.
+        ValueError: naming all weights where they differ, and listing every layer that
+            has no per-example gradients in either mode.
     """
-    _verify_norms(scorer)
+    obstacles, wrong_norms, wrong_sums = _found_wrong(scorer)
     if in_training and not scorer.holds_statistics:
         with scorer.in_mode(training=True):
-            _verify_sums(scorer, *scorer.measured(*scorer.probe))
+            measured, gradients = scorer.measured(*scorer.probe)
+        obstacles += measured.obstacles
+        wrong_sums |= _wrong_sums(scorer, measured, gradients)
+    wrong_sums -= wrong_norms
+    refuse(
+        [
+            obstacles and refusal(obstacles),
+            wrong_norms and _WRONG_NORMS.format(sorted(wrong_norms)),
+            wrong_sums and _WRONG_SUMS.format(sorted(wrong_sums)),
+        ]
+    )
     if scorer.worked_out:
         warn_once(
             scorer.model,
@@ -56,31 +77,40 @@ def verify(scorer: Scorer, in_training: bool) -> None:
         )
 
 
-def _verify_norms(scorer: Scorer) -> None:
-    rows = range(len(scorer.probe_rows))
+def _found_wrong(scorer: Scorer) -> tuple[list[str], set[str], set[str]]:
+    """Returns obstacles, and weights of wrong norms and sums, in inference mode."""
+    wrong, obstacles = set(), []
     with scorer.in_mode(training=False):
         measured, gradients = scorer.measured(*scorer.probe)
-        alone = np.array([_norms_alone(scorer, row) for row in rows])
+        for row in range(len(scorer.probe_rows)):
+            try:
+                alone = np.array(_norms_alone(scorer, row))
+            except NOT_REASONS:
+                raise
+            except Exception as error:
+                obstacles = [f"it cannot be called on one example ({line_of(error)})"]
+                continue
+            found = _norms_found(scorer, measured, row, alone)
+            wrong |= set(_differing(scorer, np.abs(found - alone), alone))
+    sums = _wrong_sums(scorer, measured, gradients)
+    return measured.obstacles or obstacles, wrong, sums
+
+
+def _norms_found(
+    scorer: Scorer, measured: Measured, row: int, alone: np.ndarray
+) -> np.ndarray:
+    """Returns the measured norm of each weight for a row; `alone` if it is left out."""
     found = np.zeros_like(alone)
     for i, reference in enumerate(_references(scorer)):
-        if reference in measured.by_weight:
-            found[:, i] = np.sqrt(measured.by_weight[reference])
-    wrong = [
-        weights
-        for row in rows
-        for weights in _differing(scorer, np.abs(found - alone)[row], alone[row])
-    ]
-    if wrong:
-        raise ValueError(
-            "Exact gradient norms must equal those of single-example gradients. On "
-            f"three examples they did not, for {sorted(set(wrong))}: these weights are "
-            f"used in a way that no layer's rule sees. {_RULE}"
-        )
-    _verify_sums(scorer, measured, gradients)
+        if reference in measured.left_out:
+            found[i] = alone[i]
+        elif reference in measured.by_weight:
+            found[i] = np.sqrt(measured.by_weight[reference][row])
+    return found
 
 
-def _verify_sums(scorer: Scorer, measured: Measured, gradients: list[Any]) -> None:
-    """Raises unless per-example gradients add up to the batch's gradient.
+def _wrong_sums(scorer: Scorer, measured: Measured, gradients: list[Any]) -> set[str]:
+    """Returns the weights whose per-example gradients do not add up to the batch's.
 
     This holds in training mode too, and finds wrong signs or axes and mixed examples.
     """
@@ -90,7 +120,7 @@ def _verify_sums(scorer: Scorer, measured: Measured, gradients: list[Any]) -> No
         weights, _references(scorer), gradients, strict=True
     ):
         form = measured.forms.get(reference)
-        if gradient is None or form is None:
+        if gradient is None or form is None or reference in measured.left_out:
             errors.append(0.0)
             sizes.append(0.0)
             continue
@@ -98,13 +128,7 @@ def _verify_sums(scorer: Scorer, measured: Measured, gradients: list[Any]) -> No
         summed = tf.cast(form.summed(variable.shape), tf.float64)
         errors.append(float(tf.norm(summed - gradient)))
         sizes.append(float(tf.norm(gradient)))
-    wrong = _differing(scorer, np.array(errors), np.array(sizes))
-    if wrong:
-        raise ValueError(
-            "Per-example gradients must add up to the batch's gradient. On three "
-            f"examples they did not, for {sorted(wrong)}: a layer mixes examples in "
-            f"training, or a rule is wrong. {_RULE}"
-        )
+    return set(_differing(scorer, np.array(errors), np.array(sizes)))
 
 
 def _differing(scorer: Scorer, errors: np.ndarray, sizes: np.ndarray) -> list[str]:

@@ -11,7 +11,9 @@ import numpy as np
 from keras_osgd.base.csv_table import first_lines, write_table
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["MostSampled", "labels_of", "most_sampled"]
+__all__ = ["MostSampled", "are_labels", "labels_of", "most_sampled"]
+
+_FIRST = 100  # rows that are looked at
 
 
 class MostSampled(NamedTuple):
@@ -65,6 +67,18 @@ def most_sampled(state: SamplingState, targets: Any, k: int) -> MostSampled:
     seen = times[index].astype(np.int64)
     share = seen / max(int(times.sum(dtype=np.int64)), 1)
     return MostSampled(index, labels_of(targets, index), share, seen, norms[index])
+
+
+def are_labels(targets: Any) -> bool:
+    """Returns whether `labels_of` finds labels, as far as the first rows tell.
+
+    Example:
+        >>> are_labels(np.array([3, 1, 2])), are_labels(np.array([[0.5, 0.7]]))
+        (True, False)
+    """
+    sizes = [len(leaf) for leaf in keras.tree.flatten(targets) if leaf is not None]
+    rows = np.arange(min([_FIRST, *sizes]))
+    return len(rows) > 0 and labels_of(targets, rows) is not None
 
 
 def labels_of(targets: Any, index: np.ndarray) -> np.ndarray | None:

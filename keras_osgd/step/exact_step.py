@@ -66,7 +66,7 @@ def backward(
     sources = (watched, tensors, uses.outputs)
     own, deltas, of_outputs = tape.gradient(of_data, sources)
     known = dict(zip(references, own, strict=True)) if held is None else {}
-    measured = uses.measure(of_outputs, known)
+    measured = uses.measure(of_outputs, known).of_all_weights()
     scale = model.optimizer.scale_loss
     if of_data is loss:
         regular = [_of_regularizer(variable, scale) for variable in variables]

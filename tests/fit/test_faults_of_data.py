@@ -1,9 +1,7 @@
 """Data that are not as they should be: what is said, and what goes on.
 
-`ROWS` says which tests show that an input or a fault gets what it must get.
+`tests.faults` tries each kind once; the numbers of rows are those there.
 """
-
-import ast
 
 import keras
 import numpy as np
@@ -13,7 +11,6 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd.sampling import RAIS, Presample
 from tests.helpers import small
-from tests.helpers.paths import ROOT
 from tests.helpers.small import BATCH_SIZE, X, Y
 
 EPOCHS = 4  # into the second block
@@ -28,148 +25,6 @@ def counted_rows(sizes: list[int], **options):
         return keras.ops.mean(keras.ops.square(y_pred - y_true), axis=-1)
 
     return small.model(loss, units=1, run_eagerly=True, **options)
-
-
-ROWS = {
-    1: ["test_no_examples_raise_where_keras_trains_on_nothing_without_a_word"],
-    2: ["test_a_single_example_trains_with_probability_and_weight_one_and_one_warning"],
-    3: [
-        "test_fewer_examples_than_a_batch_fill_it_and_are_mentioned_once",
-        "test_fewer_examples_than_a_batch_raise_on_request",
-    ],
-    4: [
-        "test_every_batch_is_full_and_an_ordinary_epoch_has_the_steps_of_keras",
-        "test_the_steps_of_an_epoch_are_printed",
-    ],
-    5: ["test_lengths_that_differ_raise_with_both_of_them"],
-    6: [
-        "test_what_cannot_be_read_at_random_raises_with_a_remedy",
-        "test_what_cannot_be_read_at_random_trains_by_that_remedy",
-    ],
-    7: ["test_a_dataset_of_batches_trains_as_its_arrays_do"],
-    8: [
-        "test_what_cannot_be_read_at_random_raises_with_a_remedy",
-        "test_what_cannot_be_read_at_random_trains_by_that_remedy",
-    ],
-    9: [
-        "test_a_row_with_nan_spoils_three_steps_that_change_nothing_and_is_set_aside",
-    ],
-    10: [
-        "test_more_than_one_in_a_hundred_ends_training_with_the_last_good_weights",
-        "test_ten_steps_in_a_row_end_training_soon_and_name_the_checkpoint",
-    ],
-    11: [
-        "test_an_infinite_target_is_skipped_and_set_aside",
-    ],
-    12: ["test_a_label_outside_the_classes_raises_before_a_step_is_made"],
-    13: ["test_norms_that_are_all_zero_leave_the_draws_uniform_with_weight_one"],
-    14: [
-        "test_no_score_that_is_not_finite_is_ever_written",
-        "test_a_bad_norm_is_refused_with_its_place_and_the_old_one_kept",
-    ],
-    15: [
-        "test_norms_thirty_orders_apart_keep_every_probability_above_the_floor",
-        "test_robust_agrees_with_sixty_decimals_from_1e_minus_38_to_3e38",
-    ],
-    16: [
-        "test_no_floor_trains_with_a_warning_that_names_the_largest_weight",
-        "test_a_floor_that_is_no_share_raises",
-    ],
-    17: ["test_a_loss_without_a_value_for_each_example_raises_with_its_shape"],
-    18: [
-        "test_a_summed_loss_trains_as_the_mean_at_the_rate_times_the_batch_size",
-        "test_a_loss_divided_by_the_sum_of_weights_raises",
-    ],
-    19: ["test_class_weight_and_sample_weight_and_ours_are_all_multiplied"],
-    20: ["test_a_class_without_a_weight_has_weight_one_with_a_notice"],
-    21: [
-        "test_examples_of_weight_zero_have_no_part_in_the_gradient",
-        "test_a_weight_that_is_negative_or_not_finite_raises_with_its_index",
-    ],
-    22: [
-        "test_training_says_once_what_to_call_and_then_statistics_are_those_of_the_data",
-    ],
-    23: ["test_all_layers_without_exact_norms_are_listed_by_fit_with_the_way_out"],
-    24: [
-        "test_the_squared_norms_of_several_outputs_are_summed",
-        "test_all_bad_losses_among_several_are_named_with_their_outputs",
-    ],
-    25: ["test_a_model_that_is_not_built_is_built_by_fit"],
-    26: ["test_adam_trains_by_the_square_root_rule_and_says_so_once"],
-    27: ["test_gradient_clipping_is_warned_of_once"],
-    28: [
-        "test_a_rate_set_by_a_callback_is_read_back_and_logged_beside_the_gain",
-        "test_reducing_the_rate_on_a_plateau_starts_from_the_rate_of_the_user",
-        "test_a_schedule_stays_the_one_of_the_user",
-    ],
-    29: ["test_half_precision_observes_finite_norms_in_float32"],
-    30: ["test_modes_draw_and_learn_the_same_from_the_same_table"],
-    31: [
-        "test_modes_draw_and_learn_the_same_from_the_same_table",
-        "test_one_seed_gives_the_same_to_the_bit_however_the_steps_and_arrays_are_read",
-    ],
-    32: [
-        "test_two_replicas_train_as_one_on_the_same_draws",
-        "test_what_several_replicas_cannot_do_is_refused",
-    ],
-    33: [
-        "test_a_kill_between_any_two_calls_of_the_system_leaves_the_one_before",
-        "test_killed_runs_go_on_where_their_last_checkpoint_was",
-    ],
-    34: [
-        "test_a_truncated_newest_one_gives_way_to_the_one_before",
-        "test_no_flipped_byte_goes_unnoticed",
-        "test_if_none_is_intact_all_that_were_tried_are_named",
-    ],
-    35: [
-        "test_a_full_disk_leaves_the_earlier_ones_and_nothing_half_written",
-        "test_three_failures_in_a_row_end_training_and_fewer_do_not",
-    ],
-    36: [
-        "test_a_signal_ends_training_after_its_step_with_a_checkpoint",
-    ],
-    37: [
-        "test_other_rows_are_refused_with_the_remedy_and_how_many_differ",
-    ],
-    38: [
-        "test_other_rows_are_refused_with_the_remedy_and_how_many_differ",
-    ],
-    39: [
-        "test_other_settings_are_taken_and_said_not_to_be_bit_exact",
-    ],
-    40: ["test_weights_made_without_the_add_on_start_with_fresh_scores_and_say_so"],
-    41: [
-        "test_a_fit_that_fails_leaves_the_last_good_one_is_counted_and_warned_of_once",
-        "test_without_any_fit_draws_follow_the_norms_last_observed",
-        "test_without_any_fit_and_without_last_norms_draws_are_uniform",
-        "test_a_plan_that_fails_anywhere_is_made_uniformly_instead",
-    ],
-    42: [
-        "test_importing_needs_neither_tensorboard_nor_matplotlib",
-        "test_tensorboard_is_asked_for_only_where_it_is_used",
-        "test_matplotlib_is_asked_for_only_where_it_is_used",
-    ],
-}
-
-
-def test_every_input_and_fault_has_its_tests_and_they_exist():
-    assert list(ROWS) == list(range(1, 43))
-    defined = {
-        node.name
-        for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef)
-    }
-    assert all(ROWS.values())
-    assert {name for names in ROWS.values() for name in names} <= defined
-
-
-# Row 1
-
-
-def test_no_examples_raise_where_keras_trains_on_nothing_without_a_word():
-    with pytest.raises(ValueError, match="training data has 0 examples. Check the fil"):
-        small.fit(small.model(), X[:0], Y[:0])
 
 
 # Row 2
@@ -208,12 +63,6 @@ def test_fewer_examples_than_a_batch_fill_it_and_are_mentioned_once(
     assert capsys.readouterr().out.count(text) == lines
 
 
-def test_fewer_examples_than_a_batch_raise_on_request():
-    model = small.model(sampling=RAIS(require_full_batches=True))
-    with pytest.raises(ValueError, match=r"7 examples with batch_size=8\. Lower"):
-        small.fit(model, X[:7], Y[:7], batch_size=8)
-
-
 # Row 4
 
 
@@ -230,55 +79,16 @@ def test_the_steps_of_an_epoch_are_printed(capsys):
     assert "13/13" in capsys.readouterr().out
 
 
-# Row 5
-
-
-def test_lengths_that_differ_raise_with_both_of_them():
-    with pytest.raises(ValueError, match="x has 60 examples but y has 5. All arrays"):
-        small.fit(small.model(), X, Y[:5])
-
-
 # Rows 6 to 8
 
 
 DATASET = tf.data.Dataset.from_tensor_slices((X, Y))
 
 
-@pytest.mark.parametrize(
-    ("source", "received"),
-    [
-        (DATASET.batch(20).repeat(), "dataset is infinite"),
-        (iter([(X, Y)]), "`x` must be arrays. Received: list_iterator"),
-        (((X, Y) for _ in range(3)), "`x` must be arrays. Received: generator"),
-        (X.tolist(), "`x` must be arrays. Received: list"),
-    ],
-)
-def test_what_cannot_be_read_at_random_raises_with_a_remedy(source, received):
-    remedy = r"random access.*(pass|leave) .*sampling\.Presample\(ratio=4\)"
-    with pytest.raises(ValueError, match=f"{received}.*{remedy}"):
-        small.model().fit(source, verbose=0)
-
-
 def test_what_cannot_be_read_at_random_trains_by_that_remedy():
     trained = small.model(sampling=keras_osgd.sampling.Presample(ratio=4))
     trained.fit(((X, Y) for _ in range(9)), steps_per_epoch=3, verbose=0)
     assert int(trained.optimizer.iterations) == 3
-
-
-# Row 12
-
-
-@pytest.mark.parametrize("label", [-1, 14, np.nan])
-def test_a_label_outside_the_classes_raises_before_a_step_is_made(label):
-    y = Y.astype(float if label != label else int)
-    y[53] = label
-    model = small.model()
-    before = small.flat(model)
-    with pytest.raises(
-        ValueError, match=f"label {label} at index 53 but the model has 3 outputs"
-    ):
-        small.fit(model, X, y)
-    np.testing.assert_array_equal(small.flat(model), before)
 
 
 # Row 13
@@ -308,18 +118,6 @@ def test_class_weight_and_sample_weight_and_ours_are_all_multiplied():
     small.fit(models[1], epochs=EPOCHS, sample_weight=product)
     np.testing.assert_array_equal(*map(small.flat, models))
     assert models[0].sampling_state.uncertainty_set is not None  # ours were not all 1
-
-
-def test_a_class_without_a_weight_has_weight_one_with_a_notice():
-    models = [small.model(run_eagerly=True) for _ in range(2)]
-    some, one = {0: 2.0, 1: 0.5}, {2: 1.0}
-    messages, none = (
-        small.warned(small.fit, model, batch_size=20, class_weight=weights)
-        for model, weights in zip(models, (some, some | one), strict=True)
-    )
-    assert len(messages) == 1 and "no entry for [2]: such examples get" in messages[0]
-    assert none == []
-    np.testing.assert_array_equal(*map(small.flat, models))
 
 
 def _tagger(sampling):
@@ -361,14 +159,6 @@ def test_examples_of_weight_zero_have_no_part_in_the_gradient():
     small.fit(models[1], x, Y, epochs=EPOCHS, sample_weight=weights)
     assert np.isfinite(small.flat(models[0])).all()
     np.testing.assert_allclose(*map(small.flat, models), rtol=1e-4)
-
-
-@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
-def test_a_weight_that_is_negative_or_not_finite_raises_with_its_index(bad):
-    weights = np.ones(60)
-    weights[17] = bad
-    with pytest.raises(ValueError, match=rf"sample_weight\[17\]={bad}\. Drop"):
-        small.fit(small.model(), sample_weight=weights)
 
 
 # Several at once

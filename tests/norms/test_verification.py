@@ -1,5 +1,7 @@
 """Nothing is trusted to exact norms that three examples show to be wrong."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -96,9 +98,25 @@ def overflowing(call):
     return [(call.layer.scale, norms.PerExample(gradient * huge / huge))]
 
 
-def model(layer, optimizer="sgd", sampling=None):
+class Noisy(Scaled):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dropout = L.Dropout(0.5)
+
+    def call(self, x):
+        return self.dropout(super().call(x))
+
+
+class NeverAlone(Scaled):
+    def call(self, x):
+        if x.shape[0] == 1:
+            raise ValueError("more than one, please")
+        return super().call(x)
+
+
+def model(*layers, optimizer="sgd", sampling=None):
     keras.utils.set_random_seed(0)
-    layers = [keras.Input((5, 4)), L.Dense(4, "tanh"), layer, L.Flatten(), L.Dense(2)]
+    layers = [keras.Input((5, 4)), L.Dense(4, "tanh"), *layers, L.Flatten(), L.Dense(2)]
     made = keras_osgd.Sequential(layers)
     sampling = sampling or RAIS(norm="exact", seed=0)
     # The few steps of an epoch are made sooner than a graph of one.
@@ -126,6 +144,18 @@ def test_a_rule_that_gives_nan_is_refused_and_nan_in_the_data_is_not_its_fault()
     x[:3] = np.nan  # all that are tried
     found = np.isfinite(keras_osgd.gradient_norms(model(L.LayerNormalization()), x, Y))
     assert found.tolist() == 3 * [False] + 9 * [True]
+
+
+def test_all_layers_at_fault_in_either_mode_are_listed_at_once():
+    # In turn: in inference mode, in training mode, sums in training mode, norms.
+    layers = [NeverAlone(name="alone"), Noisy(name="noisy")]
+    made = model(*layers, CentredOnTheBatch(name="centred"), Negated(name="negated"))
+    with pytest.raises(ValueError, match="^2 things") as error:
+        small.fit(made, X, Y)
+    _, first, second = re.split(r"\n[12]\. ", str(error.value))
+    assert "alone (NeverAlone)" in first and "noisy (Noisy)" in first
+    assert "centred" not in first and "alone" not in second
+    assert "/centred/" in second and "/negated/" in second and "Dense" not in second
 
 
 def test_a_rule_that_forgets_to_sum_over_positions_is_told_the_shape():
@@ -156,7 +186,8 @@ def test_what_depends_on_training_trains_as_without_exact_norms(layer):
         assert warned == (held and norm == "exact")
     np.testing.assert_allclose(*trained, rtol=1e-4, atol=1e-6)
     if held:
-        with pytest.raises(ValueError, match=rf"{name} \(.*\) in training mode"):
+        alone = rf"^Exact gradient norms(.|\n)*{name} \(.*\) in training mode"
+        with pytest.raises(ValueError, match=alone):
             keras_osgd.gradient_norms(made, X, Y, training=True)
 
 

@@ -297,10 +297,10 @@ def test_culprits_are_found_by_their_data_then_by_their_norms(norms, rows, found
     assert given[0].tolist() == found and given[1] is sure
 
 
-def _watch(n=200, m=2, row_is_finite=None):
+def _watch(n=200, m=2, **options):
     state = SamplingState()
     state.allocate(ScoreTable(n, None), Identity(), 0, "last_layer")
-    return Watch(state, 0.05, m, row_is_finite), state.bad_examples
+    return Watch(state, 0.05, m, **options), state.bad_examples
 
 
 def _look(watch, index, norms, gains, first=0):
@@ -358,6 +358,23 @@ def test_the_limit_is_one_in_a_hundred_examples(finite):
     assert watch.error.startswith("At most 1 % of the examples may have a loss or")
     named = r"Received: 3 of 200, example\(s\) \[1, 2, 3\]. "
     assert re.search(named + _ADVICE[finite], watch.error)
+
+
+@pytest.mark.parametrize("may_overflow", [False, True])
+def test_norms_that_are_not_finite_in_steps_that_count_are_named_and_counted(
+    may_overflow,
+):
+    watch, bad = _watch(may_overflow=may_overflow)
+    _look(watch, [[1, 2], [3, 4]], [[INF, 2.0], [1.0, 1.0]], [1.0, 1.0])
+    skipped, counted = [NAN, NAN], [NAN, 1.0]
+    _look(watch, [[5, 2], [6, 1]], [skipped, counted], [NAN, 1.0], first=2)
+    watch.finish(4)
+    told = [text for text in watch.warnings if "norm" in text]
+    assert set(bad.strikes) == {2, 5}  # those of the step that was skipped
+    assert len(told) == (0 if may_overflow else 2)
+    if told:
+        assert "of example(s) [1] is not finite, though" in told[0]
+        assert "left out, of 2 of 200, example(s) [1, 6]." in told[1]
 
 
 def test_many_skipped_steps_are_summed_up():
