@@ -68,7 +68,7 @@ def measuring(model, training, multiples, also, worked_out):
         uses = exact.Uses(frames, variables, x.shape[0], multiples, training)
         gradients, deltas = tape.gradient(loss, (watched, uses.outputs))
         by_reference = {v.ref(): g for v, g in zip(watched, gradients, strict=True)}
-        found = uses.measure(deltas, by_reference)
+        found = uses.measure(deltas, by_reference).of_all_weights()
         worked_out[:] = found.worked_out
         return [tf.sqrt(found.by_weight[v.ref()]) for v in watched], also()
 
