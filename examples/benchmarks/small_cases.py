@@ -38,7 +38,7 @@ def _standardised(x: np.ndarray) -> np.ndarray:
 
 
 def _rare_classes() -> tuple[np.ndarray, np.ndarray]:
-    """Returns 600 points of four classes, two of them rare; one label in 20 is wrong."""
+    """Returns 600 points of four classes, two rare; one label in 20 is wrong."""
     rng = np.random.default_rng(0)
     centres = 1.2 * rng.normal(size=(4, 8))
     y = rng.choice(4, 600, p=[0.7, 0.2, 0.07, 0.03])

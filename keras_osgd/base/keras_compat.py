@@ -157,10 +157,10 @@ def compiled_losses(model: keras.Model) -> list[tuple[tuple, keras.losses.Loss]]
     return found if found and found[0][0] else found[:1]
 
 
-def copied(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns a copy of a tensor, with the same mask and logits."""
+def copied(tensor: tf.Tensor, with_logits: bool = True) -> tf.Tensor:
+    """Returns a copy of a tensor, with the same mask, and the same logits if wanted."""
     copy = tf.identity(tensor)
-    for name in ("_keras_mask", "_keras_logits"):
+    for name in ("_keras_mask", *["_keras_logits"] * with_logits):
         if hasattr(tensor, name):
             setattr(copy, name, getattr(tensor, name))
     return copy

@@ -282,11 +282,11 @@ class Blocks:
         if state.armed and importance and gain < threshold:
             state.armed = False
             about, cause = "gain", "drawing by the scores does not pay"
-            if gain < 1:
+            if gain < 2 - threshold:
                 about, cause = "harm", "the scores are worse than uniform sampling"
             self.tell_once(
                 f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Draws are "
-                f"uniform and {self._sampling.draws} until it would.",
+                f"uniform and {self._sampling.draws} until the scores promise more.",
                 about,
             )
         elif not state.armed and gain > threshold + _REARM_MARGIN:

@@ -186,8 +186,13 @@ class Held:
         return self._stop_requested or self._epoch_complete
 
     def request_stop(self, value: bool) -> None:
-        """Takes the value assigned to `model.stop_training`."""
+        """Takes the value assigned to `model.stop_training`.
+
+        What the last steps left is looked at then: validation may follow at once.
+        """
         self._stop_requested = value
+        if value and self.run is not None and self.run.active:
+            self.run.look()
 
     def begin_next_epoch(self) -> None:
         """Lets `fit` go on after an epoch that ended early."""

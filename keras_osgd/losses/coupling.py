@@ -34,9 +34,10 @@ def values(loss: keras.losses.Loss, target: Any, prediction: tf.Tensor) -> np.nd
     """Returns a loss's values, `[rows, ...]` if it gives one for each example."""
     dtype = tf.as_dtype(loss.dtype)
     dtype = tf.float32 if dtype.size < 4 else dtype  # to tell changes from rounding
-    found = loss.call(
-        tf.cast(tf.convert_to_tensor(target), dtype), tf.cast(prediction, dtype)
-    )
+    # Without the logits that Keras' softmax leaves on its output: a slice has none, and
+    # of probabilities the loss is clipped.
+    prediction = tf.identity(tf.cast(prediction, dtype))
+    found = loss.call(tf.cast(tf.convert_to_tensor(target), dtype), prediction)
     return np.asarray(found, np.float64)
 
 

@@ -156,6 +156,8 @@ def try_out(model: keras.Model, data: TrainingData) -> tuple[Shown, ...]:
     rows = np.linspace(0, data.n - 1, len(_COUNTS)).astype(np.int64)
     x, y, users = data.batch(rows)
     y_pred = keras_compat.call_model(model, x, training=False)
+    # Repeated examples have no logits, of which Keras' losses are not clipped.
+    y_pred = keras.tree.map_structure(lambda a: keras_compat.copied(a, False), y_pred)
     updates = keras_compat.compiled_metrics(model, y, y_pred, users)
     with _quiet():
         shown = tuple(map(_shown, updates))

@@ -19,6 +19,7 @@ LAST_FINITE = "The model has the last weights that were found finite."
 
 _POLL = 8  # steps between two looks, as in the clock
 _TOLD = 3  # returns to a copy told of in a `fit`
+_MOST_RETURNS = 3  # in a row
 _NAMED = 3  # variables that a message names
 
 
@@ -56,12 +57,13 @@ class Recovery:
         self._model: keras.Model | None = None
         self._looked_at: tuple[list, list] = [], []
         self._kept: _Kept | None = None
-        self._poll_at = self._returns = 0
+        self._poll_at = self._returns = self._returns_in_a_row = 0
         self.at_fault = False
 
     def restart(self) -> None:
         """Forgets the copy, at the beginning and the end of a `fit`."""
         self._kept, self._returns, self.at_fault = None, 0, False
+        self._returns_in_a_row = 0
 
     def begin(self, model: keras.Model, step: int) -> None:
         """Makes the first copy of an epoch; does nothing if there is one.
@@ -111,7 +113,9 @@ class Recovery:
             return ""
         finite, *taken = self._take()
         text = ""
-        if finite:
+        # A sum of large numbers may overflow though each is finite.
+        if finite or all(map(is_finite, self._looked_at[0])):
+            self._returns_in_a_row = 0
             if self.at_fault:  # until no steps are skipped any more
                 self.at_fault = bool(taken[-1] > 0)
             self._keep(taken, step)
@@ -127,11 +131,11 @@ class Recovery:
         for variable, value in zip(variables, kept.values, strict=True):
             variable.assign(value)
         self._clock.take_back(kept.lead, kept.remaining, kept.granted)
-        in_a_row = kept.in_a_row + (step - kept.step)
+        in_a_row = self._spoiled(step)
         self._skips.in_a_row.assign(in_a_row)
         self._kept = kept._replace(in_a_row=in_a_row, step=step)
         self._poll_at = step + _POLL
-        self._returns, self.at_fault = self._returns + 1, True
+        self.at_fault = True
         if self._returns > _TOLD:
             return ""
         model = self._model
@@ -145,19 +149,35 @@ class Recovery:
             f"left {_named(names)} not finite. {self._advice()}{more}"
         )
 
+    def _spoiled(self, step: int) -> tf.Tensor:
+        """Returns the steps in a row that were spoiled, the update at fault included.
+
+        Steps before that update, since the copy, went well: then these alone count. But
+        where all looks find the same, no step may have gone well.
+        """
+        self._returns, kept = self._returns + 1, self._kept
+        self._returns_in_a_row += 1
+        if self._returns_in_a_row == _MOST_RETURNS:
+            return tf.constant(MOST_IN_A_ROW, tf.int64)
+        since = step - kept.step
+        skipped = min(int(self._skips.in_a_row), since)
+        if skipped >= since - 1:
+            return kept.in_a_row + since
+        return tf.constant(skipped + 1, tf.int64)
+
     def too_many_in_a_row(self, step: int) -> str:
         """Returns why training ends after `step` steps, where updates are at fault."""
         return (
             "An update must leave weights, optimizer slots and statistics finite. "
-            f"Received: some that are not, in {MOST_IN_A_ROW} steps in a row before "
-            f"step {step}, which were taken back. {self._advice()}"
+            f"Received: some that are not, again and again before step {step}; the "
+            f"steps were taken back. {self._advice()}"
         )
 
     def _advice(self) -> str:
         rate = float(inner_optimizer(self._model.optimizer).learning_rate)
         return (
-            f"No example is at fault. The learning rate is now {rate:g}: lower it, "
-            "look for a callback that sets it, or train in a wider float type."
+            f"No example is blamed. The learning rate is now {rate:g}: lower it, look "
+            "for a callback that sets it or weights, or train in a wider float type."
         )
 
 
@@ -178,7 +198,7 @@ def require_finite(model: keras.Model) -> None:
     if bad:
         raise ValueError(
             "Weights and optimizer slots must be finite before a step. Received: NaN "
-            f"or infinity in {_named(bad)}. No example is at fault. Load or initialise "
+            f"or infinity in {_named(bad)}. No example is blamed. Load or initialise "
             "the weights anew, and compile with a new optimizer if its slots are named."
         )
 
@@ -190,7 +210,9 @@ def is_finite(variable: Any) -> bool:
         >>> is_finite(tf.constant([1.0, float("inf")])), is_finite(tf.constant(1))
         (False, True)
     """
-    return not variable.dtype.is_floating or bool(all_finite(variable, []))
+    if not variable.dtype.is_floating:
+        return True
+    return bool(tf.reduce_all(tf.math.is_finite(variable)))
 
 
 def _updated(model: keras.Model) -> list[keras.Variable]:

@@ -376,7 +376,9 @@ def test_retreat_when_it_does_not_pay_says_so_once_and_keeps_observing(capsys):
     model = _compiled(sampling=RAIS(retreat_below=7.9))  # never reached
     model.fit(X, Y, batch_size=M, epochs=4, verbose=2)
     out = capsys.readouterr().out
-    assert out.count("Draws are uniform and reshuffled until it would") == 1
+    assert (
+        out.count("Draws are uniform and reshuffled until the scores promise more") == 1
+    )
     plan = model.sampling_run.planner.last_plan
     assert not plan.importance
     np.testing.assert_allclose(plan.probability, plan.credit / N)

@@ -110,7 +110,7 @@ def test_an_epochs_end_is_known_near_it_and_expected_by_the_gain_before():
     x, y = np.tile(small.X, (6, 1)), np.tile(small.Y, 6)
     model, left = small.model(), Left()
     small.fit(model, x=x, y=y, epochs=4, callbacks=[left])
-    assert model.sampling_held.history["gain_ratio"][-1] > 1.1
+    assert model.sampling_held.history["gain_ratio"][-1] > 1.05
     begun = 0
     for expected, end in zip(left.expected, left.ends, strict=False):
         assert end - begun > 60

@@ -141,6 +141,16 @@ def test_other_losses_are_not(loss):
     assert len(tried(loss, np.zeros((1, 4)), n=1)) == 1
 
 
+def test_a_model_sure_of_what_is_wrong_is_not_taken_for_one_that_compares_examples():
+    """Keras' softmax leaves its logits on an output, and none on a part of one."""
+    data = prepare(1e4 * X, np.arange(N) % 4, None, None, 4, None)
+    model = keras.Sequential(
+        [keras.Input(X.shape[1:]), keras.layers.Dense(4, "softmax")]
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    assert len(losses.describe(model, data)) == 1
+
+
 class Towers(keras.Model):
     def call(self, x):
         return x @ ops.transpose(x)

@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_osgd
 from keras_osgd.callbacks import Checkpoint, checkpoint_files
 from keras_osgd.sampling import RAIS, Auto, Oracle, Presample, Uniform
+from keras_osgd.step.recovery import is_finite, require_finite
 from tests.helpers import small
 from tests.helpers.checkpoints import EveryState
 from tests.helpers.selection import long_but
@@ -102,7 +104,7 @@ def test_an_update_that_leaves_infinities_is_undone_and_blamed_on_no_example(kin
     model, spoiling = _model(optimizer, **options), Spoiling(spoil, repair)
     told = small.warned(small.fit, model, epochs=2, callbacks=[spoiling])
     [text] = [text for text in told if "taken back to step 8 from step 15" in text]
-    assert text.count("No example is at fault. The learning rate is now 0.1") == 1
+    assert text.count("No example is blamed. The learning rate is now 0.1") == 1
     assert any(name in text for name in named.split(".*")[-1:])
     wrong = [
         not all(np.isfinite(v[v != -INF]).all() for v in s) for s in spoiling.values
@@ -132,8 +134,8 @@ def test_a_rate_that_stays_infinite_ends_training_and_saves_nothing_bad(tmp_path
     model, saving = _model(_momentum()), Checkpoint(tmp_path, every=1)
     spoiling = Spoiling(_rate(INF), _rate(INF))
     message = (
-        r"An update must leave.*10 steps in a row before step \d\d, .*No example is at "
-        r"fault. The learning rate is now inf.*found finite. The last good checkpoint"
+        r"An update must leave.*again and again before step \d\d; .*No example is "
+        r"blamed. The learning rate is now inf.*found finite. The last good checkpoint"
     )
 
     def fails():
@@ -247,3 +249,57 @@ def test_uniform_training_saves_no_infinite_weights_and_keeps_the_finite_ones(tm
     fresh = _model(_momentum(), sampling="uniform")
     Checkpoint(tmp_path).restore(fresh)
     assert _settled(fresh) and int(fresh.optimizer.iterations) == BAD
+
+
+@pytest.mark.parametrize("bad", [(9, 11), (9, 17), (12, 23)])
+def test_steps_that_went_well_between_two_bad_updates_are_not_counted(bad):
+    class Twice(keras.callbacks.Callback):
+        done = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.done += 1
+            rate = NAN if self.done in bad else 0.1
+            self.model.optimizer.learning_rate.assign(rate)
+
+    model = _model(_momentum())
+    told = small.warned(small.fit, model, epochs=3, callbacks=[Twice()])
+    assert any("taken back" in text for text in told) and _settled(model)
+
+
+def test_where_every_look_finds_what_shows_in_no_loss_training_ends():
+    spoiling = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: _statistic(model)
+    )
+    model = _model(_momentum())
+    with pytest.raises(RuntimeError, match="An update must leave.*again and again"):
+        small.fit(model, epochs=9, callbacks=[spoiling])
+
+
+def test_a_fit_that_is_stopped_shows_finite_weights_and_keeps_the_best():
+    class Stopping(keras.callbacks.Callback):
+        seen = ()
+
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 9:
+                self.model.optimizer.learning_rate.assign(INF)
+            if batch == 10:
+                self.model.stop_training = True
+
+        def on_test_end(self, logs=None):
+            self.seen = [*self.seen, _settled(self.model)]
+
+    best = keras.callbacks.EarlyStopping("val_loss", restore_best_weights=True)
+    model, stopping = _model(_momentum()), Stopping()
+    options = {"validation_data": (small.X, small.Y), "callbacks": [stopping, best]}
+    small.fit(model, epochs=3, **options)
+    assert stopping.seen == [True]
+    for found, kept in zip(model.get_weights(), best.best_weights, strict=True):
+        np.testing.assert_array_equal(found, kept)
+
+
+def test_weights_whose_sum_overflows_are_finite():
+    huge = np.float32([3e38, 3e38])
+    assert is_finite(tf.constant(huge)) and not np.isfinite(huge.sum())
+    model = _model(_momentum())
+    model.layers[0].bias.assign(np.float32([3e38, 3e38, 3e38]))
+    require_finite(model)
