@@ -61,7 +61,7 @@ def test_scores_of_changed_rows_start_afresh_and_the_others_go_on(
     fresh = per_row(fresh.sampling_state)
     for name, array in per_row(state).items():
         # The plan of the `fit` without a step was given back.
-        close = {"rtol": 0, "atol": 1e-9 if name == "owed" else 0}
+        close = {"rtol": 0, "atol": 1e-9 if name == "visits_owed" else 0}
         np.testing.assert_allclose(array[ROWS], fresh[name][ROWS], **close)
         if name != "row_hashes":
             np.testing.assert_allclose(array[REST], before[name][REST], **close)
