@@ -60,7 +60,7 @@ CHANGES = {
         optimizer=SGD(0.1, momentum=0.9, clipnorm=1.0)
     ),
     "optimizer SGD → Adam": dict(optimizer=keras.optimizers.Adam(0.1)),
-    "optimizer learning_rate None → ExponentialDecay; optimizer momentum 0.9 → 0.0": (
+    "optimizer learning_rate 0.1 → ExponentialDecay; optimizer momentum 0.9 → 0.0": (
         dict(optimizer=decay(5))
     ),
     "loss from_logits True → False": dict(loss=CROSSENTROPY()),
