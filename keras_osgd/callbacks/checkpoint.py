@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import math
 import os
 import pathlib
 from typing import Any, Literal
@@ -110,6 +111,7 @@ class Checkpoint(ResumingCallback):
         data: TrainingData | None,
         epochs: int,
         initial_epoch: int,
+        steps: int | None = None,
     ) -> Resumed:
         """Finds where a `fit` resumes; called by `fit` before its run is made.
 
@@ -119,6 +121,7 @@ class Checkpoint(ResumingCallback):
             data: the training data; `None` likewise.
             epochs: as in `fit`.
             initial_epoch: as in `fit`.
+            steps: effective iterations of an epoch; `None` likewise.
 
         Returns:
             The epoch to begin with, and the saved state to go on from, or `None`.
@@ -127,20 +130,24 @@ class Checkpoint(ResumingCallback):
         self._saved = saved = self._newest(model)
         self._data, self._epoch = data, initial_epoch
         self._about = dict(epochs=epochs, n=None, scores=self.scores)
-        found = (saved.path, saved.passed_over) if saved else (None, ())
+        path, passed_over = (saved.path, saved.passed_over) if saved else (None, ())
         self._writer = Writer(
-            self.directory, self._schedule.keep, found[0], lock.require, found[1]
+            self.directory, self._schedule.keep, path, lock.require, passed_over
         )
         self._about["method"] = as_compiled = method.described(model)
         if model.built:
             as_compiled |= method.layers_of(model)
         if data is not None:
-            self._about["n"] = data.n
+            own = None if steps == math.ceil(data.n / data.batch_size) else steps
+            found = dict(n=data.n, columns=data.columns(), steps_per_epoch=own)
+            self._about |= found
             self._probes = data.probes()
         resumed = Resumed(initial_epoch)
         if saved is not None:
-            given = saved, self.scores, epochs, as_compiled
-            resumed = snapshot.resume(variables, data, *given)
+            if model.built:  # else `on_train_begin` does
+                snapshot.require_same(model, saved)
+            setter = method.rate_setter(self._others)
+            resumed = snapshot.resume(variables, data, saved, self._about, setter)
             method.keep_rate(as_compiled, saved.details)
         self._epoch, self._exact = resumed.epoch, resumed.saved is not None
         return resumed

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -21,6 +22,7 @@ __all__ = [
     "layers_of",
     "line_on_rates",
     "rate_of",
+    "rate_setter",
 ]
 
 _LONGEST = 2000  # characters of a layer's configuration, such as one with a vocabulary
@@ -100,7 +102,7 @@ def differences(
         >>> differences({"loss_weights": 1.0}, {"loss_weights": 0.5}, metrics=True)
         ['loss_weights 1.0 → 0.5']
     """
-    before = before or {}
+    before, now = _with_rates(before or {}, now)
     known = [name for name in before if name in now]
     found: list[str] = []
     for name in known:
@@ -115,32 +117,74 @@ def differences(
     return found
 
 
+def _with_rates(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Returns two descriptions, with the constant rate where the other has none."""
+    both = before, now
+    constant = ["optimizer" in m and m.get("rate") is not None for m in both]
+    if not all("optimizer" in m for m in both) or constant[0] == constant[1]:
+        return both
+    found = [
+        {**m, "optimizer": {**m["optimizer"], "learning_rate": f"{m['rate']:g}"}}
+        if of_constant
+        else m
+        for m, of_constant in zip(both, constant, strict=True)
+    ]
+    return found[0], found[1]
+
+
 def keep_rate(now: dict[str, Any], details: Mapping[str, Any]) -> None:
     """Makes later checkpoints tell of the rate that the first of them began with."""
-    now["rate"] = (details.get("method") or now)["rate"]
+    first = (details.get("method") or now)["rate"]
+    if None not in (first, now["rate"]):  # no schedule, then or now
+        now["rate"] = first
 
 
-def line_on_rates(details: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def rate_setter(callbacks: Iterable[keras.callbacks.Callback]) -> str:
+    """Returns the class of a callback that assigns the learning rate, or ""."""
+    return next((type(c).__name__ for c in callbacks if _sets_rate(c)), "")
+
+
+def _sets_rate(callback: keras.callbacks.Callback) -> bool:
+    members = [vars(callback), *map(vars, type(callback).__mro__)]
+    for function in (member for of in members for member in list(of.values())):
+        code = getattr(function, "__code__", None)
+        if code is None or "learning_rate" not in code.co_names:
+            continue
+        stores = {i.argval for i in dis.get_instructions(code) if "STORE" in i.opname}
+        if "assign" in code.co_names or "learning_rate" in stores:
+            return True
+    return False
+
+
+def line_on_rates(
+    details: Mapping[str, Any], now: Mapping[str, Any], setter: str
+) -> str:
     """Returns which learning rate goes on, where the model was given another; else "".
 
     Args:
         details: of a checkpoint.
         now: from `described`, before the checkpoint is loaded.
+        setter: class of a callback that sets the rate, or "".
     """
-    before = details.get("method") or {}
+    before, given = details.get("method") or {}, now["rate"]
     old, new = (m.get("optimizer", {}).get("learning_rate") for m in (before, now))
-    if old != new and None not in (old, new):
+    if old != new and before and new is not None:
         return " The schedule given to `compile` goes on, at the checkpoint's step."
-    compiled, saved, given = (
-        before.get("rate"),
-        details.get("learning_rate"),
-        now["rate"],
-    )
+    if old is not None and given is not None:
+        return f" The learning rate given to `compile`, {given:g}, goes on."
+    compiled, saved = before.get("rate"), details.get("learning_rate")
     if None in (compiled, saved, given) or given in (compiled, saved):
         return ""
-    return (
+    line = (
         f" The learning rate of the checkpoint, {saved:g}, goes on, not the {given:g} "
-        "that the model has. To change it from the next epoch on, pass the callback "
+        "that the model has"
+    )
+    if setter:
+        return f"{line}, until `{setter}` sets another."
+    return (
+        f"{line}. To change it from the next epoch on, pass the callback "
         f"`keras.callbacks.LearningRateScheduler(lambda epoch, rate: {given:g})`."
     )
 

@@ -17,6 +17,7 @@ from keras_osgd.data.identity import Identity
 from keras_osgd.data.training_data import PROBES, TrainingData
 from keras_osgd.fit.fit_callback import Resumed
 from keras_osgd.fit.run import Run, RunVariables
+from keras_osgd.fit.strategies import scope_of
 from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.sampling import Oracle
 from keras_osgd.step.recovery import is_finite
@@ -28,6 +29,7 @@ __all__ = [
     "load_metrics",
     "load_state_dict",
     "not_finite",
+    "require_same",
     "resume",
     "state_dict",
 ]
@@ -143,13 +145,32 @@ def _optimizer_of(model: keras.Model) -> str:
 def load_state_dict(model: keras.Model, saved: Saved) -> None:
     """Restores weights, seeds and optimizer.
 
+    A learning rate is left as it is if the checkpoint was made with a schedule.
+
     Args:
         model: built and compiled.
         saved: checkpoint with the arrays of `state_dict`.
 
     Raises:
-        ValueError: before anything is changed, if the arrays belong to another model or
-            optimizer, or the model is not compiled.
+        ValueError: before anything is changed, see `require_same`.
+    """
+    require_same(model, saved)
+    for kind in ("model", "optimizer"):
+        _assign(model, saved, kind)
+    if "stream" in saved.arrays and hasattr(model, "sampling_state"):
+        model.sampling_state.load_lead(saved.arrays["stream"]["lead"])
+
+
+def require_same(model: keras.Model, saved: Saved) -> None:
+    """Builds the optimizer; refuses a checkpoint of another model or optimizer.
+
+    Args:
+        model: built.
+        saved: checkpoint with the arrays of `state_dict`.
+
+    Raises:
+        ValueError: if the arrays belong to another model or optimizer, or the model is
+            not compiled.
     """
     if not model.compiled:
         raise ValueError(
@@ -159,13 +180,10 @@ def load_state_dict(model: keras.Model, saved: Saved) -> None:
         )
     _check_optimizer(model, saved)
     if not model.optimizer.built:  # built twice, `LossScaleOptimizer` adds variables
-        model.optimizer.build(model.trainable_variables)
+        with scope_of(model):
+            model.optimizer.build(model.trainable_variables)
     for kind in ("model", "optimizer"):
         _check_variables(model, saved, kind)
-    for kind in ("model", "optimizer"):
-        _assign(model, saved, kind)
-    if "stream" in saved.arrays and hasattr(model, "sampling_state"):
-        model.sampling_state.load_lead(saved.arrays["stream"]["lead"])
 
 
 def load_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
@@ -179,13 +197,28 @@ def load_metrics(model: keras.Model, data: TrainingData, saved: Saved) -> None:
     model.compute_metrics(x, y, y_pred)  # some metrics are built by their first update
     model.reset_metrics()
     found = [v.shape for v in _variables(model)["metrics"]]
-    if found == [v.shape for v in _arrays(saved, "metrics")]:
+    if found == [v.shape for v in _arrays(model, saved, "metrics")]:
         _assign(model, saved, "metrics")
 
 
-def _arrays(saved: Saved, kind: str) -> list[np.ndarray]:
+def _arrays(model: keras.Model, saved: Saved, kind: str) -> list[np.ndarray]:
+    """Returns the arrays for the model's variables, as far as they are the same.
+
+    Only a constant learning rate is a variable: that of a checkpoint is left out where
+    a schedule goes on, and where it had a schedule the model's own rate goes on.
+    """
     arrays = saved.arrays["variables"].get(kind, {})
-    return [arrays[str(order)] for order in range(len(arrays))]
+    found = [arrays[str(order)] for order in range(len(arrays))]
+    if kind != "optimizer" or "learning_rate" not in saved.details:
+        return found
+    before, now = saved.details["learning_rate"], method.rate_of(model)
+    if (before is None) != (now is None):
+        outer, inner = model.optimizer, inner_optimizer(model.optimizer)
+        # The inner optimizer's come last: the steps, the rate, and all others.
+        place = len(outer.variables) - len(inner.variables) + 1
+        own = [] if now is None else [np.array(now, np.float32)]
+        found[place : place + (before is not None)] = own
+    return found
 
 
 def _check_optimizer(model: keras.Model, saved: Saved) -> None:
@@ -201,7 +234,7 @@ def _check_optimizer(model: keras.Model, saved: Saved) -> None:
 
 
 def _check_variables(model: keras.Model, saved: Saved, kind: str) -> None:
-    variables, arrays = _variables(model)[kind], _arrays(saved, kind)
+    variables, arrays = _variables(model)[kind], _arrays(model, saved, kind)
     found = [(v.path, tuple(v.shape)) for v in variables]
     shapes = [array.shape for array in arrays]
     if [shape for _, shape in found] == shapes:
@@ -217,7 +250,8 @@ def _check_variables(model: keras.Model, saved: Saved, kind: str) -> None:
 
 
 def _assign(model: keras.Model, saved: Saved, kind: str) -> None:
-    for v, array in zip(_variables(model)[kind], _arrays(saved, kind), strict=True):
+    arrays = _arrays(model, saved, kind)
+    for v, array in zip(_variables(model)[kind], arrays, strict=True):
         v.assign(array)
 
 
@@ -225,9 +259,8 @@ def resume(
     variables: RunVariables | None,
     data: TrainingData | None,
     saved: Saved,
-    scores: str,
-    epochs: int,
-    compiled: Mapping[str, Any],
+    about: Mapping[str, Any],
+    setter: str = "",
 ) -> Resumed:
     """Restores a run's state from a checkpoint; returns where `fit` goes on.
 
@@ -235,18 +268,19 @@ def resume(
         variables: those of the run that begins, or `None` without importance sampling.
         data: the training data; unused without importance sampling.
         saved: the checkpoint.
-        scores: "keep", or "reset" to start them afresh.
-        epochs: as in `fit`.
-        compiled: from `method.described`, with or without the layers.
+        about: details that checkpoints of this `fit` will have: "epochs", "scores",
+            "columns", "steps_per_epoch" and "method", with or without the layers.
+        setter: see `method.line_on_rates`.
 
     Raises:
         ValueError: if the checkpoint was made for other data and scores are kept.
     """
     details = saved.details
-    more = epochs > details["epochs"]
+    more, scores = about["epochs"] > details["epochs"], about["scores"]
     if scores == "reset" and not (details["finished"] and more):
         scores = "keep" if _began_afresh(variables, saved) else "reset"
-    resumed = _resume(variables, data, saved, scores, compiled)
+    about = {**about, "scores": scores}
+    resumed = _resume(variables, data, saved, about, setter)
     if not details["finished"] or more:
         return resumed
     line = (
@@ -254,7 +288,7 @@ def resume(
         f"loaded from {saved.path}. To train on, set more `epochs`; to train afresh, "
         "take another directory."
     )
-    return resumed._replace(epoch=epochs, line=line)
+    return resumed._replace(epoch=about["epochs"], line=line)
 
 
 def _began_afresh(variables: RunVariables | None, saved: Saved) -> bool:
@@ -275,52 +309,86 @@ def _resume(
     variables: RunVariables | None,
     data: TrainingData | None,
     saved: Saved,
-    scores: str,
-    compiled: Mapping[str, Any],
+    about: Mapping[str, Any],
+    setter: str,
 ) -> Resumed:
     details, arrays = saved.details, saved.arrays
     epoch, before = details["epoch"], details["settings"]
     now = None if variables is None else draw_settings(variables)
-    sampled = variables is not None and before is not None
-    changed = np.zeros(0, np.int64)
-    if sampled and scores == "keep":
-        changed = _changed_rows(variables, data, saved)
-    found = changes(before, now)
-    if len(changed):
-        found.append(
-            f"{len(changed)} of {data.n} rows changed, their scores start afresh"
-        )
-    if scores == "reset":
-        found.append("scores start afresh")
+    sampled, scores = variables is not None and before is not None, about["scores"]
+    found, changed = changes(before, now), np.zeros(0, np.int64)
+    if sampled:
+        if scores == "keep":
+            changed = _changed_rows(variables, data, saved, about["columns"])
+        found += _changes_of_fit(details, about, changed)
     metrics = sampled and details["mid_epoch"]  # else they begin anew
-    other = method.differences(details.get("method"), compiled, metrics)
-    line = functools.partial(_line, saved, compiled)
+    other = method.differences(details.get("method"), about["method"], metrics)
+    line = functools.partial(_line, saved, about["method"], setter)
     if not sampled:
+        found += ["scores start afresh"] * (scores == "reset")
         found = found or ["batches of uniform training are drawn anew"]
         place = "from the epoch's beginning" if details["mid_epoch"] else ""
         return Resumed(epoch, None, 0.0, line(place, [*found, *other]))
     if not found:
+        exact = _exactness(saved, variables.state.identity, data.n)
         _load_scores(variables, data, saved, changed)
         # Matters only at the end of training; early checkpoints lack it.
         if details["finished"] and details.get("altered"):
             other.insert(0, details["altered"])
-        return Resumed(epoch, arrays, 0.0, line(f"at step {details['step']}", other))
+        place = f"at step {details['step']}"
+        return Resumed(epoch, arrays, 0.0, line(place, other, exact))
     if scores == "keep" and same_table(before, now):
         _load_scores(variables, data, saved, changed)
         variables.state.owed = np.zeros(data.n)  # its plan is dropped
     variables.state.load_lead(arrays["state"]["lead"])
-    done = float(arrays["clock"]["done"])
-    return Resumed(epoch, None, done, line("", [*found, *other]))
+    done, progress = float(arrays["clock"]["done"]), _effective_epochs(saved)
+    return Resumed(epoch, None, done, line("", [*found, *other]), progress)
+
+
+def _changes_of_fit(
+    details: Mapping[str, Any], about: Mapping[str, Any], changed: np.ndarray
+) -> list[str]:
+    """Returns in words what differs beside the settings of the draws."""
+    found, name = [], "steps_per_epoch"
+    if details.get(name, about[name]) != about[name]:  # early checkpoints lack it
+        found.append(f"{name} {details[name]} → {about[name]}")
+    if len(changed):
+        rows = f"{len(changed)} of {about['n']} rows changed"
+        found.append(f"{rows}, their scores start afresh")
+    if about["scores"] == "reset":
+        found.append("scores start afresh")
+    return found
+
+
+def _effective_epochs(saved: Saved) -> float:
+    """Returns the progress of a run with importance sampling, in epochs."""
+    _, remaining, granted = saved.arrays["clock"]["iterations"].tolist()
+    size, n = saved.details["settings"]["batch_size"], saved.details["n"]
+    return (granted - remaining) * size / n
+
+
+def _exactness(saved: Saved, now: Identity, n: int) -> str:
+    """Returns how exactly training goes on where no difference was found."""
+    unknown = _identity(saved).differing(now) is None
+    if n <= PROBES or now.whole and not unknown:
+        return "bit-exact"
+    where = "" if unknown else " on the disk"
+    return f"bit-exact if the rows{where} are the same ({PROBES} of them were compared)"
 
 
 def _line(
-    saved: Saved, compiled: Mapping[str, Any], place: str, inexact: list[str]
+    saved: Saved,
+    compiled: Mapping[str, Any],
+    setter: str,
+    place: str,
+    inexact: list[str],
+    exact: str = "bit-exact",
 ) -> str:
     """Returns the line on where training goes on, how exactly, and at which rate."""
     begun = f"Resumed epoch {saved.details['epoch'] + 1} from {saved.path}"
-    exact = f"not bit-exact: {'; '.join(inexact)}" if inexact else "bit-exact"
+    exact = f"not bit-exact: {'; '.join(inexact)}" if inexact else exact
     parts = ", ".join(filter(None, (begun, place, exact)))
-    return f"{parts}.{method.line_on_rates(saved.details, compiled)}"
+    return f"{parts}.{method.line_on_rates(saved.details, compiled, setter)}"
 
 
 def _load_scores(
@@ -333,7 +401,10 @@ def _load_scores(
 
 
 def _changed_rows(
-    variables: RunVariables, data: TrainingData, saved: Saved
+    variables: RunVariables,
+    data: TrainingData,
+    saved: Saved,
+    columns: Mapping[str, str],
 ) -> np.ndarray:
     """Returns `[k]`, the rows that differ; refuses data of which most rows do."""
     n = saved.details["n"]
@@ -346,6 +417,12 @@ def _changed_rows(
     changed = before.changed(now)
     if changed is not None:
         return changed
+    others = _pairs(saved.details.get("columns", columns), columns)
+    if others:  # early checkpoints lack them
+        raise ValueError(
+            f"The checkpoint {saved.path} was made for other columns or types: "
+            f"{'; '.join(others)}. Pass the data as it was. {_RESET}"
+        )
     differing = before.differing(now)
     if differing is not None:
         found = f"{len(differing)} of {n} rows differ"
@@ -382,6 +459,10 @@ def changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[s
     before, now = ({"sampling": "Uniform"} if s is None else s for s in (before, now))
     if before["sampling"] != now["sampling"]:
         before, now = ({"sampling": s["sampling"]} for s in (before, now))
+    return _pairs(before, now)
+
+
+def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} {before.get(name)} → {now.get(name)}"
         for name in sorted({*before, *now})

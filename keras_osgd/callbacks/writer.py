@@ -47,7 +47,7 @@ class Writer:
         self._require_own = require_own
         self._directory, self._keep, self.newest = directory, keep, newest
         self._passed_over = passed_over
-        self._failures = 0
+        self._failures, self._told = 0, set()  # since one was written
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "keras_osgd_checkpoint")
         self._writing: concurrent.futures.Future | None = None
 
@@ -78,6 +78,8 @@ class Writer:
     def wait(self) -> None:
         """Waits for the write under way; warns if it failed.
 
+        Each cause is told once, until a checkpoint is written again.
+
         Raises:
             RuntimeError: if the last three could not be written, or the directory has
                 become another writer's.
@@ -87,20 +89,22 @@ class Writer:
         writing, self._writing = self._writing, None
         try:
             writing.result()
-            self._failures = 0
+            self._failures, self._told = 0, set()
         except (OSError, FloatingPointError) as error:
             self._failures += 1
             line = f"No checkpoint was written into {self._directory}: {error}. "
             line += self.where_saved() or "There is no earlier one."
-            if isinstance(error, FloatingPointError):
-                warn(line)
-            elif self._failures < _MOST_FAILURES:
-                warn(f"{line} Training goes on: make room, or mend the disk.")
-            else:
+            of_disk = isinstance(error, OSError)
+            if of_disk and self._failures >= _MOST_FAILURES:
                 raise RuntimeError(
                     f"{line} That was the failure number {self._failures} in a row. "
                     "Make room, or mend the disk, and start again."
                 ) from error
+            cause = f"{error.errno} {error.strerror}" if of_disk else str(error)
+            if cause not in self._told:
+                self._told.add(cause)
+                more = " Training goes on: make room, or mend the disk."
+                warn(line + more * of_disk)
 
     def where_saved(self) -> str:
         """Returns a sentence on the last good checkpoint, or ""."""

@@ -24,6 +24,8 @@ class Identity:
             "" without hashes, as in files of early versions.
         hashes: `[n]` uint32, or a function that returns them, called in a thread;
             `None` without.
+        whole: whether the hashes cover all columns; else 64 rows of the others, which
+            are on a disk, are all that is known.
 
     Example:
         >>> before = Identity("a", "kind", np.uint32([5, 6, 7]))
@@ -36,9 +38,10 @@ class Identity:
         fingerprint: str = "",
         kind: str = "",
         hashes: np.ndarray | Callable[[], np.ndarray] | None = None,
+        whole: bool = True,
     ) -> None:
         """Starts to make the hashes, if they are not made yet."""
-        self.fingerprint, self.kind = fingerprint, kind
+        self.fingerprint, self.kind, self.whole = fingerprint, kind, whole
         self._hashes: concurrent.futures.Future[np.ndarray]
         hashes = np.zeros(0, np.uint32) if hashes is None else hashes
         if callable(hashes):

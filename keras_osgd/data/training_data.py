@@ -122,7 +122,19 @@ class TrainingData(NamedTuple):
                 return np.zeros(self.n, np.uint32)
             return (row_hashes(read) >> np.uint64(32)).astype(np.uint32)
 
-        return Identity(self.fingerprint(), kind.hexdigest(), hashes)
+        whole = len(read) == len(leaves)
+        return Identity(self.fingerprint(), kind.hexdigest(), hashes, whole)
+
+    def columns(self) -> dict[str, str]:
+        """Returns each column's type and the shape of its rows, if that is not ()."""
+        found = {}
+        for name, part in zip(("x", "y", "sample_weight"), self.arrays, strict=True):
+            leaves = leaves_of(part)
+            for order, leaf in enumerate(leaves):
+                key = name if len(leaves) == 1 else f"{name} {order}"
+                shape = tuple(leaf.shape[1:])
+                found[key] = f"{leaf.dtype} {shape}" if shape else f"{leaf.dtype}"
+        return found
 
     def probes(self) -> np.ndarray:
         """Returns `[64]` uint64: hashes of fixed rows, to tell how many changed."""

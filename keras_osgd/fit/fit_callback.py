@@ -65,12 +65,15 @@ class Resumed(NamedTuple):
         saved: for `Run.start`, to go on bit for bit, or `None`.
         done: part of the epoch that was trained already, where `saved` is `None`.
         line: to print; "" for none.
+        effective_epochs: progress so far, where `saved` is `None`; `None` means that
+            of `epoch` whole epochs.
     """
 
     epoch: int
     saved: Mapping[str, Any] | None = None
     done: float = 0.0
     line: str = ""
+    effective_epochs: float | None = None
 
 
 class ResumingCallback(FitCallback):
@@ -86,6 +89,7 @@ class ResumingCallback(FitCallback):
         data: TrainingData | None,
         epochs: int,
         initial_epoch: int,
+        steps: int | None = None,
     ) -> Resumed:
         """Returns where to begin; called with the model set, before the run is made.
 
@@ -95,6 +99,7 @@ class ResumingCallback(FitCallback):
             data: that the run trains on; `None` likewise.
             epochs: as in `fit`.
             initial_epoch: as in `fit`.
+            steps: effective iterations of an epoch; `None` likewise.
         """
         return Resumed(initial_epoch)
 

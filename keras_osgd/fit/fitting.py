@@ -202,11 +202,12 @@ def importance_sampling(
     validation = split.validation_data
     if validation is not arguments.validation_data:
         validation = training_data.held_out(validation, seen.data, size)
-    run, begun = _begun(model, held, seen, checkpoint, arguments)
     steps = arguments.steps_per_epoch or math.ceil(seen.data.n / m)
+    run, begun = _begun(model, held, seen, checkpoint, arguments, steps)
     callbacks = _callbacks(model, held, run, arguments, steps)
     try:
         dataset = run.start(begun.saved, begun.done, ends_on_nan(callbacks))
+        _count_earlier(run, begun, steps)
         yield arguments.replace(
             x=strategies.distributed(model, dataset),
             callbacks=callbacks,
@@ -262,12 +263,23 @@ def _callbacks(
     return callback_list(model, arguments, run.clock, steps, bar, held.record)
 
 
+def _count_earlier(run: Run, begun: Resumed, steps: int) -> None:
+    """Lets the progress of a run begin where that of the epochs before it ended."""
+    if begun.saved is not None:
+        return  # it was saved
+    iterations = begun.epoch * steps
+    if begun.effective_epochs is not None:
+        iterations = begun.effective_epochs * run.n / run.batch_size
+    run.clock.count_earlier(iterations)
+
+
 def _begun(
     model: keras.Model,
     held: Held,
     seen: Examined,
     checkpoint: ResumingCallback | None,
     arguments: FitArguments,
+    steps: int,
 ) -> tuple[Run, Resumed]:
     """Returns this `fit`'s run, on the last variables if they serve, and its start."""
     share = replicas.share_of(model.distribute_strategy)
@@ -283,7 +295,7 @@ def _begun(
         checkpoint.set_model(model)
         epochs, where_saved = arguments.epochs, checkpoint.where_saved
         epoch = arguments.initial_epoch
-        begun = checkpoint.begin(model, variables, data, epochs, epoch)
+        begun = checkpoint.begin(model, variables, data, epochs, epoch, steps)
     run = Run(model, variables, data, arguments.verbose, where_saved)
     held.begin(model, run)
     if begun.line:

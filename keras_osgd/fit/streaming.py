@@ -64,6 +64,7 @@ def pool_sampling(
     arguments = resumed(model, checkpoint, arguments)
     ends = ends_on_nan(arguments.callbacks)
     run.start(stream.steps, stream.first.batch_size, ends)
+    run.clock.count_earlier(arguments.initial_epoch * stream.steps)
     try:
         yield arguments
     finally:

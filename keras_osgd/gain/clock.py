@@ -44,7 +44,9 @@ class Clock:
         self._remaining = step_variable(0.0, tf.float64)
         self._steps = step_variable(0, tf.int64)
         self.step = 0
-        self._granted = 0  # effective iterations of all epochs begun
+        self._granted = (
+            0.0  # effective iterations of all epochs begun, in earlier fits too
+        )
         self._known_end: int | None = None
         self._poll_at = 0
         self._share = 1.0  # effective iterations of the epoch
@@ -86,14 +88,18 @@ class Clock:
         """
         self.step, self._known_end = 0, None
         self._done, self._under_way = done, False
-        self._granted = 0
+        self._granted = 0.0
         self._steps.assign(0)
         self._remaining.assign(0.0)
         self.gain.assign(1.0)
         self._end.assign(_FAR)
 
+    def count_earlier(self, effective_iterations: float) -> None:
+        """Adds those trained before `fit`, after `restart`; epochs stay as they are."""
+        self._granted += effective_iterations
+
     def effective_iterations(self) -> float:
-        """Returns the effective iterations since `fit` began."""
+        """Returns the effective iterations of this `fit` and those counted before."""
         return self._granted - float(self._remaining)
 
     @property
@@ -103,7 +109,7 @@ class Clock:
 
     @property
     def granted(self) -> float:
-        """Effective iterations of all epochs begun."""
+        """Effective iterations of all epochs begun, and those counted before."""
         return self._granted
 
     def take_back(self, lead: tf.Tensor, remaining: tf.Tensor, granted: float) -> None:

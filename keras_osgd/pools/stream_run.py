@@ -82,8 +82,12 @@ class StreamClock:
         self._poll_at = self.step + max(1, int(remaining / MAX_GAIN))
         return False
 
+    def count_earlier(self, effective_iterations: float) -> None:
+        """Adds those trained before `fit`; see `Clock.count_earlier`."""
+        self._granted += effective_iterations
+
     def effective_iterations(self) -> float:
-        """Returns the effective iterations since `fit` began."""
+        """Returns the effective iterations of this `fit` and those counted before."""
         return self._granted - float(self._remaining)
 
     @property
@@ -93,7 +97,7 @@ class StreamClock:
 
     @property
     def granted(self) -> float:
-        """Effective iterations of all epochs begun."""
+        """Effective iterations of all epochs begun, and those counted before."""
         return self._granted
 
     def take_back(self, lead: tf.Tensor, remaining: tf.Tensor, granted: float) -> None:

@@ -364,7 +364,8 @@ def test_weights_that_are_not_numbers_are_never_saved(tmp_path):
         UserWarning, match="NaN or infinity in .*kernel.*last good"
     ) as told:
         small.fit(model, x, **options)
-    assert str(saving.newest) in str(told[-1].message)
+    (said,) = [str(w.message) for w in told if "No checkpoint" in str(w.message)]
+    assert str(saving.newest) in said
     good = net("uniform")
     Checkpoint(tmp_path).restore(good)
     assert np.isfinite(small.flat(good)).all()
@@ -388,7 +389,7 @@ def test_three_failures_in_a_row_end_training_and_fewer_do_not(tmp_path, monkeyp
             small.fit(small.model(), **given)
 
     said = [text for text in small.warned(fails) if "No space left" in text]
-    assert len(said) == 4
+    assert len(said) == 2  # each time at first, until one was written
     assert all("Training goes on" in text for text in said)
     assert str(tmp_path / "checkpoint-00000001.npz") in said[0]
     assert failing == []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_osgd.callbacks import Checkpoint, checkpoint_files
-from keras_osgd.callbacks.method import described, differences, layers_of
+from keras_osgd.callbacks.method import described, differences, keep_rate, layers_of
 from tests.helpers import small
 from tests.helpers.checkpoints import going_on
 
@@ -60,7 +60,7 @@ CHANGES = {
         optimizer=SGD(0.1, momentum=0.9, clipnorm=1.0)
     ),
     "optimizer SGD → Adam": dict(optimizer=keras.optimizers.Adam(0.1)),
-    "optimizer learning_rate None → ExponentialDecay; optimizer momentum 0.9 → 0.0": (
+    "optimizer learning_rate 0.1 → ExponentialDecay; optimizer momentum 0.9 → 0.0": (
         dict(optimizer=decay(5))
     ),
     "loss from_logits True → False": dict(loss=CROSSENTROPY()),
@@ -258,3 +258,14 @@ def test_checkpoints_without_a_description_tell_nothing():
     assert differences(before, now, True) == [
         "loss None → sparse_categorical_crossentropy"
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "given", "kept"), [(0.1, 0.2, 0.1), (None, 0.2, 0.2), (0.1, None, None)]
+)
+def test_checkpoints_tell_of_the_first_rate_since_there_was_a_schedule(
+    first, given, kept
+):
+    now = {"rate": given}
+    keep_rate(now, {"method": {"rate": first}})
+    assert now == {"rate": kept}
