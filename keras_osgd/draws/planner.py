@@ -258,10 +258,9 @@ class RAISPlanner:
         """Makes a plan and returns True."""
         uniform = np.full(self._n, 1.0 / self._n), False
         found = self._tried(self._candidate) or uniform
-        share = trust.share(self._state.trust)
         if not trust.is_measured(self._state.trust):
             self._judged_from = start + self._buffers.block_steps
-        self._blocks.make(start, *found, self._observed, share)
+        self._blocks.make(start, *found, self._observed, self._share())
         return True
 
     def _tried(self, function: Callable, *args: Any) -> Any:
@@ -283,7 +282,12 @@ class RAISPlanner:
         candidate, all_zero = found
         if all_zero:
             self._blocks.tell_of_zeros()
-        return trust.mixed(candidate, trust.share(state.trust)), state.armed
+        return trust.mixed(candidate, self._share()), state.armed
+
+    def _share(self) -> float:
+        """Returns the share of p by the scores in the next plan."""
+        last = self.last_plan
+        return trust.share(self._state.trust, 1.0 if last is None else last.share)
 
     def _ingest(self, until: int) -> None:
         """Brings table, window, uncertainty set and mode up to date with the steps."""

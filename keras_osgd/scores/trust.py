@@ -16,6 +16,7 @@ __all__ = [
 
 SHARES = np.array([0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0])
 _MEMORY = 0.5  # weight of the plans before, in the sums
+_RISE = 3.5  # most that the share grows by from one plan to the next
 
 
 def untrusted() -> np.ndarray:
@@ -33,17 +34,19 @@ def trusted() -> np.ndarray:
     return np.append(1.0 - SHARES, 1.0)
 
 
-def share(sums: np.ndarray) -> float:
+def share(sums: np.ndarray, before: float = 1.0) -> float:
     """Returns the share of `SHARES` whose gradient varied least; the least at first.
 
     Args:
         sums: `[9]`, as `measured` returns them.
+        before: share of the plan before, of which it is 3.5 times at most.
 
     Example:
-        >>> share(untrusted())
-        0.1
+        >>> share(untrusted()), share(trusted(), before=0.1)
+        (0.1, 0.35)
     """
-    return float(SHARES[np.argmin(sums[:-1])])
+    allowed = SHARES <= _RISE * before
+    return float(SHARES[allowed][np.argmin(sums[:-1][allowed])])
 
 
 def is_measured(sums: np.ndarray) -> bool:

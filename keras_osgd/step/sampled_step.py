@@ -330,7 +330,8 @@ def _apply(model, state, apply: Callable, changed, gain, counts) -> tf.Tensor:
 
     def undo() -> tuple[tf.Tensor, tf.Tensor]:
         skipping.put_back(changed)
-        weights = [keras_compat.tensor_of(v) for v in model.trainable_weights]
+        # Tensors, as the variables of several replicas have `values` of their own.
+        weights = [tf.convert_to_tensor(v) for v in model.trainable_weights]
         return tf.constant(False), skipping.all_finite(tf.zeros([]), weights)
 
     applied, sound = tf.cond(counts, step, undo)
