@@ -719,7 +719,8 @@ def _() -> str:
     with folder() as at:
         fit(model(), callbacks=[Checkpoint(at)])
         trained, callback, fsync = model(), Checkpoint(at), os.fsync
-        effects = itertools.chain([full], itertools.repeat(mock.DEFAULT))
+        # The first file that is made is the mark of who writes here.
+        effects = itertools.chain([mock.DEFAULT, full], itertools.repeat(mock.DEFAULT))
         once = {"wraps": fsync, "side_effect": effects}
         with mock.patch.object(os, "fsync", **once):
             told = said(
@@ -730,7 +731,8 @@ def _() -> str:
         require("all epochs", int(trained.optimizer.iterations) >= 5)
         require("a later one, and no part", len(list(at.iterdir())) == 4)
         before = sorted(at.iterdir())
-        always = mock.patch.object(os, "fsync", side_effect=full)
+        effects = itertools.chain([mock.DEFAULT], itertools.repeat(full))
+        always = mock.patch.object(os, "fsync", wraps=fsync, side_effect=effects)
         many = {"epochs": 60, "callbacks": [Checkpoint(at)]}
         words = "failure number 3 in a row"
         with always:

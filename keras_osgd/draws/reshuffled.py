@@ -95,9 +95,10 @@ def reshuffled(
     # of the cumulative sum decides between two neighbours.
     offset = (rng.integers(2**32) + 0.5) / 2**32
     index = systematic(density, size, permutation, offset)
-    due = credited(probability, credit)
-    place = places(index, rng.random(size), owed[index], due[index])
-    owed += due
+    due = credit * probability.size * probability[index]
+    place = places(index, rng.random(size), owed[index], due)
+    for rows in chunks(len(owed)):
+        owed[rows] += credit * probability.size * probability[rows]
     np.subtract.at(owed, index, 1.0)
     index = index[np.argsort(place)]
     return Reshuffled(index, owed, credit * density.size / size, density[index])

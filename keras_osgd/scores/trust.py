@@ -45,7 +45,7 @@ def share(sums: np.ndarray, before: float = 1.0) -> float:
         >>> share(untrusted()), share(trusted(), before=0.1)
         (0.1, 0.35)
     """
-    allowed = SHARES <= _RISE * before
+    allowed = _RISE * before >= SHARES
     return float(SHARES[allowed][np.argmin(sums[:-1][allowed])])
 
 
@@ -61,6 +61,8 @@ def mixed(probability: np.ndarray, share: float) -> np.ndarray:
         >>> mixed(np.array([0.9, 0.1]), 0.5)
         array([0.7, 0.3])
     """
+    if share == 1.0:
+        return probability
     return share * probability + (1.0 - share) / len(probability)
 
 
@@ -90,5 +92,6 @@ def measured(
     total = uniform.sum()
     if not (total > 0 and np.ptp(relative) > 0):
         return sums
-    moments = (uniform / (1.0 + np.outer(SHARES, relative - 1.0))).sum(axis=1)
-    return _MEMORY * sums + np.append(moments / total, 1.0) * len(uniform)
+    relative = relative - 1.0
+    moments = [(uniform / (1.0 + s * relative)).sum() for s in SHARES]  # few at once
+    return _MEMORY * sums + np.append(np.array(moments) / total, 1.0) * len(uniform)

@@ -147,7 +147,11 @@ def test_without_robustness_p_is_proportional_to_the_predicted_norms():
         table=table, uncertainty_set=fitted, drawn=4, armed=True
     )
     planner = types.SimpleNamespace(
-        _state=state, _sampling=RAIS(floor=0.1), _n=4, _blocks=None
+        _state=state,
+        _sampling=RAIS(floor=0.1),
+        _n=4,
+        _blocks=None,
+        _share=lambda: 1.0,
     )
 
     def candidate():
