@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -200,10 +200,8 @@ class Blocks:
 
     def drawn(self, first: int, until: int) -> tuple[Any, ...]:
         """Returns some steps' draws: index, p, features, and whether by the scores."""
-        m, parts, importance = self._buffers.batch_size, [], False
-        for plan in self.plans:
-            steps = np.array([first, until]) - plan.start
-            rows = slice(*(np.clip(steps, 0, self._buffers.block_steps) * m))
+        parts, importance = [], False
+        for plan, rows in self._rows(first, until):
             columns = (plan.index, plan.probability, plan.features)
             parts.append([column[rows] for column in columns])
             importance = plan.importance
@@ -212,13 +210,18 @@ class Blocks:
 
     def relative(self, first: int, until: int) -> np.ndarray:
         """Returns n p of some steps' draws, p by the scores alone as planned."""
-        m, parts = self._buffers.batch_size, []
-        for plan in self.plans:
-            steps = np.array([first, until]) - plan.start
-            rows = slice(*(np.clip(steps, 0, self._buffers.block_steps) * m))
+        parts = []
+        for plan, rows in self._rows(first, until):
             mixture = self._n * plan.candidate[rows] / plan.credit
             parts.append(1.0 + (mixture - 1.0) / plan.share)
         return np.concatenate(parts)
+
+    def _rows(self, first: int, until: int) -> Iterator[tuple[Plan, slice]]:
+        """Yields each plan, and where the draws of some steps are in it."""
+        for plan in self.plans:
+            steps = np.array([first, until]) - plan.start
+            steps = np.clip(steps, 0, self._buffers.block_steps)
+            yield plan, slice(*(steps * self._buffers.batch_size))
 
     @property
     def last_plan(self) -> Plan | None:
@@ -247,7 +250,7 @@ class Blocks:
             self._state.drawn -= len(unused)
             if self._sampling.draws == "reshuffled":
                 over_all = _over_all(plan, self._n)
-                due = credited(over_all, plan.mass * over_all.astype(bool).mean())
+                due = credited(over_all, plan.mass, np.count_nonzero(over_all))
                 size = len(plan.index)
                 self._state.owed = refund(self._state.owed, due, unused, size)
 

@@ -95,18 +95,25 @@ def reshuffled(
     # of the cumulative sum decides between two neighbours.
     offset = (rng.integers(2**32) + 0.5) / 2**32
     index = systematic(density, size, permutation, offset)
-    due = credit * probability.size * probability[index]
+    n = probability.size
+    due = credited(probability[index], credit, n)
     place = places(index, rng.random(size), owed[index], due)
-    for rows in chunks(len(owed)):
-        owed[rows] += credit * probability.size * probability[rows]
+    for rows in chunks(n):
+        owed[rows] += credited(probability[rows], credit, n)
     np.subtract.at(owed, index, 1.0)
     index = index[np.argsort(place)]
-    return Reshuffled(index, owed, credit * density.size / size, density[index])
+    return Reshuffled(index, owed, credit * n / size, density[index])
 
 
-def credited(probability: np.ndarray, credit: float) -> np.ndarray:
-    """Returns `[n]`, the visits that a block owes each example: credit times n p."""
-    return (credit * probability.size) * probability
+def credited(probability: np.ndarray, credit: float, n: int) -> np.ndarray:
+    """Returns the visits that a block owes examples: credit times n p.
+
+    Args:
+        probability: `[k]`, p of the examples.
+        credit: > 0, mass that the block gives to each example.
+        n: number of examples that p was defined on.
+    """
+    return (credit * n) * probability
 
 
 def rescaled(owed: np.ndarray, factor: np.ndarray) -> np.ndarray:

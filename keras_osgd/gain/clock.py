@@ -10,22 +10,69 @@ import tensorflow as tf
 
 from keras_osgd.base.placement import step_variable
 
-__all__ = ["Clock", "steps_for"]
+__all__ = ["Clock", "Progress", "steps_for"]
 
 _FAR = tf.int64.max
 _AHEAD = 40  # steps: an epoch's end is decided this early, before it is read
 _POLL = 8  # steps between two looks at the decision
 
 
-class Clock:
+class Progress:
+    """Effective iterations: those of all epochs begun, and those that they still lack.
+
+    Args:
+        lead: `tf.Variable` float64, effective iterations minus the optimizer's own;
+            kept across fits.
+
+    Attributes:
+        gain: `[]` float64, effective iterations of the last step, which sets it.
+    """
+
+    def __init__(self, lead: tf.Variable) -> None:
+        """Starts with no epoch begun."""
+        self.lead = lead
+        self.gain = step_variable(1.0, tf.float64)
+        self._remaining = step_variable(0.0, tf.float64)
+        self._granted = 0.0  # in earlier fits too
+
+    def count_earlier(self, effective_iterations: float) -> None:
+        """Adds those trained before `fit`, after `restart`; epochs stay as they are."""
+        self._granted += effective_iterations
+
+    def effective_iterations(self) -> float:
+        """Returns the effective iterations of this `fit` and those counted before."""
+        return self._granted - float(self._remaining)
+
+    @property
+    def counts(self) -> tuple[tf.Variable, tf.Variable]:
+        """Variables of effective iterations: `lead`, and those still lacking."""
+        return self.lead, self._remaining
+
+    @property
+    def granted(self) -> float:
+        """Effective iterations of all epochs begun, and those counted before."""
+        return self._granted
+
+    def take_back(self, lead: tf.Tensor, remaining: tf.Tensor, granted: float) -> None:
+        """Goes back to the counts of an earlier step.
+
+        Args:
+            lead: the value of `lead` then.
+            remaining: effective iterations that the epoch lacked then.
+            granted: `granted` then.
+        """
+        self.lead.assign(lead)
+        self._remaining.assign(remaining + (self._granted - granted))
+
+
+class Clock(Progress):
     """Counts steps and effective iterations and decides where an epoch ends.
 
     The decision is made with the training step, a fixed number of steps ahead, so that
     neither prefetching nor `steps_per_execution` changes it.
 
     Args:
-        lead: `tf.Variable` float64, effective iterations minus the optimizer's own;
-            kept across fits.
+        lead: as in `Progress`.
         end: `tf.Variable` int64, the first step that no longer belongs to the epoch;
             the pipeline stops there.
         steps_per_execution: of the model.
@@ -35,18 +82,12 @@ class Clock:
         self, lead: tf.Variable, end: tf.Variable, steps_per_execution: int
     ) -> None:
         """Starts at step 0 with no epoch begun."""
-        self.lead = lead
+        super().__init__(lead)
         self._end = end
         self._ahead = max(_AHEAD, 4 * steps_per_execution)
         self._steps_per_execution = steps_per_execution
-        # Set by the step: its effective iterations, and those the epoch still lacks.
-        self.gain = step_variable(1.0, tf.float64)
-        self._remaining = step_variable(0.0, tf.float64)
         self._steps = step_variable(0, tf.int64)
         self.step = 0
-        self._granted = (
-            0.0  # effective iterations of all epochs begun, in earlier fits too
-        )
         self._known_end: int | None = None
         self._poll_at = 0
         self._share = 1.0  # effective iterations of the epoch
@@ -93,35 +134,6 @@ class Clock:
         self._remaining.assign(0.0)
         self.gain.assign(1.0)
         self._end.assign(_FAR)
-
-    def count_earlier(self, effective_iterations: float) -> None:
-        """Adds those trained before `fit`, after `restart`; epochs stay as they are."""
-        self._granted += effective_iterations
-
-    def effective_iterations(self) -> float:
-        """Returns the effective iterations of this `fit` and those counted before."""
-        return self._granted - float(self._remaining)
-
-    @property
-    def counts(self) -> tuple[tf.Variable, tf.Variable]:
-        """Variables of effective iterations: `lead`, and those still lacking."""
-        return self.lead, self._remaining
-
-    @property
-    def granted(self) -> float:
-        """Effective iterations of all epochs begun, and those counted before."""
-        return self._granted
-
-    def take_back(self, lead: tf.Tensor, remaining: tf.Tensor, granted: float) -> None:
-        """Goes back to the counts of an earlier step.
-
-        Args:
-            lead: the value of `lead` then.
-            remaining: effective iterations that the epoch lacked then.
-            granted: `granted` then.
-        """
-        self.lead.assign(lead)
-        self._remaining.assign(remaining + (self._granted - granted))
 
     def steps_left(self) -> int:
         """Returns the steps to the epoch's end, at the gain of the last one."""

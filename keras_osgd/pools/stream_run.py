@@ -13,7 +13,7 @@ from keras_osgd.base.placement import step_variable
 from keras_osgd.base.replicas import Share
 from keras_osgd.base.warn import warn, warn_once
 from keras_osgd.gain import learning_rate
-from keras_osgd.gain.clock import steps_for
+from keras_osgd.gain.clock import Progress, steps_for
 from keras_osgd.gain.gain_ratio import MAX_GAIN
 from keras_osgd.losses.described import OutputLoss
 from keras_osgd.pools.pool import Batch, drawing, joined, plain, size_of
@@ -33,21 +33,19 @@ _OBSERVED = 50  # observed steps before pools may begin
 _MARGIN = 1.05  # factor by which the gain must exceed the cost to begin
 
 
-class StreamClock:
+class StreamClock(Progress):
     """Counts steps and effective iterations; an epoch ends when those reach its share.
 
     Nothing is read ahead of the steps, so the end need not be known beforehand: the
     clock looks for it whenever the epoch may be complete.
 
     Args:
-        lead: as in `Clock`.
+        lead: as in `Progress`.
     """
 
     def __init__(self, lead: tf.Variable) -> None:
         """Starts at step 0 with no epoch begun."""
-        self.lead = lead
-        self.gain = step_variable(1.0, tf.float64)
-        self._remaining = step_variable(0.0, tf.float64)
+        super().__init__(lead)
         self.restart()
 
     def restart(self) -> None:
@@ -81,30 +79,6 @@ class StreamClock:
             return True
         self._poll_at = self.step + max(1, int(remaining / MAX_GAIN))
         return False
-
-    def count_earlier(self, effective_iterations: float) -> None:
-        """Adds those trained before `fit`; see `Clock.count_earlier`."""
-        self._granted += effective_iterations
-
-    def effective_iterations(self) -> float:
-        """Returns the effective iterations of this `fit` and those counted before."""
-        return self._granted - float(self._remaining)
-
-    @property
-    def counts(self) -> tuple[tf.Variable, tf.Variable]:
-        """Variables of effective iterations: `lead`, and those still lacking."""
-        return self.lead, self._remaining
-
-    @property
-    def granted(self) -> float:
-        """Effective iterations of all epochs begun, and those counted before."""
-        return self._granted
-
-    def take_back(self, lead: tf.Tensor, remaining: tf.Tensor, granted: float) -> None:
-        """Goes back to the counts of an earlier step; see `Clock.take_back`."""
-        self.lead.assign(lead)
-        self._remaining.assign(remaining + (self._granted - granted))
-        self._poll_at = 0
 
     def steps_left(self) -> int:
         """Returns the steps to the epoch's end, at the gain of the last one."""

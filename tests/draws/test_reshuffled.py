@@ -77,6 +77,24 @@ def test_where_p_becomes_uniform_again_blocks_are_permutations_again(aside):
     assert (before != np.arange(aside, n)).any(axis=1).all()
 
 
+def test_examples_wait_for_the_same_mass_where_their_own_visits_have_moved_p():
+    state, n, seen = SamplingState(), 60, np.arange(0, 60, 3)
+    state.allocate(ScoreTable(n, None), Identity(), 0, "last_layer")
+    blocks, old = (
+        Blocks(RAIS(), state, PlanBuffers(4, 4)),
+        _random_distribution(_rng(1), n),
+    )
+    blocks.make(0, old, True)
+    owed, new = state.owed.copy(), _random_distribution(_rng(2), n)
+    blocks.make(4, new, True, np.repeat(seen, 2))
+    plan = blocks.last_plan
+    before = state.owed - plan.mass * n * new + np.bincount(plan.index, minlength=n)
+    waits = np.isin(np.arange(n), seen) & (owed < 0)
+    assert 0 < waits.sum() < (owed < 0).sum()
+    expected = np.where(waits, owed * new / old, owed)
+    np.testing.assert_allclose(before, expected, atol=1e-12)
+
+
 def test_a_visited_example_that_owes_a_rounding_error_is_not_drawn():
     n = 30
     owed = np.where(np.arange(n) < n // 3, 2 / 3, -1 / 3)
@@ -373,7 +391,7 @@ def test_a_refund_of_all_visits_leaves_what_was_owed_before_the_draw():
     rng, n, size = _rng(11), 20, 60
     p, owed = _random_distribution(rng, n), rng.normal(size=n)
     drawn = draws.reshuffled(owed, p, size, rng)
-    due = draws.credited(p, drawn.credit * size / n)
+    due = draws.credited(p, drawn.credit * size / n, n)
     np.testing.assert_allclose(due, drawn.credit * size * p, rtol=1e-14)
     used, unused = drawn.index[:25], drawn.index[25:]
     assert len(np.unique(unused)) < len(unused)  # some came more than once

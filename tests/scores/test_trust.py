@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from keras_osgd.data.identity import Identity
+from keras_osgd.draws.blocks import Blocks
 from keras_osgd.draws.observations import Observed
 from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.draws.planner import RAISPlanner
@@ -91,6 +92,15 @@ def test_scores_that_predict_nothing_or_age_within_a_block_are_not_followed():
         return np.where((index < N // 2) == (step // STEPS % 2 == 0), 3.0, 0.3)
 
     assert max(_shares(turning)) == 0.1
+
+
+def test_what_is_measured_is_p_by_the_scores_alone():
+    state, p = SamplingState(), np.random.default_rng(0).dirichlet(np.ones(N))
+    state.allocate(ScoreTable(N, None), Identity(), 0, "last_layer")
+    blocks = Blocks(RAIS(), state, PlanBuffers(STEPS, M))
+    blocks.make(0, trust.mixed(p, 0.35), True, share=0.35)
+    drawn = blocks.last_plan.index[2 * M : 5 * M]
+    np.testing.assert_allclose(blocks.relative(2, 5), N * p[drawn], atol=1e-12)
 
 
 def test_files_from_before_it_was_measured_follow_the_scores_as_they_did():

@@ -268,6 +268,18 @@ def test_weights_of_the_user_and_several_outputs():
         assert_near(shown[name], right[name], name)
 
 
+def test_a_metric_of_a_model_sure_of_what_is_wrong_is_weighted():
+    """Keras' softmax leaves its logits on an output, and none on repeated examples."""
+    layers = [keras.Input((4,)), keras.layers.Dense(3, "softmax")]
+    model = keras_osgd.Sequential(layers)
+    of_wrong = keras.metrics.SparseCategoricalCrossentropy()
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=[of_wrong])
+    x = 1e4 * small.X
+    model.compute_metrics(x, small.Y, model(x))
+    data = training_data.prepare(x, small.Y, None, None, 4, None)
+    assert [how.weighted for how in metrics.try_out(model, data)] == [True]
+
+
 def test_trying_metrics_out_leaves_them_as_they_were():
     x, y, *_ = FAMILIES["one-hot"]
     given = [keras.metrics.F1Score(), keras.metrics.OneHotMeanIoU(3), "mse"]
