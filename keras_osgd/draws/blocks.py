@@ -174,7 +174,8 @@ class Blocks:
         owed, last = self._state.owed, self.last_plan
         if observed is None or last is None or self._sampling.draws == "independent":
             return owed
-        rows: Any = np.unique(observed) if last.importance else slice(None)
+        # An example may be among them twice: what is computed for it is the same.
+        rows: Any = observed if last.importance else slice(None)
         now, before = probability[rows], _over_all(last, self._n)[rows]
         factor = np.divide(now, before, out=np.ones_like(now), where=before > 0)
         owed = owed.copy()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from keras_osgd.draws.blocks import LEAST_FLOOR, Blocks
 from keras_osgd.draws.observations import NOTHING_OBSERVED, ObservationLog, floats
@@ -135,9 +136,9 @@ class OraclePlanner:
         self._blocks.plans.clear()
         self._store(norms)
         scores = self._state.table.combine(_ONLY_LAST)
-        if not scores.numpy().any():
+        if not scores.any():
             self._blocks.tell_of_zeros()
-        p = distributions.oracle(scores)
+        p = distributions.oracle(tf.convert_to_tensor(scores))
         candidate = distributions.with_floor(p, max(self._floor, LEAST_FLOOR)).numpy()
         self._blocks.make(step, candidate, self._state.armed)
         self._end = step + self._buffers.block_steps

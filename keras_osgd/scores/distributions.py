@@ -185,9 +185,22 @@ def by_scores(state: SamplingState, floor: float) -> tuple[np.ndarray, bool] | N
     if fitted is None:
         return None
     worst = worst_norm(fitted, state.table.mean_features())
-    p = oracle(state.table.combine(worst))
-    p = np.asarray(with_floor(p, floor))
+    p = _with_floor_in_place(state.table.combine(worst), floor)
     return p, not (fitted.objective > 0 or fitted.mean.any())
+
+
+def _with_floor_in_place(scores: np.ndarray, floor: float) -> np.ndarray:
+    """Returns `oracle` of the scores `with_floor`, in two passes and without a copy.
+
+    Scores with a sum that is 0 or not finite are left to those functions.
+    """
+    with np.errstate(over="ignore"):
+        total = scores.sum()
+    if not np.finfo(scores.dtype).tiny <= total < np.inf:  # in this form NaN fails too
+        return np.asarray(with_floor(oracle(tf.convert_to_tensor(scores)), floor))
+    scores *= (1.0 - floor) / total
+    scores += floor / len(scores)
+    return scores
 
 
 def worst_norm(fitted: UncertaintySet, mean_features: np.ndarray) -> np.ndarray:

@@ -284,7 +284,7 @@ class ScoreTable:
             self._mean_features = total / self.size
         return self._mean_features.copy()
 
-    def combine(self, coefficients: np.ndarray) -> tf.Tensor:
+    def combine(self, coefficients: np.ndarray) -> np.ndarray:
         """Returns `[n]` float64: <coefficients, s_i> of every example.
 
         Args:
@@ -303,7 +303,7 @@ class ScoreTable:
         for rows, columns in self._columns(used, self._means()):
             for value, column in zip(used.values(), columns, strict=True):
                 total[rows] += value * column
-        return tf.convert_to_tensor(total)
+        return total
 
     def last_norms(self) -> np.ndarray:
         """Returns `[n]` float32: the norms last observed; NaN where there is none."""

@@ -157,7 +157,7 @@ def test_without_robustness_p_is_proportional_to_the_predicted_norms():
     def candidate():
         return RAISPlanner._candidate(planner)[0]
 
-    predicted = table.combine(fitted.mean).numpy()
+    predicted = table.combine(fitted.mean)
     with ablations.without_robustness():
         taken_away = candidate()
     expected = 0.9 * predicted / predicted.sum() + 0.1 / 4

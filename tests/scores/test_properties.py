@@ -190,7 +190,7 @@ def test_no_score_that_is_not_finite_is_ever_written(data, norms_of, weights_of)
     scores, refused = refusal(table.combine, np.array(coefficients))
     assert (refused is not None) == is_bad(coefficients)
     if refused is None:
-        p, refused = refusal(distributions.oracle, scores)
+        p, refused = refusal(distributions.oracle, tf.constant(scores))
         if refused is None:
             assert_above_floor(distributions.with_floor(p, 0.05), 0.05)
         else:
@@ -238,7 +238,7 @@ def test_a_table_with_any_number_put_into_its_file_loads_well_or_not_at_all(data
     _, refused = refusal(other.load_state_dict, arrays)
     if refused is None:
         assert not is_bad(other.features_of(np.arange(n)), other.mean_features())
-        p = distributions.oracle(other.combine(np.full(6, 0.1)))
+        p = distributions.oracle(tf.constant(other.combine(np.full(6, 0.1))))
         assert_above_floor(distributions.with_floor(p, 0.05), 0.05)
     else:
         for key, value in other.state_dict().items():

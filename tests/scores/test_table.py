@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_osgd.scores import table as score_table
 from keras_osgd.scores.checks import DEFAULT_FEATURES, LARGE_FEATURES
@@ -113,7 +112,7 @@ def test_combine_and_mean_features_are_those_of_the_feature_matrix(classes, feat
         coefficients = np.random.default_rng(seed).exponential(size=len(features))
         coefficients[seed] = 0.0
         combined = table.combine(coefficients)
-        assert combined.dtype == tf.float64
+        assert combined.dtype == np.float64
         np.testing.assert_allclose(combined, matrix @ coefficients, rtol=1e-12)
 
 
