@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_osgd.base.chunks import chunks
 from keras_osgd.draws.observations import logged_of
 from keras_osgd.draws.pipeline import READ_AHEAD, Plan, PlanBuffers
 from keras_osgd.draws.reshuffled import (
@@ -174,13 +175,14 @@ class Blocks:
         owed, last = self._state.owed, self.last_plan
         if observed is None or last is None or self._sampling.draws == "independent":
             return owed
-        # An example may be among them twice: what is computed for it is the same.
-        rows: Any = observed if last.importance else slice(None)
-        now, before = probability[rows], _over_all(last, self._n)[rows]
-        factor = np.divide(now, before, out=np.ones_like(now), where=before > 0)
-        owed = owed.copy()
-        owed[rows] = rescaled(owed[rows], factor)
-        return owed
+        over_all, after = _over_all(last, self._n), owed.copy()
+        for part in chunks(len(observed) if last.importance else self._n):
+            # An example may be observed twice: what is computed for it is the same.
+            rows: Any = observed[part] if last.importance else part
+            now, before = probability[rows], over_all[rows]
+            factor = np.divide(now, before, out=np.ones_like(now), where=before > 0)
+            after[rows] = rescaled(owed[rows], factor)
+        return after
 
     def _draw(
         self, owed: np.ndarray, probability: np.ndarray, size: int, aside: np.ndarray

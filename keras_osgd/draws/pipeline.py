@@ -15,6 +15,11 @@ __all__ = ["READ_AHEAD", "Plan", "PlanBuffers", "Sample", "batches"]
 
 READ_AHEAD = 3  # batches, while plans are made beside the steps
 _NEVER = tf.int64.max
+_READ_TOO_FAR = (
+    "The pipeline read further ahead than its plan. This is a fault of keras_osgd: "
+    "please report it with your `fit` and `compile` calls."
+)
+_COLUMNS = ("probability", "candidate", "loss_factor", "loss_baseline")
 
 
 class Sample(NamedTuple):
@@ -94,10 +99,9 @@ class PlanBuffers:
         self.block_steps, self.batch_size = block_steps, batch_size
         shape = [2 * block_steps, batch_size]
         self.index = host_variable(np.zeros(shape, np.int64))
-        self.probability = host_variable(np.ones(shape, np.float32))
-        self.candidate = host_variable(np.ones(shape, np.float32))
-        self.loss_factor = host_variable(np.ones(shape, np.float32))
-        self.loss_baseline = host_variable(np.zeros(shape, np.float32))
+        # `_COLUMNS` of each step, one below the other: read at once.
+        columns = [shape[0], len(_COLUMNS), batch_size]
+        self.columns = host_variable(np.ones(columns, np.float32))
         self.number = host_variable(np.zeros(shape[:1], np.int64))
         self.planned_until = host_variable(0, tf.int64)
         self.start = host_variable(0, tf.int64)
@@ -111,17 +115,14 @@ class PlanBuffers:
     def write(self, plan: Plan) -> None:
         """Puts a plan where the pipeline reads it once its first step comes up."""
         rows = (plan.start + np.arange(self.block_steps)) % self.rows
-        for variable, values in (
-            (self.index, plan.index),
-            (self.probability, plan.probability),
-            (self.candidate, plan.candidate),
-            (self.loss_factor, plan.loss_factor),
-            (self.loss_baseline, plan.loss_baseline),
-        ):
-            values = np.broadcast_to(values, plan.index.shape)
-            values = values.reshape(self.block_steps, self.batch_size)
-            values = values.astype(variable.dtype.as_numpy_dtype, copy=False)
-            variable.scatter_update(tf.IndexedSlices(values, rows))
+        shape = [self.block_steps, self.batch_size]
+        index = plan.index.reshape(shape)
+        columns = np.empty([shape[0], len(_COLUMNS), shape[1]], np.float32)
+        for place, name in enumerate(_COLUMNS):
+            values = np.broadcast_to(getattr(plan, name), plan.index.shape)
+            columns[:, place] = values.reshape(shape)
+        self.index.scatter_update(tf.IndexedSlices(index, rows))
+        self.columns.scatter_update(tf.IndexedSlices(columns, rows))
         numbers = plan.number + self.batch_size * np.arange(self.block_steps)
         self.number.scatter_update(tf.IndexedSlices(numbers, rows))
         self.planned_until.assign(plan.start + self.block_steps)
@@ -134,26 +135,18 @@ class PlanBuffers:
             part: from 0 on.
             parts: number of them, which divides m.
         """
-        tf.debugging.assert_less(
-            step,
-            self.planned_until,
-            "The pipeline read further ahead than its plan. This is a fault of "
-            "keras_osgd: please report it with your `fit` and `compile` calls.",
-        )
+        # The raw operation: that of `tf.debugging` brings a conditional with it.
+        tf.raw_ops.Assert(condition=step < self.planned_until, data=[_READ_TOO_FAR])
         row, size = step % self.rows, self.batch_size // parts
         first = row * self.batch_size + part * size
 
-        def of_part(variable: tf.Variable) -> tf.Tensor:
-            return tf.reshape(tf.gather(variable, row), [parts, size])[part]
-
-        return Sample(
-            of_part(self.index),
-            of_part(self.probability),
-            of_part(self.candidate),
-            first + tf.range(size, dtype=tf.int64),
-            loss_factor=of_part(self.loss_factor),
-            loss_baseline=of_part(self.loss_baseline),
-        )
+        index, columns = tf.gather(self.index, row), tf.gather(self.columns, row)
+        if parts > 1:
+            index = tf.reshape(index, [parts, size])[part]
+            columns = tf.reshape(columns, [len(_COLUMNS), parts, size])[:, part]
+        named = dict(zip(_COLUMNS, tf.unstack(columns), strict=True))
+        position = first + tf.range(size, dtype=tf.int64)
+        return Sample(index=index, position=position, **named)
 
     def numbers(self, step: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
         """Returns `[k]` int64, the number of each draw, counted over all blocks.

@@ -167,7 +167,7 @@ def test_without_robustness_p_is_proportional_to_the_predicted_norms():
 
 def test_the_point_estimate_follows_the_norm_last_seen_and_the_floor():
     model = trained(ablations.point_estimate, floor=0.1, features=("constant", "last"))
-    last = model.sampling_state.table.combine(np.array([0.0, 1.0])).numpy()
+    last = model.sampling_state.table.combine(np.array([0.0, 1.0]))
     p = model.sampling_run.probabilities()
     expected = 0.9 * last / last.sum() + 0.1 / N
     agreeing = np.isclose(p, expected, rtol=0.05).mean()

@@ -319,7 +319,7 @@ def test_tables_are_on_the_host_and_the_steps_scalars_with_the_model(jit_compile
     state, run = model.sampling_state, model.sampling_run
     buffers, log = run.buffers, run.log
     held = [
-        *(buffers.index, buffers.probability, buffers.candidate, buffers.number),
+        *(buffers.index, buffers.columns, buffers.number),
         *(buffers.planned_until, buffers.start, buffers.end, log._norms, log._gains),
         *state.table._variables.values(),
     ]

@@ -34,7 +34,7 @@ class Draws(keras.callbacks.Callback):
         run = self.model.sampling_run
         row = (run.clock.step - 1) % run.buffers.rows
         self.index.append(run.buffers.index.numpy()[row])
-        self.probability.append(run.buffers.probability.numpy()[row])
+        self.probability.append(run.buffers.columns.numpy()[row, 0])
         self.norms.append(run.log.read(run.clock.step - 1, run.clock.step)[0])
         self.gains.append(float(run.clock.gain))
 
