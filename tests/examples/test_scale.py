@@ -71,9 +71,9 @@ def test_shards_are_random_and_of_equal_sizes():
 
 # Bytes of a refresh per example beside the state and earlier plans, of which a share
 # a <= 0.75 can be visited and an eighth is drawn: 8 of p, 8 of what is owed, 8 of it
-# once visits have changed p, 8 of density, and in order 8 a each of numbers, permutation,
-# density and running sum; 8 of 1/8 for each of positions, intervals, numbers, weights
-# and features drawn.
+# once visits have changed p, 8 of density, and in order 8 a each of numbers,
+# permutation, density and running sum; 8 of 1/8 for each of positions, intervals,
+# numbers, weights and features drawn.
 _WORKING_BYTES = 8 + 8 + 8 + 8 + 4 * 8 * 0.75 + 10
 
 
