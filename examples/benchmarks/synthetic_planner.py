@@ -78,12 +78,14 @@ def synthetic(
     def plan_block() -> None:
         plan = made.last_plan
         step = plan.start + buffers.block_steps
-        first_position = plan.start % buffers.rows * batch_size
-        for first in range(0, len(plan.index), _AT_ONCE):
-            index = plan.index[first : first + _AT_ONCE]
-            positions = first_position + first + np.arange(len(index))
-            observed = tf.constant(norms[index])
-            log.write(tf.constant(positions), observed, tf.constant(2.0), observed)
+        rows = (plan.start + np.arange(steps)) % buffers.rows
+        at_once = max(1, _AT_ONCE // batch_size)
+        for first in range(0, steps, at_once):
+            part = slice(first, first + at_once)
+            seen = norms[plan.index.reshape(steps, batch_size)[part]]
+            gains = np.full([len(seen), 1], 2.0, np.float32)
+            observed = np.concatenate([seen, seen, gains], axis=1)
+            log.write(tf.constant(rows[part]), tf.constant(observed))
         made.plan(step, step)
 
     state_bytes = int(table.bytes_per_example * examples)

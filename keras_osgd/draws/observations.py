@@ -51,58 +51,55 @@ class Observed(NamedTuple):
 
 
 class ObservationLog:
-    """Norms, losses and gain ratios of the steps of two blocks, in host variables.
+    """Norms, losses and gain ratios of the steps of two blocks, in a host variable.
+
+    A step, or each of its parts, has one row, which is written at once: the norms of
+    its draws, their losses, and the gain ratio.
 
     Args:
         buffers: whose steps are observed.
+        parts: number of equal parts that a step's batch comes in.
     """
 
-    def __init__(self, buffers: PlanBuffers) -> None:
+    def __init__(self, buffers: PlanBuffers, parts: int = 1) -> None:
         """Allocates room for two blocks."""
-        self._batch_size, self._rows = buffers.batch_size, buffers.rows
-        size = self._rows * self._batch_size
-        self._norms = host_variable(np.zeros(size, np.float32))
-        self._losses = host_variable(np.full(size, np.nan, np.float32))
-        self._gains = host_variable(np.zeros(self._rows, np.float32))
+        self._rows, self._parts = buffers.rows, parts
+        self._size = buffers.batch_size // parts
+        shape = [self._rows * parts, self._size]
+        written = [np.zeros(shape), np.full(shape, np.nan), np.zeros([shape[0], 1])]
+        self._written = host_variable(np.concatenate(written, axis=1), tf.float32)
 
-    def write(
-        self,
-        position: tf.Tensor,
-        norms: tf.Tensor,
-        gain: tf.Tensor,
-        losses: tf.Tensor | None,
-    ) -> None:
-        """Writes norms `[m]`, gain ratio `[]` and losses `[m]`; part of the step."""
-        self._norms.scatter_update(tf.IndexedSlices(norms, position))
-        if losses is not None:
-            self._losses.scatter_update(tf.IndexedSlices(losses, position))
-        row = position[:1] // self._batch_size
-        self._gains.scatter_update(tf.IndexedSlices(gain[tf.newaxis], row))
+    def write(self, row: tf.Tensor, observed: tf.Tensor) -> None:
+        """Writes what a step left in its row; part of the step.
+
+        Args:
+            row: `[]` or `[k]`, see `Sample`.
+            observed: `[2 m + 1]` or `[k, 2 m + 1]`, float32.
+        """
+        self._written.scatter_update(tf.IndexedSlices(observed, row))
 
     def read(self, first: int, last: int) -> Observed:
         """Returns what was written in the steps first <= step < last."""
-        rows = np.arange(first, last) % self._rows
-        positions = rows[:, np.newaxis] * self._batch_size + np.arange(self._batch_size)
-        norms, losses = (
-            tf.gather(variable, positions.ravel()).numpy()
-            for variable in (self._norms, self._losses)
-        )
-        return Observed(norms, tf.gather(self._gains, rows).numpy(), losses)
+        steps = np.arange(first, last) % self._rows
+        rows = steps[:, np.newaxis] * self._parts + np.arange(self._parts)
+        written = tf.gather(self._written, rows).numpy()
+        norms, losses, gains = np.split(written, [self._size, 2 * self._size], axis=-1)
+        return Observed(norms.ravel(), gains[:, 0, 0], losses.ravel())
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Returns all that `load_state_dict` needs."""
-        return {
-            "norms": np.array(self._norms),
-            "gains": np.array(self._gains),
-            "losses": np.array(self._losses),
-        }
+        written = np.array(self._written)
+        norms, losses, gains = np.split(written, [self._size, 2 * self._size], axis=1)
+        gains = gains[:: self._parts, 0]
+        return {"norms": norms.ravel(), "gains": gains, "losses": losses.ravel()}
 
     def load_state_dict(self, saved: Mapping[str, np.ndarray]) -> None:
         """Goes on where `state_dict` was called."""
-        self._norms.assign(saved["norms"])
-        self._gains.assign(saved["gains"])
-        unknown = np.full(self._losses.shape, np.nan)
-        self._losses.assign(saved.get("losses", unknown))  # early ones have none
+        unknown = np.full(np.shape(saved["norms"]), np.nan)
+        losses = saved.get("losses", unknown)  # early ones have none
+        norms, losses = (a.reshape(-1, self._size) for a in (saved["norms"], losses))
+        gains = np.repeat(saved["gains"], self._parts)[:, np.newaxis]
+        self._written.assign(np.concatenate([norms, losses, gains], axis=1))
 
 
 class Window:

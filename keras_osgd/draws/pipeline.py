@@ -25,25 +25,49 @@ _COLUMNS = ("probability", "candidate", "loss_factor", "loss_baseline")
 class Sample(NamedTuple):
     """The part of a batch that travels beside x and y.
 
+    It has few tensors, as Keras' training function looks at each one at every step.
+
     Attributes:
-        index: `[m]` int64. Rows drawn.
-        probability: `[m]` float32. The block's p of each row as it was drawn, times the
-            block's credit (see `Plan`): 1/(n probability) is the importance weight.
-        candidate: `[m]` float32. p by the scores; equals `probability` unless the block
-            is drawn uniformly.
-        position: `[m]` int64. Places of the step's norms in the `ObservationLog`.
+        columns: `[k, m]` float32, the properties below, one below the other. A pool has
+            the first two only.
+        row: `[]` int64. Place of the step in the `ObservationLog`.
         sample_weight: `[m, ...]`, the user's own weights, or `None`.
-        loss_factor: `[m]` float32, see `Plan`; `None` in a pool, as is the next.
-        loss_baseline: `[m]` float32, see `Plan`.
     """
 
-    index: tf.Tensor
-    probability: tf.Tensor
-    candidate: tf.Tensor
-    position: tf.Tensor
+    columns: tf.Tensor
+    row: tf.Tensor
     sample_weight: Any = None
-    loss_factor: Any = None
-    loss_baseline: Any = None
+
+    @classmethod
+    def of(
+        cls, probability: tf.Tensor, candidate: tf.Tensor, sample_weight: Any = None
+    ) -> Sample:
+        """Returns the sample of a batch that is not drawn by a plan."""
+        columns = tf.stack([probability, candidate])
+        return cls(columns, tf.zeros([], tf.int64), sample_weight)
+
+    @property
+    def probability(self) -> tf.Tensor:
+        """`[m]`. The block's p of each row as it was drawn, times the block's credit.
+
+        1/(n probability) is the importance weight; see `Plan`.
+        """
+        return tf.unstack(self.columns)[0]
+
+    @property
+    def candidate(self) -> tf.Tensor:
+        """`[m]`. p by the scores; `probability` unless the block is drawn uniformly."""
+        return tf.unstack(self.columns)[1]
+
+    @property
+    def loss_factor(self) -> tf.Tensor:
+        """`[m]`, see `Plan`."""
+        return tf.unstack(self.columns)[2]
+
+    @property
+    def loss_baseline(self) -> tf.Tensor:
+        """`[m]`, see `Plan`."""
+        return tf.unstack(self.columns)[3]
 
 
 _UNIFORM = np.zeros(0)
@@ -127,8 +151,10 @@ class PlanBuffers:
         self.number.scatter_update(tf.IndexedSlices(numbers, rows))
         self.planned_until.assign(plan.start + self.block_steps)
 
-    def read(self, step: tf.Tensor, part: tf.Tensor, parts: int) -> Sample:
-        """Returns one of the equal parts of a step's draws.
+    def read(
+        self, step: tf.Tensor, part: tf.Tensor, parts: int
+    ) -> tuple[tf.Tensor, Sample]:
+        """Returns one of the equal parts of a step's draws: `[m]` int64 and the rest.
 
         Args:
             step: counted from the start of `fit`.
@@ -138,25 +164,23 @@ class PlanBuffers:
         # The raw operation: that of `tf.debugging` brings a conditional with it.
         tf.raw_ops.Assert(condition=step < self.planned_until, data=[_READ_TOO_FAR])
         row, size = step % self.rows, self.batch_size // parts
-        first = row * self.batch_size + part * size
-
         index, columns = tf.gather(self.index, row), tf.gather(self.columns, row)
         if parts > 1:
             index = tf.reshape(index, [parts, size])[part]
             columns = tf.reshape(columns, [len(_COLUMNS), parts, size])[:, part]
-        named = dict(zip(_COLUMNS, tf.unstack(columns), strict=True))
-        position = first + tf.range(size, dtype=tf.int64)
-        return Sample(index=index, position=position, **named)
+            row = row * parts + part
+        return index, Sample(columns, row)
 
-    def numbers(self, step: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+    def numbers(self, step: tf.Tensor, part: tf.Tensor, parts: int) -> tf.Tensor:
         """Returns `[k]` int64, the number of each draw, counted over all blocks.
 
         Args:
-            step: counted from the start of `fit`.
-            position: `[k]`, of draws of that step.
+            step: as in `read`.
+            part: as in `read`.
+            parts: as in `read`.
         """
-        first = tf.gather(self.number, step % self.rows)
-        return first + position % self.batch_size
+        first, size = tf.gather(self.number, step % self.rows), self.batch_size // parts
+        return first + part * size + tf.range(size, dtype=tf.int64)
 
 
 def batches(
@@ -187,10 +211,10 @@ def batches(
     @tf.autograph.experimental.do_not_convert
     def batch(element: tf.Tensor):
         step, part = element // parts, element % parts
-        sample = buffers.read(step, part, parts)
-        taken = rows(sample.index)
+        index, sample = buffers.read(step, part, parts)
+        taken = rows(index)
         if transform is not None:
-            numbers = buffers.numbers(step, sample.position)
+            numbers = buffers.numbers(step, part, parts)
             seeds = tf.stack([tf.fill(numbers.shape, seed), numbers], axis=1)
             taken = transform(taken, seeds)
         x, y, sample_weight = taken

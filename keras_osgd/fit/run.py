@@ -111,7 +111,7 @@ class RunVariables:
             last_layer_gain=GainRatio(),
             clock=Clock(state.lead, self.buffers.end, key.steps_per_execution),
             skips=Skips(),
-            log=ObservationLog(self.buffers),
+            log=ObservationLog(self.buffers, key.share.replicas),
             losses_known=losses_known,
             handed=key.handed,
         )

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_osgd.base import replicas
 from keras_osgd.base.keras_compat import UnderStrategy
+from keras_osgd.base.placement import HOST
 from keras_osgd.base.replacing import replaced
 from keras_osgd.base.warn import warn_once
 from keras_osgd.draws.pipeline import Sample
@@ -175,10 +175,10 @@ class ImportanceSampled(UnderStrategy):
 
         def sampled(data: Any) -> dict[str, tf.Tensor]:
             data = strategies.received(data)
-            logs, *observed = core(data)
+            logs, observed = core(data)
             # Outside the compiled core, which reaches only the model's own device.
-            state.log.write(data[-1].position, *observed)
-            replicas.once(lambda each: state.clock.decide())
+            with tf.device(HOST):
+                state.log.write(data[-1].row, observed)
             return logs
 
         def step(data: Any) -> dict[str, tf.Tensor]:

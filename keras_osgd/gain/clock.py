@@ -69,7 +69,8 @@ class Clock(Progress):
     """Counts steps and effective iterations and decides where an epoch ends.
 
     The decision is made with the training step, a fixed number of steps ahead, so that
-    neither prefetching nor `steps_per_execution` changes it.
+    neither prefetching nor `steps_per_execution` changes it. The pipeline learns of it
+    when the training thread looks, well before it can have read so far.
 
     Args:
         lead: as in `Progress`.
@@ -87,6 +88,7 @@ class Clock(Progress):
         self._ahead = max(_AHEAD, 4 * steps_per_execution)
         self._steps_per_execution = steps_per_execution
         self._steps = step_variable(0, tf.int64)
+        self._decided = step_variable(_FAR, tf.int64)  # `end`, beside the model
         self.step = 0
         self._known_end: int | None = None
         self._poll_at = 0
@@ -95,7 +97,7 @@ class Clock(Progress):
         self._under_way = False  # whether the epoch was begun before `fit`
 
     def advance(self, gain: tf.Tensor, applied: tf.Tensor | None) -> None:
-        """Counts one step, inside the training step.
+        """Counts one step, and decides on the end once it is near; part of the step.
 
         Args:
             gain: `[]`, effective iterations of the step if its gradient was applied.
@@ -106,20 +108,22 @@ class Clock(Progress):
         if applied is not None:
             counted = tf.cast(applied, tf.float64)
             progress, lead = gain * counted, lead * counted
+        remaining = self._remaining.read_value() - progress
+        steps = self._steps.read_value() + 1
         self.lead.assign_add(lead)
         self.gain.assign(gain)
-        self._remaining.assign_sub(progress)
-        self._steps.assign_add(1)
-
-    def decide(self) -> None:
-        """Sets the end of the epoch once it is near; after `advance`, on the host."""
+        self._remaining.assign(remaining)
+        self._steps.assign(steps)
+        left = tf.cast(tf.math.ceil(remaining / gain), tf.int64)
         # The lower bound keeps the end beyond what the pipeline may have read.
-        left = self._remaining.read_value() / self.gain.read_value()
-        left = tf.cast(tf.math.ceil(left), tf.int64)
-        left = tf.maximum(left, self._ahead // 2)
-        decide = (left <= self._ahead) & (self._end.read_value() == _FAR)
-        end = self._steps.read_value() + left
-        self._end.assign(tf.where(decide, end, self._end.read_value()))
+        left, decided = tf.maximum(left, self._ahead // 2), self._decided.read_value()
+        decide = (left <= self._ahead) & (decided == _FAR)
+        self._decided.assign(tf.where(decide, steps + left, decided))
+
+    def _set_end(self, end: int) -> None:
+        """Sets the end for the steps and for the pipeline."""
+        self._decided.assign(end)
+        self._end.assign(end)
 
     def restart(self, done: float = 0.0) -> None:
         """Starts counting the steps of a new `fit`.
@@ -133,7 +137,7 @@ class Clock(Progress):
         self._steps.assign(0)
         self._remaining.assign(0.0)
         self.gain.assign(1.0)
-        self._end.assign(_FAR)
+        self._set_end(_FAR)
 
     def steps_left(self) -> int:
         """Returns the steps to the epoch's end, at the gain of the last one."""
@@ -153,7 +157,7 @@ class Clock(Progress):
         return {
             "counts": np.array(counts, np.int64),
             "iterations": np.array([float(self.gain), remaining, self._granted]),
-            "end": np.int64(self._end.numpy()),
+            "end": np.int64(self._decided.numpy()),
             "share": np.float64(self._share),
             "done": np.float64(1 - remaining / self._share if mid_epoch else 0.0),
             "under_way": np.bool_(mid_epoch),
@@ -167,7 +171,7 @@ class Clock(Progress):
         self.gain.assign(gain)
         self._remaining.assign(remaining)
         self._steps.assign(self.step)
-        self._end.assign(saved["end"])
+        self._set_end(saved["end"])
         self._share, self._done = float(saved["share"]), 0.0
         self._under_way = bool(saved["under_way"])
 
@@ -183,15 +187,17 @@ class Clock(Progress):
         remaining = float(self._remaining.assign_add(effective_iterations))
         left = max(1, steps_for(remaining, self.gain))
         self._known_end = self.step + left if left <= self._ahead else None
-        self._end.assign(_FAR if self._known_end is None else self._known_end)
+        self._set_end(_FAR if self._known_end is None else self._known_end)
         self._poll_at = self.step + _POLL
 
     def count_execution(self) -> bool:
         """Counts the steps of one execution; returns whether the epoch is complete."""
         self.step += self._steps_per_execution
         if self._known_end is None and self.step >= self._poll_at:
-            end = int(self._end)
-            self._known_end = None if end == _FAR else end
+            end = int(self._decided)
+            if end != _FAR:
+                self._known_end = end
+                self._end.assign(end)
             self._poll_at = self.step + _POLL
         if self._known_end is None:
             return False

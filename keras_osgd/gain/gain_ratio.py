@@ -74,8 +74,8 @@ def ratio(averages: tf.Tensor, batch_size: tf.Tensor) -> tf.Tensor:
     candidate = squared_gradient + (second_candidate - second) / batch_size
     bound = tf.math.divide_no_nan(second_uniform, second_candidate)
     gain = tf.where(candidate > 0, uniform / candidate, bound)
-    gain = tf.where(gain > 1, tf.minimum(gain, tf.maximum(bound, 1)), gain)
-    gain = tf.clip_by_value(gain, 1 / MAX_GAIN, MAX_GAIN)
+    most = tf.clip_by_value(bound, 1, MAX_GAIN)
+    gain = tf.maximum(tf.minimum(gain, most), 1 / MAX_GAIN)
     return tf.where(second_candidate > 0, gain, tf.ones_like(gain))
 
 

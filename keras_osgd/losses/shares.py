@@ -96,11 +96,11 @@ def each(
         output = output_of(y_pred, one.path, order)
         target, user = (leaf_of(tree, one.target) for tree in (y, sample_weight))
         values = _weighted_values(compiled[order][1], one.rank, target, output, user)
-        values = tf.reshape(values, [tf.shape(values)[0], -1])
-        if one.batch_mean:
-            own = tf.reduce_mean(values, axis=1)
-        else:
-            own = tf.reduce_sum(values, axis=1) * tf.cast(size, values.dtype)
+        axes = list(range(1, values.shape.rank))
+        reduced = tf.reduce_mean if one.batch_mean else tf.reduce_sum
+        own = reduced(values, axis=axes) if axes else values
+        if not one.batch_mean:
+            own *= tf.cast(size, values.dtype)
         total += weights[order] * tf.cast(own, keras.config.floatx())
     return total
 

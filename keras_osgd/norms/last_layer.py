@@ -189,11 +189,16 @@ def squared_norms(head: Head, delta: tf.Tensor) -> tf.Tensor:
             "taken from that gradient. Received: an output without a gradient. Let "
             '`compute_loss` use `y_pred`, or compile with sampling="uniform".'
         )
+    bias = 1.0 if head.bias else 0.0
+    if _has_one_position(head, delta):
+        squared = tf.reduce_sum(tf.square(_wide(delta)), axis=1)
+        if head.inputs is None:
+            return squared
+        return (tf.reduce_sum(tf.square(_wide(head.inputs)), axis=1) + bias) * squared
     delta = _by_position(delta, head)
     if head.inputs is None:
         return tf.reduce_sum(tf.square(delta), axis=(1, 2))
     inputs = _by_position(head.inputs, head)
-    bias = 1.0 if head.bias else 0.0
     positions = delta.shape[1]
     if positions == 1:
         factor = tf.reduce_sum(tf.square(inputs), axis=(1, 2)) + bias
@@ -228,17 +233,34 @@ def squared_gradient(
         >>> float(squared_gradient(head, tf.constant([[1.0], [-1.0]])))  # (3 - 4)^2
         1.0
     """
-    delta = _by_position(delta, head)
-    if head.inputs is None:
-        return tf.reduce_sum(tf.square(summed(tf.reduce_sum(delta, axis=0))))
-    rows = tf.reshape(delta, [-1, delta.shape[-1]])
-    inputs = _by_position(head.inputs, head)
-    columns = tf.reshape(inputs, [-1, sizes(inputs)[-1]])
-    kernel = summed(tf.matmul(columns, rows, transpose_a=True))
-    squared = tf.reduce_sum(tf.square(kernel))
+    if _has_one_position(head, delta):
+        rows, columns = _wide(delta), None
+        if head.inputs is not None:
+            columns = _wide(head.inputs)
+    elif head.inputs is None:
+        rows, columns = _by_position(delta, head)[:, 0], None
+    else:
+        by_position = _by_position(delta, head), _by_position(head.inputs, head)
+        rows, columns = (tf.reshape(a, [-1, sizes(a)[-1]]) for a in by_position)
+    bias = tf.raw_ops.BiasAddGrad(out_backprop=rows)  # as in the layer's own gradient
+    if columns is None:
+        return 2.0 * tf.nn.l2_loss(summed(bias))
+    # Written as TensorFlow writes the kernel's gradient, which is then computed once.
+    kernel = tf.raw_ops.MatMul(a=columns, b=rows, transpose_a=True, grad_b=True)
+    squared = tf.nn.l2_loss(summed(kernel))
     if head.bias:
-        squared += tf.reduce_sum(tf.square(summed(tf.reduce_sum(rows, axis=0))))
-    return squared
+        squared += tf.nn.l2_loss(summed(bias))
+    return 2.0 * squared
+
+
+def _has_one_position(head: Head, delta: Any) -> bool:
+    """Returns whether each example has one row of values, and all is dense."""
+    given = [delta] if head.inputs is None else [delta, head.inputs]
+    return all(isinstance(a, tf.Tensor) and a.shape.rank == 2 for a in given)
+
+
+def _wide(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tensor, tf.float32)
 
 
 def _by_position(tensor: tf.Tensor, head: Head) -> tf.Tensor:

@@ -90,7 +90,7 @@ def drawn_at(
         lambda leaf: None if leaf is None else tf.gather(leaf, index), pool
     )
     drawn = tf.gather(p, index) * count
-    sample = Sample(index, drawn, drawn, index, own)
+    sample = Sample.of(drawn, drawn, own)
     return Drawn((x, y, sample), 1.0 / (count * least))
 
 
@@ -114,8 +114,7 @@ def plain(batch: Batch) -> tuple[Any, Any, Sample]:
 
 @functools.lru_cache(maxsize=4)  # making them anew took a tenth of a small model's step
 def _undrawn(size: int) -> Sample:
-    index = tf.range(size, dtype=tf.int64)
-    return Sample(index, tf.ones([size]), tf.fill([size], np.nan), index)
+    return Sample.of(tf.ones([size]), tf.fill([size], np.nan))
 
 
 def pool_scores(

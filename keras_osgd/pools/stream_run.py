@@ -61,9 +61,6 @@ class StreamClock(Progress):
         self._remaining.assign_sub(gain * counted)
         self.gain.assign(gain)
 
-    def decide(self) -> None:
-        """Does nothing: an end is not decided ahead of the steps."""
-
     def begin_epoch(self, effective_iterations: int) -> None:
         """Begins an epoch; surplus iterations of the last one count for this one."""
         self._granted += effective_iterations
@@ -96,9 +93,9 @@ class SkipCount:
         """Starts with none."""
         self.skipped = step_variable(0, tf.int64)
 
-    def write(self, position: Any, norms: Any, gain: tf.Tensor, losses: Any) -> None:
-        """Counts a skipped step, whose `gain` is NaN; part of the step."""
-        self.skipped.assign_add(tf.cast(tf.math.is_nan(gain), tf.int64))
+    def write(self, row: Any, observed: tf.Tensor) -> None:
+        """Counts a skipped step, whose gain ratio is NaN; part of the step."""
+        self.skipped.assign_add(tf.cast(tf.math.is_nan(observed[-1]), tf.int64))
 
 
 class StreamRun:

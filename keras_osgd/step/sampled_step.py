@@ -48,17 +48,31 @@ class Step(NamedTuple):
 
 
 def make_core(model: keras.Model, state: StepState, jit_compile: bool) -> Any:
-    """Returns the step up to its logging, compiled by XLA if asked for."""
+    """Returns the step up to its logging, compiled by XLA if asked for.
+
+    It returns logs and `observed_of` the step.
+    """
     own = own_train_step(model)
 
-    def core(data: Any) -> Step:
+    def core(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         if own is not None:
-            return own_sampled_step(model, state, data, own)
-        return sampled_step(model, state, data)
+            done = own_sampled_step(model, state, data, own)
+        else:
+            done = sampled_step(model, state, data)
+        return done.logs, observed_of(done)
 
     if jit_compile and not model.run_eagerly:
         return tf.function(core, jit_compile=True, autograph=False)
     return core
+
+
+def observed_of(step: Step) -> tf.Tensor:
+    """Returns `[2 m + 1]` float32: norms, losses (NaN if unknown) and gain ratio."""
+    losses = (
+        tf.fill(tf.shape(step.norms), np.nan) if step.losses is None else step.losses
+    )
+    parts = [step.norms, losses, step.gain[tf.newaxis]]
+    return tf.concat([tf.cast(part, tf.float32) for part in parts], axis=0)
 
 
 def sampled_step(model: keras.Model, state: StepState, data: Any) -> Step:
@@ -282,16 +296,18 @@ def update(
         applied_gain = _applied(state, gain, importance)
         changed = [(v, value) for (v, _), value in zip(before, old, strict=True)]
         step = functools.partial(each, apply, gradients)
-        sound = _apply(model, state, step, changed, applied_gain, counts)
+        gains, excused = (applied_gain, gain), finite & unblamed
+        shown = _apply(model, state, step, changed, gains, counts, excused)
         state.gain.update(observed[-1], counts)
         if done.exact:
             state.last_layer_gain.update(observed[0], counts)
-        excused = finite & unblamed | ~sound
-        return counts, tf.where(counts, gain, tf.where(excused, np.inf, np.nan))
+        return counts, shown
 
     old = [value for _, value in before]
     counts, gain = replicas.once(conclude, done.gradients, old)
-    return counts, tf.where(counts & ~flags[1], np.nan, gain)
+    if _is_scaled(model):
+        gain = tf.where(counts & ~flags[1], np.nan, gain)
+    return counts, gain
 
 
 def _is_finite(model, done: Pass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -302,40 +318,51 @@ def _is_finite(model, done: Pass) -> tuple[tf.Tensor, tf.Tensor]:
     """
     optimizer = model.optimizer
     finite = skipping.all_finite(done.loss, done.gradients)
-    if learning_rate.inner_optimizer(optimizer) is optimizer:
+    if not _is_scaled(model):
         return finite, finite
     overflow = optimizer.scale_loss(tf.ones([])) > 1.0
     return skipping.all_finite(done.loss, []), finite | overflow
 
 
-def _apply(model, state, apply: Callable, changed, gain, counts) -> tf.Tensor:
+def _is_scaled(model: keras.Model) -> bool:
+    """Returns whether a loss scaler skips steps whose gradients overflow."""
+    optimizer = model.optimizer
+    return learning_rate.inner_optimizer(optimizer) is not optimizer
+
+
+def _apply(model, state, apply: Callable, changed, gains, counts, excused) -> tf.Tensor:
     """Applies the gradients at the adapted rate and counts the effective iterations.
 
     Where the step does not count, the values in `changed` are put back instead.
 
     Returns:
-        `[]`, False where the step does not count as the weights are not finite.
+        `[]`, the gain ratio as in `Step`: the second of `gains`, of which the first is
+        applied. Infinite where the step does not count and is `excused`, or the weights
+        are not finite.
     """
-    optimizer = model.optimizer
+    optimizer, (gain, shown) = model.optimizer, gains
     inner = learning_rate.inner_optimizer(optimizer)
-    scaled = inner is not optimizer  # a loss scaler skips overflowing steps
-    before = tf.identity(keras_compat.steps_taken(inner)) if scaled else None
+    before = None
+    if _is_scaled(model):
+        before = tf.identity(keras_compat.steps_taken(inner))
     lead = state.clock.lead.read_value()
 
-    def step() -> tuple[tf.Tensor, tf.Tensor]:
+    def step() -> tf.Tensor:
         unsummed = keras_compat.unsummed(inner)
         with unsummed, learning_rate.adapted(optimizer, gain, lead):
             apply()
-        return tf.constant(True), tf.constant(True)
+        return tf.identity(shown)
 
-    def undo() -> tuple[tf.Tensor, tf.Tensor]:
+    def undo() -> tf.Tensor:
         skipping.put_back(changed)
         # Tensors, as the variables of several replicas have `values` of their own.
         weights = [tf.convert_to_tensor(v) for v in model.trainable_weights]
-        return tf.constant(False), skipping.all_finite(tf.zeros([]), weights)
+        sound = skipping.all_finite(tf.zeros([]), weights)
+        return tf.where(excused | ~sound, np.inf, np.nan)
 
-    applied, sound = tf.cond(counts, step, undo)
+    shown = tf.cond(counts, step, undo)
+    applied = counts
     if before is not None:
         applied = keras_compat.steps_taken(inner) > before
     state.clock.advance(gain, applied)
-    return sound
+    return shown

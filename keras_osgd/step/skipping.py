@@ -114,17 +114,17 @@ def all_finite(loss: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:
         >>> bool(all_finite(tf.ones([]), [tf.constant([1.0, float("inf")]), None]))
         False
     """
-    sums = [_total(loss)]
-    for gradient in gradients:
-        if gradient is not None:
-            sums.append(_total(getattr(gradient, "values", gradient)))
-    return tf.math.is_finite(tf.add_n(sums))
+    given = [g for g in gradients if g is not None]
+    sums = [_total(loss), *(_total(getattr(g, "values", g)) for g in given)]
+    wide = tf.float64 if any(s.dtype == tf.float64 for s in sums) else tf.float32
+    return tf.math.is_finite(tf.add_n([tf.cast(s, wide) for s in sums]))
 
 
 def _total(values: tf.Tensor) -> tf.Tensor:
     if values.dtype.size < 4:  # half precision, whose sums overflow
         values = tf.cast(values, tf.float32)
-    return tf.cast(tf.reduce_sum(values), tf.float64)
+    # Of a single number no sum is taken: each operation of a step takes time.
+    return tf.reduce_sum(values) if values.shape.rank != 0 else values
 
 
 def state_before(model: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:

@@ -42,9 +42,6 @@ class StepClock(Protocol):
     def advance(self, gain: tf.Tensor, applied: tf.Tensor | None) -> None:
         """Counts one step."""
 
-    def decide(self) -> None:
-        """Sets the end of the epoch once it is near; runs on the host."""
-
     @property
     def counts(self) -> tuple[tf.Variable, tf.Variable]:
         """Variables of effective iterations: `lead`, and those still lacking."""
@@ -58,18 +55,14 @@ class StepClock(Protocol):
 
 
 class StepLog(Protocol):
-    """Records norms, gain ratio and losses of each step."""
+    """Records what each step leaves."""
 
-    def write(
-        self,
-        position: tf.Tensor,
-        norms: tf.Tensor,
-        gain: tf.Tensor,
-        losses: tf.Tensor | None,
-    ) -> None:
-        """Records norms `[m]`, gain ratio `[]` and losses `[m]`; part of the step.
+    def write(self, row: tf.Tensor, observed: tf.Tensor) -> None:
+        """Records `observed`, see `sampled_step.observed_of`; part of the step.
 
-        The gain ratio is NaN or infinite where the step changed nothing; see `Step`.
+        Args:
+            row: `[]`, of the step's `Sample`.
+            observed: `[2 m + 1]` float32.
         """
 
 

@@ -80,19 +80,23 @@ def test_a_failed_fit_is_an_error_and_not_a_result():
         window.fit(None, np.ones(1))
 
 
-def test_the_log_gives_back_what_steps_left_across_its_end():
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_log_gives_back_what_steps_left_across_its_end(parts):
     buffers = PlanBuffers(block_steps=3, batch_size=2)
-    log = ObservationLog(buffers)
+    log = ObservationLog(buffers, parts)
     for step in range(9):
-        row = step % buffers.rows
-        position = tf.constant([2 * row, 2 * row + 1], tf.int64)
-        norms = tf.constant([step, step + 0.5])
-        log.write(position, norms, tf.constant(10.0 + step), -norms)
-    norms, gains, losses = log.read(4, 9)
-    np.testing.assert_array_equal(gains, 10 + np.arange(4, 9))
+        norms = np.float32([step, step + 0.5])
+        for part, own in enumerate(np.split(norms, parts)):
+            row = tf.constant(step % buffers.rows * parts + part, tf.int64)
+            log.write(row, tf.constant([*own, *-own, 10.0 + step], tf.float32))
+    again = ObservationLog(buffers, parts)
+    again.load_state_dict(log.state_dict())
     expected = np.stack([np.arange(4, 9), np.arange(4, 9) + 0.5], axis=1).ravel()
-    np.testing.assert_array_equal(norms, expected)
-    np.testing.assert_array_equal(losses, -expected)
+    for one in (log, again):
+        norms, gains, losses = one.read(4, 9)
+        np.testing.assert_array_equal(gains, 10 + np.arange(4, 9))
+        np.testing.assert_array_equal(norms, expected)
+        np.testing.assert_array_equal(losses, -expected)
 
 
 def test_the_last_losses_are_those_of_the_last_steps_that_counted():
@@ -104,8 +108,8 @@ def test_the_last_losses_are_those_of_the_last_steps_that_counted():
     planner.last_plan.index[:8] = [0, 1, 0, 0, 2, 1, 3, 4]
     losses = [[5.0, 6.0], [7.0, 8.0], [9.0, 9.0], [np.inf, -1.0]]
     for step, gain in enumerate([1.0, 1.0, np.nan, 1.0]):  # NaN: it was skipped
-        position = tf.constant([2 * step, 2 * step + 1], tf.int64)
-        log.write(position, tf.ones(2), tf.constant(gain), tf.constant(losses[step]))
+        observed = tf.constant([1.0, 1.0, *losses[step], gain])
+        log.write(tf.constant(step, tf.int64), observed)
     planner.catch_up(4)
     expected = [8.0, 6.0, np.nan, np.nan, -1.0, np.nan]
     np.testing.assert_array_equal(state.last_losses, expected)

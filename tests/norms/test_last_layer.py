@@ -469,11 +469,10 @@ def _sampled_step(build, reduction, x, y, n=20, sample_weight=None, **options):
     state = step_state(n, described.describe(model, data))
     probability = np.random.default_rng(0).uniform(0.5, 2.0, len(x)) / n
     p = tf.constant(probability, tf.float32)
-    index = tf.range(len(x), dtype=tf.int64)
-    sample = Sample(index, p, p, index, data.arrays[2])
+    sample = Sample.of(p, p, data.arrays[2])
     rows = (tf.constant(x), tf.constant(y), sample)
     core = sampled_step.make_core(model, state, model.jit_compile)
-    norms = core(rows)[1]
+    norms = core(rows)[1][: len(x)]
     moments = state.gain.averages.numpy() / 0.02
     return norms.numpy(), moments, 1 / (n * probability), model
 

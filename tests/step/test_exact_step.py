@@ -78,13 +78,12 @@ def step(model, x, y, norm, sample_weight=None):
     state = step_state(N, described, scorer)
     probability = np.random.default_rng(0).uniform(0.5, 2.0, len(x)) / N
     p = tf.constant(probability, tf.float32)
-    index = tf.range(len(x), dtype=tf.int64)
     rows = [tf.constant(a) for a in (x, y)]
-    sample = Sample(index, p, p, index, data.arrays[2])
+    sample = Sample.of(p, p, data.arrays[2])
     core = sampled_step.make_core(model, state, model.jit_compile)
     if not model.run_eagerly and not model.jit_compile:
         core = tf.function(core, autograph=False)
-    norms = core((*rows, sample))[1]
+    norms = core((*rows, sample))[1][: len(x)]
     gains = state.gain, state.last_layer_gain
     moments = [gain.averages.numpy() / 0.02 for gain in gains]
     return norms.numpy(), *moments, 1 / (N * probability)

@@ -151,8 +151,8 @@ def test_totals_over_an_epoch_are_those_of_the_data_whatever_the_gain_ratio():
     state.gain.averages.assign([2.0, 1.0, 1.0, 0.5])
     gain = float(state.gain.current(8.0))
     assert gain == pytest.approx(1.25)  # by equation (4): 1 + (2 - 1) / (8 * 0.5)
-    p, index = tf.fill([8], 1 / 60), tf.range(8)
-    drawn, uniform = Sample(index, p, p, index), Sample(index, p, 2 * p, index)
+    p = tf.fill([8], 1 / 60)
+    drawn, uniform = Sample.of(p, p), Sample.of(p, 2 * p)
     adapting = dataclasses.replace(state, adapt=True)
     stream = dataclasses.replace(adapting, n=1)  # of unknown length
     for at, sample, expected in (
