@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.data.identity import Identity
-from keras_osgd.draws import planner
-from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws import blocks, planner
 from keras_osgd.draws.observations import ObservationLog, Window
 from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.draws.planner import RAISPlanner
@@ -26,7 +25,7 @@ _STAGES = (
     ("mean features", ScoreTable, "mean_features"),
     ("fit", Window, "fit"),
     ("p", planner, "by_scores"),
-    ("draw", draws, "reshuffled"),
+    ("draw", blocks, "reshuffled"),
     ("features drawn", ScoreTable, "features_of"),
     ("write", PlanBuffers, "write"),
 )

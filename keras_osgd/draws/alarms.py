@@ -9,7 +9,13 @@ import numpy as np
 from keras_osgd.gain.gain_ratio import MAX_GAIN, gradient_ess
 from keras_osgd.scores.state import SamplingState
 
-__all__ = ["Alarms", "Steps", "mean_weight_is_off", "share_of_top"]
+__all__ = [
+    "Alarms",
+    "Steps",
+    "may_take_share",
+    "mean_weight_is_off",
+    "share_of_top",
+]
 
 _PART_STEPS = 50  # observations are judged in parts of at least this many steps
 _LEAST_PARTS = 10  # for a standard error
@@ -170,6 +176,8 @@ class Alarms:
         few = self._n < _LEAST_EXAMPLES
         if few or candidate is None or "share" in self._told:
             return
+        if not may_take_share(candidate, _TOP_SHARE):
+            return
         top, share = share_of_top(candidate)
         if share > _TOP_SHARE:
             self._tell(
@@ -224,6 +232,21 @@ def mean_weight_is_off(values: np.ndarray) -> bool:
         return True
     error = values.std(ddof=1) / math.sqrt(len(values))
     return bool(abs(values.mean() - 1) > _TOLERANCE + _ERRORS * error)
+
+
+def may_take_share(probability: np.ndarray, share: float) -> bool:
+    """Returns whether the likeliest hundredth could take more than a share of p.
+
+    By Cauchy-Schwarz k numbers add up to at most the root of k times the sum of the
+    squares of all: a single pass mostly tells that there is nothing to look for.
+
+    Example:
+        >>> may_take_share(np.full(1000, 1e-3), 0.25)
+        False
+    """
+    size = max(1, int(_TOP * len(probability)))
+    squares = np.einsum("i,i", probability, probability)  # no BLAS: it takes all cores
+    return bool(size * squares >= share**2 * (1 - 1e-9))
 
 
 def share_of_top(probability: np.ndarray) -> tuple[np.ndarray, float]:

@@ -168,14 +168,17 @@ class Blocks:
     def _rescaled(
         self, probability: np.ndarray, observed: np.ndarray | None
     ) -> np.ndarray:
-        """Returns `[n]`, the visits owed, with p changed by the visits observed.
+        """Returns `[n]`, a copy of the visits owed, with p changed by those observed.
 
         The first p by scores is changed by all visits so far.
         """
         owed, last = self._state.owed, self.last_plan
-        if observed is None or last is None or self._sampling.draws == "independent":
+        if self._sampling.draws == "independent":
             return owed
-        over_all, after = _over_all(last, self._n), owed.copy()
+        after = owed.copy()
+        if observed is None or last is None:
+            return after
+        over_all = _over_all(last, self._n)
         for part in chunks(len(observed) if last.importance else self._n):
             # An example may be observed twice: what is computed for it is the same.
             rows: Any = observed[part] if last.importance else part
@@ -323,10 +326,18 @@ def _permuted(
     Where p becomes uniform, as after a retreat, the visits that examples were owed
     under the p before are forgotten: they would keep some out of the next epochs. Each
     example then expects the same weight in every block, whatever was drawn before.
+
+    Args:
+        owed: `[n]`, overwritten.
+        probability: `[n]`, p of the block.
+        size: number of draws.
+        rng: source of all randomness.
     """
-    if probability.min() == probability.max() and not in_phase(owed):
+    largest = probability.max()
+    is_uniform = probability[0] == largest and probability.min() == largest
+    if is_uniform and not in_phase(owed):
         owed = np.zeros_like(owed)
-    return reshuffled(owed, probability, size, rng)
+    return reshuffled(owed, probability, size, rng, in_place=True)
 
 
 def estimate_of_loss(
@@ -369,15 +380,28 @@ def estimate_of_loss(
         >>> estimate_of_loss(losses, nothing, draws, 2 * half, 1.0, 2 * half)
         (array([1., 1.], dtype=float32), array([ 1., -1.], dtype=float32))
     """
-    known = ~np.isnan(losses)
-    known[aside] = False
-    mean = losses[known].mean(dtype=np.float64) if known.any() else 0.0
-    n = len(losses) - len(aside)
+    mean, n = _mean_of_known(losses, aside), len(losses) - len(aside)
     with np.errstate(over="ignore"):
         factor = relative * (len(index) / n / visits)
     factor = np.minimum(factor, _LARGEST_FACTOR)  # and times w = 1 / (n p credit):
-    baseline = mean - factor / relative * np.where(known[index], losses[index], mean)
+    known = losses[index]
+    baseline = mean - factor / relative * np.where(np.isnan(known), mean, known)
     return (credit * factor).astype(np.float32), baseline.astype(np.float32)
+
+
+def _mean_of_known(losses: np.ndarray, aside: np.ndarray) -> float:
+    """Returns the mean of the losses that are no NaN, without those left out."""
+    left_out = losses[aside]
+    left_out = left_out[~np.isnan(left_out)]
+    total, known = -left_out.sum(dtype=np.float64), -len(left_out)
+    for rows in chunks(len(losses)):
+        part = losses[rows]
+        of_part = part.sum(dtype=np.float64)
+        if np.isnan(of_part):
+            part = part[~np.isnan(part)]
+            of_part = part.sum(dtype=np.float64)
+        total, known = total + of_part, known + len(part)
+    return total / known if known else 0.0
 
 
 def without(probability: np.ndarray, aside: np.ndarray) -> np.ndarray:

@@ -172,7 +172,7 @@ class OraclePlanner:
         finite, counted = np.isfinite(norms), np.isfinite(gains)
         weights = 1.0 / (self._n * probability)
         self._observed_until = step
-        np.add.at(self._state.times_drawn, drawn[0], 1)
+        self._state.count(drawn[0])
         draws = _RECENT_STEPS * self._buffers.batch_size
         lengths = (_RECENT_STEPS, draws, draws)
         new = (gains[counted], weights[finite], norms[finite])

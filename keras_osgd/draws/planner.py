@@ -305,7 +305,7 @@ class RAISPlanner:
         self._ingested, self._observed = until, index
         relative = self._blocks.relative(first, until)[finite]
         self._state.trust = trust.measured(self._state.trust, weights, relative, norms)
-        np.add.at(self._state.times_drawn, drawn[0], 1)
+        self._state.count(drawn[0])
         counted = np.repeat(np.isfinite(seen[1]), self._buffers.batch_size)
         self._state.observe_losses(drawn[0][counted], losses[counted])
         self._state.table.observe(index, weights, norms, self._state.blocks)

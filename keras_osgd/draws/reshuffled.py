@@ -4,6 +4,7 @@ The functions are pure; the only state, the visits that each example is owed, is
 in and returned.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,9 @@ _SAME_PHASE = 1e-6  # rounding errors are far below
 _LEAST_CREDIT = 2.0**-100  # over size/n
 _NONE_TO_GO = 1e-300  # of a cycle whose visit is overdue
 _MOST_STEPS = 100
+# An order of so many examples is shuffled at once, and one of more by runs and cells.
+_SHUFFLED_AT_ONCE = 65_536
+_RUN, _CELL = 32, 8192
 
 
 class Reshuffled(NamedTuple):
@@ -54,7 +58,11 @@ class Reshuffled(NamedTuple):
 
 
 def reshuffled(
-    owed: np.ndarray, probability: np.ndarray, size: int, rng: np.random.Generator
+    owed: np.ndarray,
+    probability: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    in_place: bool = False,
 ) -> Reshuffled:
     """Returns a block of draws that gives every example the visits it is owed.
 
@@ -67,10 +75,11 @@ def reshuffled(
 
     Args:
         owed: `[n]`, in visits: zeros at first, then as returned by the last block.
-            Not changed in place.
         probability: `[n]`, > 0, sums to 1. Target probability p of this block.
         size: number of draws, >= 1; may exceed n.
         rng: source of all randomness.
+        in_place: whether the visits owed after the block may take the place of `owed`,
+            a float64 array, which saves a copy.
 
     Returns:
         The block's indices, the visits owed after it, and the credit.
@@ -87,22 +96,61 @@ def reshuffled(
         array([0, 1, 2, 3])
     """
     probability = _checked(probability, size)
-    owed = _checked_owed(owed, probability)
+    owed = owed if in_place else np.array(owed, np.float64)
+    _clear_residues(owed, probability)
     density, credit = block_density(owed, probability, size)
-    # Only those that may be visited, about half: the others have no length.
-    permutation = rng.permutation(np.flatnonzero(density > 0.0))
-    # The middle of one of 2^32 cells: never so close to an integer that the rounding
-    # of the cumulative sum decides between two neighbours.
-    offset = (rng.integers(2**32) + 0.5) / 2**32
-    index = systematic(density, size, permutation, offset)
+    index = _in_random_order(density, size, rng)
     n = probability.size
     due = credited(probability[index], credit, n)
     place = places(index, rng.random(size), owed[index], due)
     for rows in chunks(n):
         owed[rows] += credited(probability[rows], credit, n)
-    np.subtract.at(owed, index, 1.0)
+    # With one number for all rows it would take twenty times as long.
+    np.subtract.at(owed, index, np.ones(size))
     index = index[np.argsort(place)]
     return Reshuffled(index, owed, credit * n / size, density[index])
+
+
+def _in_random_order(
+    density: np.ndarray, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns `[size]`, the draws of `systematic` along a fresh random order.
+
+    The order of many examples is made in two steps that stay in a core's own cache:
+    short runs of neighbours are shuffled among all, then the examples of a cell among
+    themselves. Two examples of one run lie in one cell, at any two of its places;
+    where a cell begins depends on the runs before it. So no pattern of the data's order
+    meets one of the draws.
+    """
+    # Only those that may be visited, about half: the others have no length.
+    order = np.flatnonzero(density > 0.0)
+    if len(order) <= _SHUFFLED_AT_ONCE:
+        order = rng.permutation(order)
+        return systematic(density, size, order, _offset(rng))
+    runs = order[: len(order) // _RUN * _RUN].reshape(-1, _RUN)
+    order[: runs.size] = runs[rng.permutation(len(runs))].ravel()
+    index, first, start = np.empty(size, np.int64), 0, -_offset(rng)
+    scale = size / density.sum()
+    for begin in range(0, len(order), _CELL):
+        cell = order[begin : begin + _CELL]
+        rng.shuffle(cell)
+        ends = density.take(cell).cumsum()
+        ends *= scale
+        ends += start
+        start = ends[-1]
+        until = np.minimum(np.ceil(ends, out=ends), size).astype(np.int64)
+        if begin + _CELL >= len(order):
+            until[-1] = size  # where rounding left a draw over
+        drawn = cell.repeat(np.diff(until, prepend=first))
+        index[first : until[-1]] = drawn
+        first = until[-1]
+    return index
+
+
+def _offset(rng: np.random.Generator) -> float:
+    # The middle of one of 2^32 cells: never so close to an integer that the rounding
+    # of the cumulative sum decides between two neighbours.
+    return (rng.integers(2**32) + 0.5) / 2**32
 
 
 def credited(probability: np.ndarray, credit: float, n: int) -> np.ndarray:
@@ -193,9 +241,8 @@ def independent(
     return index
 
 
-def _checked_owed(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Returns `[n]`, the visits owed as float64, free of residues."""
-    owed = np.asarray(owed, np.float64)
+def _clear_residues(owed: np.ndarray, probability: np.ndarray) -> None:
+    """Sets residues of visits owed to 0, in place; checks that visits can be owed."""
     if owed.shape != probability.shape:
         raise ValueError(
             "`owed` must have one entry per training example, as `probability` has. "
@@ -203,21 +250,21 @@ def _checked_owed(owed: np.ndarray, probability: np.ndarray) -> np.ndarray:
             "Start from zeros when the training set changes."
         )
     # The smallest normal number: the inverses of smaller ones overflow.
-    if not (probability >= np.finfo(np.float64).tiny).all():
+    if not probability.min() >= np.finfo(np.float64).tiny:
         raise ValueError(
             "`probability` must be above 0 for every example, each of which is owed "
             f"visits. Received: {probability.min()} at index {probability.argmin()}. "
             "Mix in a floor, or use independent draws."
         )
-    if not np.isfinite(owed).all():
-        raise ValueError(
-            "`owed` must be finite. Received: "
-            f"{owed[~np.isfinite(owed)][0]}. Start from zeros."
-        )
-    owed = owed.copy()
     for rows in chunks(len(owed)):
-        owed[rows][np.abs(owed[rows]) < RESIDUE] = 0.0
-    return owed
+        part = owed[rows]
+        visits = np.abs(part)
+        if not visits.max() < np.inf:  # in this form NaN fails too
+            raise ValueError(
+                "`owed` must be finite. Received: "
+                f"{part[~np.isfinite(part)][0]}. Start from zeros."
+            )
+        part[visits < RESIDUE] = 0.0
 
 
 def _checked(probability: np.ndarray, size: int) -> np.ndarray:
@@ -229,10 +276,8 @@ def _checked(probability: np.ndarray, size: int) -> np.ndarray:
             f"Received: size={size}. Ask for a block of at least one batch."
         )
     # Written so that NaN fails too; 1e-4 admits probabilities made in float32.
-    total = probability.sum()
-    if probability.ndim != 1 or not (probability >= 0.0).all() & (
-        abs(total - 1) < 1e-4
-    ):
+    total, least = probability.sum(), probability.min(initial=1.0)
+    if probability.ndim != 1 or not (least >= 0.0 and abs(total - 1) < 1e-4):
         raise ValueError(
             "`probability` must be one row of numbers >= 0 that sum to 1. "
             f"Received: shape {probability.shape}, sum {total}. "
@@ -266,15 +311,39 @@ def cycle_density(
         `[n]`, >= 0, expected visits (above 1 where one is not enough), and the slope
         of their sum in `credit`.
     """
+    visits, *scratch = np.empty([3, owed.size])
+    steady = _cycle(owed, credit * rate, visits, scratch)
+    return visits, (visits.sum() - steady) / credit
+
+
+def _cycle(
+    owed: np.ndarray, due: np.ndarray, visits: np.ndarray, scratch: Sequence[np.ndarray]
+) -> float:
+    """Writes `cycle_density` into `visits`; returns the part of its sum that is steady.
+
+    The visits that an example is due change with the credit, those that it was owed do
+    not. Without the latter the sum is in proportion to the credit: hence its slope.
+
+    Args:
+        owed: `[k]`.
+        due: `[k]`, > 0.
+        visits: `[k]`, overwritten.
+        scratch: two of `[k]`, overwritten.
+    """
     # Both expressions are computed for all: choosing example by example would cost
     # more than all else. The smaller one holds, whatever is owed.
-    due = credit * rate
-    total = owed + due
-    hazard = due / np.maximum(1.0 - np.maximum(owed, 0.0), _NONE_TO_GO)
-    active = total > np.minimum(RESIDUE, 1e-3 * due)
-    waits = (hazard < total) & active
-    visits = np.minimum(hazard, total) * active
-    return visits, visits @ waits / credit + rate @ (active & ~waits)
+    total, room = scratch
+    np.add(owed, due, out=total)
+    np.subtract(1.0, owed, out=room)
+    np.clip(room, _NONE_TO_GO, 1.0, out=room)
+    np.divide(due, room, out=visits)
+    np.minimum(visits, total, out=visits)
+    least = RESIDUE
+    if due.min(initial=1.0) < 1e3 * RESIDUE:
+        least = np.minimum(RESIDUE, 1e-3 * due)
+    np.multiply(visits, total > least, out=visits)
+    # No dot product: BLAS would split it among busy cores.
+    return np.einsum("i,i", owed, visits == total)
 
 
 def block_density(
@@ -299,12 +368,8 @@ def block_density(
     credit, low, high = size / n, 0.0, np.inf
     least = credit * _LEAST_CREDIT
     for _ in range(_MOST_STEPS):
-        excess, steepness = -float(size), 0.0
-        for rows in chunks(n):
-            rate = n * probability[rows]
-            density[rows], slope = cycle_density(owed[rows], rate, credit)
-            excess += density[rows].sum()
-            steepness += slope
+        total, steady = _density_of_all(owed, probability, credit, density)
+        excess, steepness = total - size, (total - steady) / credit
         owed_too_much = excess > 0 and credit <= least
         if abs(excess) <= 1e-12 * size or owed_too_much:
             break
@@ -319,6 +384,23 @@ def block_density(
         else:
             credit = (low + high) / 2 if low > 0 else least
     return density, credit
+
+
+def _density_of_all(
+    owed: np.ndarray, probability: np.ndarray, credit: float, density: np.ndarray
+) -> tuple[float, float]:
+    """Writes `cycle_density` into `density`; returns its sum and the steady part."""
+    n, total, steady = probability.size, 0.0, 0.0
+    longest = next(chunks(n)).stop
+    scratch = np.empty([3, longest])
+    for rows in chunks(n):
+        part = density[rows]
+        due, *others = scratch[:, : part.size]
+        np.multiply(n, probability[rows], out=due)
+        due *= credit
+        steady += _cycle(owed[rows], due, part, others)
+        total += part.sum()
+    return total, steady
 
 
 def systematic(

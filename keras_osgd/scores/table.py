@@ -29,6 +29,7 @@ LARGEST = np.finfo(np.float32).max
 _MEMORY = 0.7  # decay of running means per block; 0.5 to 0.9 made no difference
 _FORGOTTEN = 1e-200  # a class mean of less weight is rounding error
 _UNSEEN = -1
+_MANY = 64  # to copy so many numbers takes less time than to gather one
 
 
 def features(
@@ -37,8 +38,10 @@ def features(
     classes: np.ndarray | None,
     means: tuple[np.float32, np.ndarray],
     block: int,
-) -> Iterator[np.ndarray]:
-    """Yields the named features of k examples, `[k]` float32 each, >= 0.
+) -> Iterator[np.ndarray | np.float32]:
+    """Yields the named features of k examples, >= 0, in float32.
+
+    Each is `[k]`, or one number where it is the same for all of them.
 
     Args:
         names: as in `RAIS`; averages must be in `held`.
@@ -52,29 +55,32 @@ def features(
         >>> held = {"last": np.float32([2.0, -1.0])}
         >>> means = np.float32(3.0), np.float32([4.0])
         >>> [f.tolist() for f in features(["constant", "last"], held, None, means, 0)]
-        [[3.0, 3.0], [2.0, 3.0]]
+        [3.0, [2.0, 3.0]]
     """
     mean, by_class = means
-    last = held["last"]
-    unseen = last < 0
+    unseen = held["last"] < 0
     some_unseen = unseen.any()
-    constant = np.broadcast_to(mean, last.shape)
-    class_mean = constant
+    class_mean = mean
     if classes is not None and (some_unseen or "class_mean" in names):
         class_mean = by_class.take(classes)
     for name in names:
         if name == "constant":
-            yield constant
+            yield mean
         elif name == "class_mean":
             yield class_mean
         elif name == "unseen":
-            yield mean * unseen
+            yield mean * unseen if some_unseen else np.float32(0.0)
         elif name == "age":
-            age = np.float64(mean) / 8 * (block - held["seen_at"])
-            yield np.minimum(age, LARGEST).astype(np.float32)
+            yield _age(mean, block, held["seen_at"])
         else:
             values = held[name]
             yield np.where(unseen, class_mean, values) if some_unseen else values
+
+
+def _age(mean: np.float32, block: int, seen_at: np.ndarray) -> np.ndarray:
+    age = np.subtract(block, seen_at, dtype=np.float64)
+    age *= np.float64(mean) / 8
+    return np.minimum(age, LARGEST, out=age).astype(np.float32)
 
 
 def last_places(index: np.ndarray, n: int) -> np.ndarray:
@@ -84,9 +90,9 @@ def last_places(index: np.ndarray, n: int) -> np.ndarray:
         >>> last_places(np.array([2, 0, 2]), n=3)
         array([1, 2])
     """
-    last = np.zeros(n, np.int32)
+    last = np.empty(n, np.int32)  # only the rows of `index` are ever touched
     order = np.arange(len(index), dtype=np.int32)
-    np.maximum.at(last, index, order)
+    last[index] = order  # of repeated rows, the last
     return np.flatnonzero(last[index] == order)
 
 
@@ -128,7 +134,7 @@ class ScoreTable:
         # Decayed sums of w v and of w; the last row is over all classes.
         self.sums = self._no_sums()
         self.block = 0
-        self._mean_features: np.ndarray | None = None  # kept until the next observation
+        self._forget_sums()
         self._variables = self._allocate()
 
     def _needed(self, classes: np.ndarray | None) -> np.ndarray | None:
@@ -166,7 +172,10 @@ class ScoreTable:
     @property
     def share_unseen(self) -> float:
         """Share of the examples whose norm was never observed."""
-        return np.count_nonzero(self._read("last") < 0) / self.size
+        if self._share_unseen is None:
+            unseen = np.count_nonzero(self._read("last") < 0)
+            self._share_unseen = unseen / self.size
+        return self._share_unseen
 
     def observe(self, index, weights, norms, block: int) -> None:
         """Adds norms in the order in which they were observed.
@@ -197,7 +206,9 @@ class ScoreTable:
         self._write("last", index, norms)
         if "seen_at" in self._variables:
             self._write("seen_at", index, np.full(len(index), block, np.int32))
-        self.block, self._mean_features = block, None
+        self.block = block
+        self._mean_features = None
+        self._share_unseen = self._share_unseen and None  # 0 for good once it is
 
     def forget(self, index: np.ndarray, classes: np.ndarray | None) -> None:
         """Makes rows as they were before they were observed; the others' norms stay.
@@ -219,13 +230,21 @@ class ScoreTable:
             # Numbers of classes move where the lowest label came or went.
             same = np.delete(np.arange(self.size), index)
             self.sums[self._classes[same]] = sums[before[same]]
-        self._mean_features = None
+        self._forget_sums()
+
+    def _forget_sums(self) -> None:
+        """Has all that is summed over the examples computed anew when asked for."""
+        self._mean_features: np.ndarray | None = None  # until the next observation
+        self._share_unseen: float | None = None  # likewise, unless it is 0
+        self._class_sizes: np.ndarray | None = None
 
     def _read(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
         """Returns a copy of a variable, or of some of its rows; do not write to it."""
         variable = self._variables[name]
-        value = variable.read_value() if index is None else tf.gather(variable, index)
-        return np.asarray(value)
+        if index is not None and len(index) * _MANY < self.size:
+            return np.asarray(tf.gather(variable, index))
+        values = np.asarray(variable.read_value())
+        return values if index is None else values.take(index)
 
     def _write(self, name: str, index: np.ndarray, values: np.ndarray) -> None:
         self._variables[name].scatter_update(tf.IndexedSlices(values, index))
@@ -272,17 +291,52 @@ class ScoreTable:
         features = np.empty([len(rows), len(self.features)], np.float32)
         for part, columns in self._columns(self.features, self._means(), rows):
             for place, column in enumerate(columns):
-                features[part, place] = column
+                features[part, place] = column  # an array or one number
         return features
 
     def mean_features(self) -> np.ndarray:
         """Returns `[F]`, >= 0: the mean of each feature over all n examples."""
         if self._mean_features is None:
-            total = np.zeros(len(self.features))
-            for _, columns in self._columns(self.features, self._means()):
-                total += [column.sum(dtype=np.float64) for column in columns]
-            self._mean_features = total / self.size
+            means, unseen = self._means(), self._unseen_by_class()
+            self._share_unseen = unseen.sum() / self.size
+            totals = [self._total(name, means, unseen) for name in self.features]
+            self._mean_features = np.array(totals) / self.size
         return self._mean_features.copy()
+
+    def _unseen_by_class(self) -> np.ndarray:
+        """Returns `[C]`, how many examples of each class were never observed."""
+        unseen = self._read("last") < 0
+        if self._classes is None or not unseen.any():
+            return np.full(len(self.sums) - 1, np.count_nonzero(unseen))
+        return self._by_class(unseen)
+
+    def _by_class(self, chosen: np.ndarray) -> np.ndarray:
+        """Returns `[C]`, how many examples of each class a mask `[n]` chooses."""
+        return sum(
+            np.bincount(self._classes[rows][chosen[rows]], minlength=len(self.sums) - 1)
+            for rows in chunks(self.size)
+        )
+
+    def _total(self, name: str, means: tuple, unseen: np.ndarray) -> float:
+        """Returns the sum of a feature over all n examples."""
+        mean, by_class = means[0], means[1].astype(np.float64)
+        if name == "constant" or (name == "class_mean" and self._classes is None):
+            return self.size * float(mean)
+        if name == "class_mean":
+            if self._class_sizes is None:
+                self._class_sizes = self._by_class(np.ones(self.size, bool))
+            return (self._class_sizes * by_class).sum()
+        if name == "unseen":
+            return unseen.sum() * float(mean)
+        if name == "age":
+            seen_at = self._read("seen_at")
+            parts = (seen_at[rows] for rows in chunks(self.size))
+            ages = (_age(mean, self.block, part) for part in parts)
+            return sum(age.sum(dtype=np.float64) for age in ages)
+        values = self._read(name)
+        if unseen.any():
+            values = np.maximum(values, 0.0)
+        return values.sum(dtype=np.float64) + (unseen * by_class).sum()
 
     def combine(self, coefficients: np.ndarray) -> np.ndarray:
         """Returns `[n]` float64: <coefficients, s_i> of every example.
@@ -299,10 +353,12 @@ class ScoreTable:
             for name, value in zip(self.features, coefficients, strict=True)
             if value > 0
         }
-        total = np.zeros(self.size)
+        total = np.empty(self.size)
         for rows, columns in self._columns(used, self._means()):
+            part = total[rows]
+            part.fill(0.0)
             for value, column in zip(used.values(), columns, strict=True):
-                total[rows] += value * column
+                part += value * column
         return total
 
     def last_norms(self) -> np.ndarray:
@@ -338,4 +394,4 @@ class ScoreTable:
             self._classes[:] = arrays["classes"]
         self.sums = np.array(arrays["sums"], np.float64)
         self.block = int(arrays["block"])
-        self._mean_features = None
+        self._forget_sums()

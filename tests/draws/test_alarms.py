@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from keras_osgd.data.identity import Identity
-from keras_osgd.draws.alarms import Alarms, Steps, mean_weight_is_off, share_of_top
+from keras_osgd.draws.alarms import (
+    Alarms,
+    Steps,
+    may_take_share,
+    mean_weight_is_off,
+    share_of_top,
+)
 from keras_osgd.sampling import RAIS
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.scores.table import ScoreTable
@@ -165,3 +171,12 @@ def test_training_warns_once_in_a_fit_and_not_where_all_is_well(monkeypatch):
     monkeypatch.setattr(Alarms, "take_in", at_the_cap)
     found = small.warned(small.fit, model, epochs=11)
     assert len(found) == 1 and found[0].startswith("The gain ratio was at its cap")
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 1.0, 2.0])
+def test_no_share_that_is_taken_is_passed_over_by_the_glance_before(sigma):
+    p = np.random.default_rng(0).lognormal(0.0, sigma, 5000)
+    p /= p.sum()
+    taken = share_of_top(p)[1]
+    assert may_take_share(p, taken)
+    assert not may_take_share(np.full(5000, 1 / 5000), 0.1001)

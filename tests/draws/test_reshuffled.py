@@ -248,13 +248,13 @@ def test_where_more_is_owed_than_a_block_holds_it_is_shared_out_in_few_passes(
 ):
     rng, n, size, passes = _rng(24), 40, 10, []
     p, owed = _random_distribution(rng, n), rng.uniform(1.0, 2.0, n)
-    original = reshuffled.cycle_density
+    original = reshuffled._density_of_all
 
     def counted(*args):
         passes.append(args)
         return original(*args)
 
-    monkeypatch.setattr(reshuffled, "cycle_density", counted)
+    monkeypatch.setattr(reshuffled, "_density_of_all", counted)
     found, credit = reshuffled.block_density(owed, p, size)
     assert 0 < credit < 1e-20 and found.sum() > size and len(passes) <= 3
     expected = [_visits(m, 1 / (n * q), credit) for m, q in zip(owed, p, strict=True)]
@@ -378,6 +378,67 @@ def test_neighbours_in_the_file_meet_in_one_block_as_often_as_any_pair():
     chance = size * (size - 1) / (n * (n - 1))
     bound = 5 * np.sqrt(chance * (1 - chance) / trials)
     assert abs(together[~np.eye(n, dtype=bool)] - chance).max() < bound
+
+
+def _in_cells(monkeypatch, run=2, cell=4):
+    monkeypatch.setattr(reshuffled, "_SHUFFLED_AT_ONCE", 0)
+    monkeypatch.setattr(reshuffled, "_RUN", run)
+    monkeypatch.setattr(reshuffled, "_CELL", cell)
+
+
+def test_many_examples_are_drawn_as_often_as_their_density_says(monkeypatch):
+    """Also those at the ends of runs and cells, and those left over by both."""
+    _in_cells(monkeypatch)
+    rng, n, size, trials = _rng(31), 23, 9, 6000
+    density = size * _random_distribution(rng, n, sigma=1.0)
+    density[[0, 7, 22]] = 0.0
+    density *= size / density.sum()
+    assert density.max() > 1
+    visits = np.zeros(n)
+    for _ in range(trials):
+        index = reshuffled._in_random_order(density, size, rng)
+        times = np.bincount(index, minlength=n)
+        assert (abs(times - density) < 1 + 1e-9).all()
+        assert np.count_nonzero(np.diff(index)) == np.count_nonzero(times) - 1
+        visits += times
+    chance = density % 1
+    error = np.sqrt(chance * (1 - chance) / trials)
+    assert (abs(visits / trials - density) <= 5 * error).all()
+
+
+@pytest.mark.parametrize("pattern", ["halves", "period 2", "period 8", "pairs"])
+def test_no_pattern_of_the_order_of_many_examples_shows_in_the_draws(
+    monkeypatch, pattern
+):
+    """Of systematic draws that are a random half, each pattern gets that of chance."""
+    _in_cells(monkeypatch, run=4, cell=32)
+    rng, n, size, trials = _rng(32), 256, 32, 4000
+    number = np.arange(n)
+    marked = {
+        "halves": number < n // 2,
+        "period 2": number % 2 == 0,
+        "period 8": number % 8 < 4,
+        "pairs": number // 2 % 2 == 0,
+    }[pattern]
+    density = np.full(n, size / n)
+    drawn = np.array(
+        [
+            np.count_nonzero(marked[reshuffled._in_random_order(density, size, rng)])
+            for _ in range(trials)
+        ]
+    )
+    variance = size * 0.25 * (n - size) / (n - 1)  # of a random set
+    assert abs(drawn.mean() - size / 2) < 5 * np.sqrt(variance / trials)
+    # The square of a normal number has a variance of 2: 0.022 is one standard error.
+    assert abs(drawn.var() / variance - 1) < 5 * np.sqrt(2 / trials)
+
+
+def test_blocks_of_many_examples_join_to_permutations():
+    n, owed, rng, seen = 100_000, np.zeros(100_000), _rng(33), []
+    for _ in range(8):
+        index, owed, *_ = draws.reshuffled(owed, np.full(n, 1 / n), n // 8, rng)
+        seen.append(index)
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(n))
 
 
 def test_a_block_may_be_larger_than_the_training_set():
