@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_osgd.data.identity import Identity
-from keras_osgd.draws import planner
-from keras_osgd.draws import reshuffled as draws
+from keras_osgd.draws import blocks, planner
 from keras_osgd.draws.observations import ObservationLog, Window
 from keras_osgd.draws.pipeline import PlanBuffers
 from keras_osgd.draws.planner import RAISPlanner
@@ -26,7 +25,7 @@ _STAGES = (
     ("mean features", ScoreTable, "mean_features"),
     ("fit", Window, "fit"),
     ("p", planner, "by_scores"),
-    ("draw", draws, "reshuffled"),
+    ("draw", blocks, "reshuffled"),
     ("features drawn", ScoreTable, "features_of"),
     ("write", PlanBuffers, "write"),
 )
@@ -90,6 +89,16 @@ def synthetic(
     arrays = state.owed, state.times_drawn, state.last_losses
     state_bytes += sum(array.nbytes for array in arrays)
     return Synthetic(plan_block, steps * batch_size, state_bytes)
+
+
+def seconds_of_plans(plan_block: Callable[[], None], plans: int) -> list[float]:
+    """Returns the seconds of each of several refreshes, by the clock."""
+    seconds = []
+    for _ in range(plans):
+        started = time.perf_counter()
+        plan_block()
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def seconds_by_stage(plan_block: Callable[[], None]) -> dict[str, float]:
