@@ -48,6 +48,12 @@ _EXPLANATIONS = """\
 - *Exact norms*: `RAIS(norm="exact")`, which takes the norm of each example's whole
   gradient, where the default takes that of the last layer's."""
 
+_ONE_BY_ONE = """\
+Milliseconds of a step of `fit` by the clock, from when it begins to when the next one
+does: medians over all timed `fit`s. The ratios above are those of the means. Chance is
+a second `fit` of plain Keras over the first in the same round, by the mean step
+(quartiles): what a ratio of 1 looks like on this machine."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -152,10 +158,7 @@ def write(records: Records, folder: pathlib.Path) -> None:
         *goals(records),
         _EXPLANATIONS,
         "## Steps one by one",
-        "Milliseconds of a step of `fit`, by the clock, from when it begins to when the "
-        "next one does: medians over all timed `fit`s. The ratios above are those of "
-        "the means. Chance is a second `fit` of plain Keras over the first, in the same "
-        "round: what a ratio of 1 looks like on this machine.",
+        _ONE_BY_ONE,
         _distribution(records),
         "## Where the processor's time goes",
         *_attribution(records),
