@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 
 def parser(
-    description: str | None, parts: Sequence[str], smoke: str
+    description: str | None,
+    parts: Sequence[str],
+    smoke: str,
+    default: str | None = None,
 ) -> argparse.ArgumentParser:
     """Returns the options of a benchmark: a part or all, a folder, a smoke run.
 
@@ -15,11 +18,13 @@ def parser(
         description: the script's docstring.
         parts: names of its parts.
         smoke: what `--smoke` does.
+        default: the part that is run where none is named; `None`: one must be.
     """
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("part", choices=(*parts, "all"))
+    optional = {"nargs": "?", "default": default} if default else {}
+    made.add_argument("part", choices=(*parts, "all"), **optional)
     made.add_argument(
         "--results",
         type=pathlib.Path,

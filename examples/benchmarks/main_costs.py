@@ -3,7 +3,6 @@
 import concurrent.futures
 import multiprocessing
 import statistics
-import time
 from collections.abc import Sequence
 
 import keras
@@ -104,11 +103,7 @@ def _measure_planning(examples: int) -> dict[str, float | int | None]:
     plan_block()
     held = memory_bytes("VmRSS")
     reset_peak()
-    seconds = []
-    for _ in range(_PLANNING_REPETITIONS):
-        started = time.perf_counter()
-        plan_block()
-        seconds.append(time.perf_counter() - started)
+    seconds = synthetic_planner.seconds_of_plans(plan_block, _PLANNING_REPETITIONS)
     return {
         "steps_per_block": steps,
         "block_milliseconds": 1000 * statistics.median(seconds),

@@ -93,6 +93,16 @@ def synthetic(
     return Synthetic(plan_block, steps * batch_size, state_bytes)
 
 
+def seconds_of_plans(plan_block: Callable[[], None], plans: int) -> list[float]:
+    """Returns the seconds of each of several refreshes, by the clock."""
+    seconds = []
+    for _ in range(plans):
+        started = time.perf_counter()
+        plan_block()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
 def seconds_by_stage(plan_block: Callable[[], None]) -> dict[str, float]:
     """Returns the processor's seconds of one refresh, in all and by stage."""
     seconds = dict.fromkeys([name for name, _, _ in _STAGES], 0.0)

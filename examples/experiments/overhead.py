@@ -13,9 +13,8 @@ import numpy as np
 import keras_osgd
 from examples.common import models
 from examples.common.clock import milliseconds_a_step
+from examples.common.planned import planned_batches
 from examples.experiments import networks
-from keras_osgd.data.rows import Rows
-from keras_osgd.draws.pipeline import Plan, PlanBuffers, batches
 from keras_osgd.sampling import RAIS
 
 TRAINED = ("keras", "uniform", "rais", "rais_exact")
@@ -170,16 +169,7 @@ class _PlannerWatch(keras.callbacks.Callback):
 
 def _pipeline_segment(train: tuple, steps: int) -> dict[str, float]:
     """Times the batches of one plan, gathered and read ahead as in training."""
-    n, m = len(train[0]), models.BATCH_SIZE
-    buffers = PlanBuffers(steps, m)
-    index = np.random.default_rng(0).integers(0, n, steps * m)
-    probability = np.full(steps * m, 1 / n)
-    features = np.zeros((steps * m, 0), np.float32)
-    buffers.write(
-        Plan(0, index, probability, probability, features, True, 1.0, 1.0, 1.0)
-    )
-    buffers.end.assign(steps)
-    batch = iter(batches(buffers, Rows((*train, None))))
+    batch = iter(planned_batches(train, steps))
     next(batch)
     begun = time.perf_counter()
     count = sum(1 for _ in batch)
