@@ -42,6 +42,7 @@ _NO_GPU = (
     "TensorFlow sees no GPU here, so nothing was measured. Add `--smoke` to see that "
     "the benchmark runs, or `--cpu` to measure on the CPU all the same."
 )
+_TRACED, _TRACED_OF = (16, 24), 48  # first step and number of those traced, of a fit
 # Networks of each part by whether XLA compiles them; those of a smoke run.
 _EVERY, _TWO = tuple(gpu_models.NETWORKS), ("mlp", "residual")
 _NETWORKS = {
@@ -147,25 +148,29 @@ class Benchmark:
     def graph(self) -> None:
         """Counts operations, copies and reads in the steps of both methods."""
         for key in self._missing(self._cases("graph")):
-            data = self._data(key["network"], 48 if self._tiny else 160)
+            # The counts are the same for any batch; those of a GPU also tell of time.
+            size = BATCH_SIZE if self._device.startswith("GPU") else 8
+            n = size * _TRACED_OF
+            data = gpu_models.examples(key["network"], n, self._tiny)
             found = {m: self._counted(key, m, data) for m in gpu_models.METHODS}
             self._records.append(key, found)
             gpu_report.tell(key, {m: found[m]["outside"] for m in found})
 
     def _counted(self, key: Record, method: str, data: tuple) -> Record:
         # On a GPU TensorFlow's own choice of devices is what is to be seen.
-        scope = tf.device("CPU:1" if self._device == "CPU:1" else None)
-        with scope:
+        on_cpu = self._device.startswith("CPU")
+        size = len(data[1]) // _TRACED_OF
+        with tf.device(self._device if on_cpu else None):
             model, graphs = self._model(key, method), []
             with gpu_trace.graphs_of_steps(graphs):
-                model.fit(*data, self._batch_size, verbose=0)
-            steps = 16 if self._tiny else 64
-            traced = gpu_trace.Traced(self._device, 20, steps)
-            model.fit(*data, self._batch_size, callbacks=[traced], verbose=0)
-        counts = gpu_trace.counts_of_graphs(graphs[0], self._device)
+                model.fit(*data, size, verbose=0)
+            traced = gpu_trace.Traced(self._device, *_TRACED)
+            model.fit(*data, size, callbacks=[traced], verbose=0)
+        (of_steps,) = graphs
+        counts = gpu_trace.counts_of_graphs(of_steps, self._device)
         return counts | {
             "trace": traced.counts,
-            "reads": {place: n / steps for place, n in traced.reads.items()},
+            "reads": {place: n / _TRACED[1] for place, n in traced.reads.items()},
             "variables": gpu_trace.variables_of(model),
         }
 
@@ -211,22 +216,7 @@ class Benchmark:
         # The same batch size as anywhere, and one epoch: blocks are an eighth of it.
         size = 32 if self._tiny else BATCH_SIZE
         model.fit(*data, size, callbacks=[times], verbose=0)
-        begun = np.array(times.begun[1:])
-        spans, taken = np.stack([begun[:-1], begun[1:]], 1), np.diff(begun)
-        beside = np.zeros(len(spans), bool)
-        for start, end in times.plans:
-            beside |= (spans[:, 1] > start) & (spans[:, 0] < end)
-        mean = 1000 * times.seconds / (len(times.begun) - 1)
-        found = {"steps": len(taken), "mean": mean}
-        for name, chosen in (("without_plan", ~beside), ("with_plan", beside)):
-            found[name] = {
-                "steps": int(chosen.sum()),
-                "median": 1000 * float(np.median(taken[chosen])) if any(chosen) else 0,
-                "mean": 1000 * float(taken[chosen].mean()) if any(chosen) else 0,
-            }
-        found["longest"] = 1000 * float(taken.max())
-        found["plans"] = [end - start for start, end in times.plans]
-        return found
+        return by_plans(times)
 
     def memory(self) -> None:
         """Measures the most memory that a training takes."""
@@ -262,6 +252,24 @@ class Benchmark:
             names = ("error", "seconds", "steps")
             found = {k: dict(zip(names, run, strict=True)) for k, run in runs.items()}
             self._records.append(key, {"runs": found})
+
+
+def by_plans(times: "_Times") -> Record:
+    """Returns milliseconds of steps by whether a plan was in the making meanwhile."""
+    begun = np.array(times.begun[1:])
+    taken, beside = np.diff(begun), np.zeros(len(begun) - 1, bool)
+    for start, end in times.plans:
+        beside |= (begun[1:] > start) & (begun[:-1] < end)
+    mean = 1000 * times.seconds / (len(times.begun) - 1)
+    found = {"steps": len(taken), "mean": mean, "longest": 1000 * float(taken.max())}
+    for name, chosen in (("without_plan", ~beside), ("with_plan", beside)):
+        some = 1000 * taken[chosen] if any(chosen) else np.zeros(1)
+        found[name] = {
+            "steps": int(chosen.sum()),
+            "median": float(np.median(some)),
+            "mean": float(some.mean()),
+        }
+    return found | {"plans": [end - start for start, end in times.plans]}
 
 
 class _Times(keras.callbacks.Callback):

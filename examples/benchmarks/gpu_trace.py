@@ -37,6 +37,7 @@ def graphs_of_steps(found: list) -> Iterator[None]:
     Each is a list of graphs, one for each device.
     """
     context.enable_run_metadata()
+    context.export_run_metadata()  # forgets those of earlier functions
     try:
         yield
         made = context.export_run_metadata()
