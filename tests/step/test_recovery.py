@@ -8,14 +8,22 @@ import tensorflow as tf
 import keras_osgd
 from keras_osgd.callbacks import Checkpoint, checkpoint_files
 from keras_osgd.sampling import RAIS, Auto, Oracle, Presample, Uniform
+from keras_osgd.step import recovery
 from keras_osgd.step.recovery import is_finite, require_finite
+from keras_osgd.step.skipping import Skips
 from tests.helpers import small
 from tests.helpers.checkpoints import EveryState
 from tests.helpers.selection import long_but
 
 INF, NAN = np.inf, np.nan
-BAD = 10  # steps before the bad one; looks are after 8 steps and at the epoch's end
+BAD = 10  # steps before the bad one
 STEPS = 15  # of an epoch
+
+
+@pytest.fixture(name="looks")
+def _looks(monkeypatch):
+    """Lets looks be after every 8 steps, and at the epoch's end."""
+    monkeypatch.setattr(recovery, "_LOOK", 8)
 
 
 class Adding(keras.layers.Layer):
@@ -95,6 +103,7 @@ KINDS = {
 }
 
 
+@pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("kind", long_but(["rate", "statistic"], KINDS))
 def test_an_update_that_leaves_infinities_is_undone_and_blamed_on_no_example(kind):
     optimizer, spoil, repair, named, options = KINDS[kind]
@@ -153,6 +162,22 @@ def test_a_rate_that_stays_infinite_ends_training_and_saves_nothing_bad(tmp_path
     assert _settled(fresh) and 0 < int(fresh.optimizer.iterations) <= BAD
 
 
+def test_looks_come_after_32_steps_or_8_if_steps_are_skipped():
+    model, spoiling = _model(_momentum()), Spoiling(_rate(INF), _rate(0.1))
+    told = small.warned(small.fit, model, epochs=2, callbacks=[spoiling])
+    assert any("taken back to step 0 from step 15" in text for text in told)
+    one = recovery.Recovery(None, Skips())
+    one._poll_at, one._look_at, found = 1, 33, []
+    for step in range(1, 34):
+        if step == 20:
+            one._skips.in_a_row.assign(1)
+        if one.due(step):
+            found.append(step)
+            one._skips.in_a_row.assign(0)
+    assert found == [25, 33]  # asked from step 1 on
+
+
+@pytest.mark.usefixtures("looks")
 def test_a_stream_is_taken_back_too():
     model = small.model(sampling=Presample(ratio=2, seed=0), optimizer=_momentum())
     spoiling = Spoiling(_rate(INF), _rate(0.1))
