@@ -207,7 +207,9 @@ class Run:
         share, data = self.step_state.share, self._data
         # The iterator of several replicas reads ahead by itself, no further than ours.
         ahead = self.planner.read_ahead if share.all_replicas == 1 else 0
-        others = data.transform, self.state.seed, share.replicas
+        # With one step an execution `fit` is stopped where the epoch is complete.
+        ends = self.variables.key.steps_per_execution > 1 or share.all_replicas > 1
+        others = data.transform, self.state.seed, share.replicas, ends
         return batches(self.buffers, Rows(data.arrays), ahead, *others)
 
     def execution(self, function: Callable[[Any], Any], data: Any) -> tuple[Any, bool]:
