@@ -52,22 +52,27 @@ class Sample(NamedTuple):
 
         1/(n probability) is the importance weight; see `Plan`.
         """
-        return tf.unstack(self.columns)[0]
+        return self._column(0)
 
     @property
     def candidate(self) -> tf.Tensor:
         """`[m]`. p by the scores; `probability` unless the block is drawn uniformly."""
-        return tf.unstack(self.columns)[1]
+        return self._column(1)
 
     @property
     def loss_factor(self) -> tf.Tensor:
         """`[m]`, see `Plan`."""
-        return tf.unstack(self.columns)[2]
+        return self._column(2)
 
     @property
     def loss_baseline(self) -> tf.Tensor:
         """`[m]`, see `Plan`."""
-        return tf.unstack(self.columns)[3]
+        return self._column(3)
+
+    def _column(self, place: int) -> tf.Tensor:
+        if self.columns.shape[0] is None:  # as with several workers
+            return self.columns[place]
+        return tf.unstack(self.columns)[place]  # one operation for all columns
 
 
 _UNIFORM = np.zeros(0)

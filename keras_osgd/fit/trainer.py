@@ -174,11 +174,11 @@ class ImportanceSampled(UnderStrategy):
         core = make_core(self, state, jit_compile)
 
         def sampled(data: Any) -> dict[str, tf.Tensor]:
-            data = strategies.received(data)
-            logs, observed = core(data)
+            *batch, sample = strategies.received(data)
+            logs, observed = core((*batch, sample._replace(row=None)))
             # Outside the compiled core, which reaches only the model's own device.
             with tf.device(HOST):
-                state.log.write(data[-1].row, observed)
+                state.log.write(sample.row, observed)
             return logs
 
         def step(data: Any) -> dict[str, tf.Tensor]:

@@ -320,10 +320,10 @@ def test_tables_are_on_the_host_and_the_steps_scalars_with_the_model(jit_compile
     buffers, log = run.buffers, run.log
     held = [
         *(buffers.index, buffers.columns, buffers.number),
-        *(buffers.planned_until, buffers.start, buffers.end, log._norms, log._gains),
+        *(buffers.planned_until, buffers.start, buffers.end, log._written),
         *state.table._variables.values(),
     ]
     assert {v.device[-5:] for v in held} == {placement.HOST}
     beside = [run.clock.gain, run.clock.lead, run.skips.in_a_row, run.gain.averages]
-    beside += [weight.value for weight in model.weights]
+    beside += [run.clock._decided, *(weight.value for weight in model.weights)]
     assert {v.device[-5:] for v in beside} == {"CPU:1"}
