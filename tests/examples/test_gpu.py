@@ -40,7 +40,7 @@ def test_a_smoke_run_fills_every_section_and_repeats_nothing(monkeypatch, tmp_pa
     assert before == {path: path.stat().st_mtime_ns for path in results.iterdir()}
     (record,) = Records(folder / "gpu_runs.jsonl").select(part="graph")
     plain, rais = record["plain"], record["rais"]
-    # Plain Keras copies x and y and calls one function. RAIS copies its columns as well,
+    # Plain Keras copies x and y and calls one function. RAIS copies its columns too,
     # takes what was observed to the log on the host, and reads every eighth step.
     assert plain["to_device"] == ["IteratorGetNext", "IteratorGetNext:1"]
     assert rais["to_device"] == [*plain["to_device"], "IteratorGetNext:2"]
