@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_osgd.draws.pipeline import READ_AHEAD
 from keras_osgd.gain.clock import Clock
 
 FAR = tf.int64.max
@@ -59,16 +60,20 @@ def test_steps_per_execution_does_not_move_the_ends():
     assert found[0] == found[1] == found[2]
 
 
-def test_the_end_is_known_before_the_pipeline_can_have_read_so_far():
-    gains = np.concatenate([np.full(160, 1.0), np.full(400, 8.0)])  # a sudden jump
-    clock, _, end = _clock()
-    clock.begin_epoch(200)
-    for gain in gains[:300]:
-        clock.advance(tf.constant(gain), None)
-        if not clock.count_execution() and int(end) != FAR:
-            break
-    # Decided 20 steps ahead or more, and looked at within 8.
-    assert int(end) - clock.step >= 12
+@pytest.mark.parametrize("size", [1, 7, 10, 20])
+def test_the_end_is_known_before_the_pipeline_can_have_read_so_far(size):
+    clock, _, end = _clock(size)
+    advance = tf.function(clock.advance, autograph=False)
+    for before in range(40, 60):  # far from the end at a gain of 1, beyond it at 8
+        clock.restart()
+        clock.begin_epoch(before + 8 * size + 50)
+        gains = iter([1.0] * before + [8.0] * (10 * size + 100))
+        while int(end) == FAR:
+            for _ in range(size):
+                advance(tf.constant(next(gains)), None)
+            assert not clock.count_execution()
+        # Three batches ahead of an execution are read, and one is in the making.
+        assert int(end) - clock.step >= READ_AHEAD + 1
 
 
 def test_epochs_shorter_than_the_decision_is_ahead_have_the_right_length():
