@@ -34,8 +34,7 @@ class Case:
         load: returns the data, given the number of training examples.
         examples: number of training examples.
         batch_size: m.
-        epochs: of a timed `fit`.
-        steps: of such an epoch; `None` for all batches.
+        steps: of a timed `fit`, which is one epoch; `None` for all batches.
         methods: plain Keras, and what is compared with it.
     """
 
@@ -44,7 +43,6 @@ class Case:
     load: Callable[[int], Data]
     examples: int
     batch_size: int = models.BATCH_SIZE
-    epochs: int = 1
     steps: int | None = None
     methods: Sequence[str] = (PLAIN, SAMPLED)
 
@@ -108,7 +106,7 @@ def timed_fit(
         model: from `build`.
         case: which it was built for.
         given: its data.
-        steps: of the one epoch, in place of the case's.
+        steps: of the epoch, in place of the case's.
 
     Returns:
         `steps`, those that were timed: all but the first; `wall` and `processor`, the
@@ -121,7 +119,6 @@ def timed_fit(
     model.fit(
         *given.train,
         batch_size=case.batch_size,
-        epochs=1 if steps else case.epochs,
         steps_per_epoch=steps or case.steps,
         callbacks=[times],
         verbose=0,

@@ -24,7 +24,7 @@ from keras_osgd.fit.checks import warn_of_floor
 from keras_osgd.fit.logged import logged
 from keras_osgd.gain.clock import Clock
 from keras_osgd.gain.gain_ratio import GainRatio
-from keras_osgd.gain.learning_rate import inner_optimizer
+from keras_osgd.gain.learning_rate import is_scaled
 from keras_osgd.losses.described import OutputLoss
 from keras_osgd.norms.scorer import Scorer, scoring_all
 from keras_osgd.sampling import RAIS, Oracle
@@ -160,7 +160,7 @@ class Run:
         self.recovery = variables.recovery
         self.n, self.batch_size = variables.key.n, variables.key.batch_size
         sizes = self.buffers.batch_size, self.buffers.block_steps
-        scaled = inner_optimizer(model.optimizer) is not model.optimizer
+        scaled = is_scaled(model.optimizer)
         self.watch = watch_over(self.state, self.sampling, *sizes, data, scaled)
         self.planner: Planner = self._planner()
         self.told: list[str] = []

@@ -12,7 +12,14 @@ import tensorflow as tf
 from keras_osgd.base import keras_compat
 from keras_osgd.base.replacing import replaced
 
-__all__ = ["Rule", "adapted", "applied_rate", "inner_optimizer", "rule_for"]
+__all__ = [
+    "Rule",
+    "adapted",
+    "applied_rate",
+    "inner_optimizer",
+    "is_scaled",
+    "rule_for",
+]
 
 Rule = Literal["linear", "square_root", "none"]
 
@@ -33,6 +40,11 @@ def inner_optimizer(
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
+
+
+def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether a loss scaler skips steps whose gradients overflow."""
+    return inner_optimizer(optimizer) is not optimizer
 
 
 def applied_rate(

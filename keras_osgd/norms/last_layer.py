@@ -190,19 +190,15 @@ def squared_norms(head: Head, delta: tf.Tensor) -> tf.Tensor:
             '`compute_loss` use `y_pred`, or compile with sampling="uniform".'
         )
     bias = 1.0 if head.bias else 0.0
-    if _has_one_position(head, delta):
-        squared = tf.reduce_sum(tf.square(_wide(delta)), axis=1)
-        if head.inputs is None:
+    single = _one_row_each(head, delta)
+    if single is not None:
+        rows, columns = single
+        squared = tf.reduce_sum(tf.square(rows), axis=1)
+        if columns is None:
             return squared
-        return (tf.reduce_sum(tf.square(_wide(head.inputs)), axis=1) + bias) * squared
-    delta = _by_position(delta, head)
-    if head.inputs is None:
-        return tf.reduce_sum(tf.square(delta), axis=(1, 2))
-    inputs = _by_position(head.inputs, head)
+        return (tf.reduce_sum(tf.square(columns), axis=1) + bias) * squared
+    delta, inputs = _by_position(delta, head), _by_position(head.inputs, head)
     positions = delta.shape[1]
-    if positions == 1:
-        factor = tf.reduce_sum(tf.square(inputs), axis=(1, 2)) + bias
-        return factor * tf.reduce_sum(tf.square(delta), axis=(1, 2))
     if positions is not None and positions**2 > inputs.shape[-1] * delta.shape[-1]:
         kernel = tf.matmul(inputs, delta, transpose_a=True)
         squared = tf.reduce_sum(tf.square(kernel), axis=(1, 2))
@@ -233,12 +229,9 @@ def squared_gradient(
         >>> float(squared_gradient(head, tf.constant([[1.0], [-1.0]])))  # (3 - 4)^2
         1.0
     """
-    if _has_one_position(head, delta):
-        rows, columns = _wide(delta), None
-        if head.inputs is not None:
-            columns = _wide(head.inputs)
-    elif head.inputs is None:
-        rows, columns = _by_position(delta, head)[:, 0], None
+    single = _one_row_each(head, delta)
+    if single is not None:
+        rows, columns = single
     else:
         by_position = _by_position(delta, head), _by_position(head.inputs, head)
         rows, columns = (tf.reshape(a, [-1, sizes(a)[-1]]) for a in by_position)
@@ -253,14 +246,20 @@ def squared_gradient(
     return 2.0 * squared
 
 
-def _has_one_position(head: Head, delta: Any) -> bool:
-    """Returns whether each example has one row of values, and all is dense."""
+def _one_row_each(head: Head, delta: Any) -> tuple[tf.Tensor, tf.Tensor | None] | None:
+    """Returns delta and a as `[m, ...]`, one row an example; `None` if it has several.
+
+    a is `None` if it is unknown.
+    """
     given = [delta] if head.inputs is None else [delta, head.inputs]
-    return all(isinstance(a, tf.Tensor) and a.shape.rank == 2 for a in given)
-
-
-def _wide(tensor: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tensor, tf.float32)
+    if all(isinstance(a, tf.Tensor) and a.shape.rank == 2 for a in given):
+        rows = [tf.cast(a, tf.float32) for a in given]  # most often: nothing to reshape
+    else:
+        rows = [_by_position(a, head) for a in given]
+        if rows[0].shape[1] != 1:
+            return None
+        rows = [row[:, 0] for row in rows]
+    return rows[0], rows[1] if len(rows) > 1 else None
 
 
 def _by_position(tensor: tf.Tensor, head: Head) -> tf.Tensor:

@@ -42,8 +42,8 @@ class Recovery:
     at an infinite learning rate. Looked at are trainable weights, optimizer slots and
     statistics, after 32 steps, or 8 if steps are being skipped, as they are with such
     weights: a look at every step, with the old values at hand, would take 7 % of a step
-    of a small network with SGD, and 11 % with Adam; at every eighth, 2 to 6 %. A
-    non-trainable variable that was not finite beforehand is not looked at.
+    of a small network with SGD, and 11 % with Adam. A non-trainable variable that was
+    not finite beforehand is not looked at.
 
     Args:
         clock: of the steps, which is taken back too.

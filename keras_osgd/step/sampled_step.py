@@ -305,7 +305,7 @@ def update(
 
     old = [value for _, value in before]
     counts, gain = replicas.once(conclude, done.gradients, old)
-    if _is_scaled(model):
+    if learning_rate.is_scaled(model.optimizer):
         gain = tf.where(counts & ~flags[1], np.nan, gain)
     return counts, gain
 
@@ -318,16 +318,10 @@ def _is_finite(model, done: Pass) -> tuple[tf.Tensor, tf.Tensor]:
     """
     optimizer = model.optimizer
     finite = skipping.all_finite(done.loss, done.gradients)
-    if not _is_scaled(model):
+    if not learning_rate.is_scaled(optimizer):
         return finite, finite
     overflow = optimizer.scale_loss(tf.ones([])) > 1.0
     return skipping.all_finite(done.loss, []), finite | overflow
-
-
-def _is_scaled(model: keras.Model) -> bool:
-    """Returns whether a loss scaler skips steps whose gradients overflow."""
-    optimizer = model.optimizer
-    return learning_rate.inner_optimizer(optimizer) is not optimizer
 
 
 def _apply(model, state, apply: Callable, changed, gains, counts, excused) -> tf.Tensor:
@@ -343,7 +337,7 @@ def _apply(model, state, apply: Callable, changed, gains, counts, excused) -> tf
     optimizer, (gain, shown) = model.optimizer, gains
     inner = learning_rate.inner_optimizer(optimizer)
     before = None
-    if _is_scaled(model):
+    if learning_rate.is_scaled(model.optimizer):
         before = tf.identity(keras_compat.steps_taken(inner))
     lead = state.clock.lead.read_value()
 
