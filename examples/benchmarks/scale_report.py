@@ -8,7 +8,7 @@ import numpy as np
 from examples.common import markdown
 from examples.common.records import Record, Records
 
-_CLAIMED = {False: 28, True: 32}  # bytes of state, README; from 200,000 examples on
+_CLAIMED = {False: 28, True: 32}  # bytes of state; from 200,000 examples on
 _LARGE = 200_000
 _OURS = ("RAIS", "block draws")
 _BILLION = 1_000_000_000

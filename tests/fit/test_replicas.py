@@ -17,12 +17,10 @@ from keras_osgd.data import training_data
 from keras_osgd.fit import strategies
 from keras_osgd.norms import last_layer
 from keras_osgd.sampling import RAIS
-from tests.helpers import keras_metrics, replayed, small
-from tests.helpers.paths import ROOT
+from tests.helpers import documents, keras_metrics, replayed, small
 
 pytestmark = pytest.mark.long
 
-README = (ROOT / "README.md").read_text("utf-8")
 ROW = 5  # whose loss is not finite: on one replica, then on the other
 EPOCHS = 8  # of 8 steps: into the second block, which follows the scores
 FIT = {"batch_size": replayed.BATCH_SIZE, "verbose": 0}
@@ -75,11 +73,11 @@ def test_the_first_block_is_drawn_as_without_a_strategy(on_two):
     np.testing.assert_array_equal(block, on_two[1]["index"][:steps])
 
 
-def test_the_readme_s_example_runs_as_it_stands(monkeypatch):
+def test_the_page_s_example_runs_as_it_stands(monkeypatch):
     # Not another strategy: see `_mirrored`.
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: _mirrored())
-    section = README.split("## Several devices\n")[1].split("```python\n")[1]
-    code = section.split("```")[0].replace("epochs=10", "verbose=0")
+    code = documents.code("keras_osgd/fit/README.md", "Several devices")
+    code = code.replace("epochs=10", "verbose=0")
     x = np.zeros((256, 28, 28, 1), "float32")
     names = {"keras": keras, "keras_osgd": keras_osgd, "tf": tf}
     exec(code, {**names, "x": x, "y": np.arange(256) % 10})

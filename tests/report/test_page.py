@@ -12,13 +12,11 @@ import pytest
 from keras_osgd import report
 from keras_osgd.__main__ import main
 from keras_osgd.run_directory import load
-from tests.helpers import small
+from tests.helpers import documents, small
 from tests.helpers.figures import rows
 from tests.helpers.pages import Page, write_run
-from tests.helpers.paths import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-README = ROOT / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +153,8 @@ def test_the_check_says_what_is_installed_and_how_to_get_what_is_not(
 
 
 @pytest.mark.long
-def test_what_the_readme_says_of_watching_runs_and_can_be_reported(
-    tmp_path, monkeypatch
-):
-    section = README.read_text("utf-8").split("## Watching and reporting")[1]
-    code = section.split("```python\n")[1].split("```")[0]
+def test_what_the_page_says_of_watching_runs_and_can_be_reported(tmp_path, monkeypatch):
+    code = documents.code("keras_osgd/callbacks/README.md", "Watching and reporting")
     monkeypatch.chdir(tmp_path)
     exec(code, {"model": small.model(), "x": small.X, "y": small.Y})
     assert {"loss.png", "most_sampled.csv"} <= {x.name for x in tmp_path.iterdir()}

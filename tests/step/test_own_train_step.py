@@ -11,12 +11,10 @@ import keras_osgd
 from keras_osgd.pools import stream_run
 from keras_osgd.sampling import RAIS, Presample
 from keras_osgd.step.own_train_step import own_train_step
-from tests.helpers import small
-from tests.helpers.paths import ROOT
+from tests.helpers import documents, small
 from tests.helpers.selection import long_but
 
 unpacked = keras.utils.unpack_x_y_sample_weight
-README = ROOT / "README.md"
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 2, len(small.X)).astype("float32")
 
 
@@ -114,11 +112,11 @@ def test_an_accelerated_model_s_step_of_keras_guide_trains_as_ours(reference):
     assert not left and "apply" not in vars(model.optimizer)
 
 
-def of_readme(model, data):
-    """The step that the README shows."""
-    section = README.read_text().split("## Your own `train_step`")[1]
+def of_page(model, data):
+    """The step that the page of `fit` shows."""
     names = {"keras": keras, "keras_osgd": keras_osgd, "tf": tf}
-    exec(section.split("```python")[1].split("```")[0], names)
+    page = "keras_osgd/fit/README.md"
+    exec(documents.code(page, "Your own `train_step`"), names)
     return names["Own"].train_step(model, data)
 
 
@@ -139,7 +137,7 @@ class Pair(keras.metrics.SparseCategoricalAccuracy):
         return {"right": super().result(), "wrong": 1 - super().result()}
 
 
-@pytest.mark.parametrize("step", [guide, of_readme])
+@pytest.mark.parametrize("step", [guide, of_page])
 def test_a_step_trains_as_ours_and_weights_metrics_of_the_model_as_it_does(
     step, reference
 ):

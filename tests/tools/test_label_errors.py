@@ -10,8 +10,7 @@ from sklearn.datasets import load_digits
 import keras_osgd
 from keras_osgd.sampling import RAIS
 from keras_osgd.tools import label_errors
-from tests.helpers import small
-from tests.helpers.paths import ROOT
+from tests.helpers import documents, small
 
 pytestmark = pytest.mark.long
 
@@ -214,10 +213,8 @@ def test_what_is_no_classification_is_refused():
         find(squares, small.X, np.eye(3)[small.Y])
 
 
-def test_what_the_readme_says_of_wrong_labels_runs(digits, tmp_path, monkeypatch):
-    readme = ROOT / "README.md"
-    section = readme.read_text("utf-8").split("## Before a long run")[1]
-    code = section.split("```python\n")[2].split("```")[0]
+def test_what_the_page_says_of_wrong_labels_runs(digits, tmp_path, monkeypatch):
+    code = documents.code("keras_osgd/tools/README.md", "Wrong labels")
     monkeypatch.chdir(tmp_path)
     model, x, _, labels, *_ = digits
     exec(code, {"keras_osgd": keras_osgd, "model": model, "x": x, "y": labels})
