@@ -74,8 +74,8 @@ def test_the_first_block_is_drawn_as_without_a_strategy(on_two):
 
 
 def test_the_page_s_example_runs_as_it_stands(monkeypatch):
-    # Not another strategy: see `_mirrored`.
-    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: _mirrored())
+    strategy = _mirrored()  # not another one: see there
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: strategy)
     code = documents.code("keras_osgd/fit/README.md", "Several devices")
     code = code.replace("epochs=10", "verbose=0")
     x = np.zeros((256, 28, 28, 1), "float32")
