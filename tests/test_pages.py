@@ -101,7 +101,8 @@ def _names(section: str, folder) -> dict:
     """Returns what the code of a section may name."""
     dataset = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(64)
     given = {"keras": keras, "keras_osgd": keras_osgd, "tf": tf, "np": np}
-    given |= {"x": IMAGES, "y": LABELS, "dataset": dataset, "stream": dataset.repeat()}
+    given |= {"tf": tf, "np": np, "x": IMAGES, "y": LABELS}
+    given |= {"dataset": dataset, "stream": dataset.repeat()}
     if section == "Fine-tuning":
         given["x"] = _rng.uniform(size=(192, 32, 32, 3)).astype("float32")
     if section == "Records larger than memory":
