@@ -184,7 +184,12 @@ STUDIES = {
             "passes",
             "Few passes",
             "What is left where training ends after three to six passes?",
-            group("fashion", "mlp", (("rais", 3), ("rais", 6)), (2, 3, 4, 6, 9)),
+            group(
+                "fashion",
+                "mlp",
+                (("rais", 3), ("rais", 6), ("rais_early_start", 3)),
+                (2, 3, 4, 6, 9),
+            ),
             **_TEN,
         ),
         Study(
