@@ -207,11 +207,11 @@ def test_curves_are_those_of_least_squares_over_all_exponents(floor, exponent):
     steps = np.array([[3.0, 4.0, 6.0, 9.0]]) * STEPS
     exact = floor + 3.0 * (steps / steps[0, 0]) ** -exponent
     made = curves.fitted(steps, exact)
-    np.testing.assert_allclose(made.error(steps[0]), exact[0], rtol=1e-9)
+    np.testing.assert_allclose(made.error(steps[0])[0], exact[0], rtol=1e-9)
     np.testing.assert_allclose(made.floor, floor, atol=1e-9)
     noisy = exact + np.random.default_rng(1).normal(0, 0.1, exact.shape)
     made = curves.fitted(steps, noisy)
-    missed = ((made.error(steps[0]) - noisy[0]) ** 2).sum()
+    missed = ((made.error(steps[0])[0] - noisy[0]) ** 2).sum()
 
     def missed_by(x, power):
         columns = np.stack([np.ones(4), (x / x[0]) ** -power], axis=1)
@@ -219,6 +219,14 @@ def test_curves_are_those_of_least_squares_over_all_exponents(floor, exponent):
 
     slow = min(missed_by(steps[0], 2 ** (k / 4)) for k in range(-8, 7))
     assert missed == pytest.approx(slow, rel=1e-6)
+
+
+def test_a_curve_is_followed_to_twice_its_longest_and_half_its_shortest_length():
+    steps = np.array([[300.0, 400.0, 600.0]] * 5)
+    made = curves.fitted(steps, 8.0 + 1200.0 / steps)
+    error, side = made.error(np.array([-20.0, 150.0, 450.0, 1200.0, 1300.0]))
+    np.testing.assert_allclose(error, 8 + 1200 / np.array([150, 150, 450, 1200, 1200]))
+    assert side.tolist() == [-1, 0, 0, 0, 1]
 
 
 def test_a_curve_that_does_not_fall_gives_bounds():

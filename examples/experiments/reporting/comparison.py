@@ -94,11 +94,10 @@ def _compare(
         in_seconds = in_steps * own / uniform_seconds
         ratios.append(_estimate(in_seconds, -side, draws.has_interval))
     errors, curve_errors = draws.table("test", group.metric)
-    difference = errors - curves.fitted(curve_steps, curve_errors).error(steps)
-    no_bounds = np.zeros(len(errors))
-    return Comparison(
-        group, runs, *ratios, _estimate(difference, no_bounds, draws.has_interval)
-    )
+    # At fewer steps than are known, uniform training would have a higher error.
+    expected, side = curves.fitted(curve_steps, curve_errors).error(steps)
+    difference = _estimate(errors - expected, side, draws.has_interval)
+    return Comparison(group, runs, *ratios, difference)
 
 
 def _estimate(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Estimate:

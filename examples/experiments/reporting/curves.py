@@ -33,9 +33,15 @@ class Curve:
     shortest: np.ndarray
     longest: np.ndarray
 
-    def error(self, steps: np.ndarray) -> np.ndarray:
-        """Returns `[resamples]`, the error after so many steps, `[resamples]`."""
-        return self.floor + self.scale * (steps / self.shortest) ** -self.exponent
+    def error(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the error after so many steps, `[resamples]` each.
+
+        Beyond the reach of the curve it is that at its end, and the second array says
+        on which side: 1 where these are more steps, -1 where they are fewer, else 0.
+        """
+        within, side = self._within_reach(steps)
+        found = self.floor + self.scale * (within / self.shortest) ** -self.exponent
+        return found, side
 
     def steps(self, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the steps at which the curve has an error, `[resamples]` each.
@@ -48,9 +54,12 @@ class Curve:
             found = self.shortest * (above / self.scale) ** (-1 / self.exponent)
         # A flat curve is at or above the error at once, or never.
         found = np.where(self.scale > 0, found, np.where(above > 0, 0.0, np.inf))
+        return self._within_reach(found)
+
+    def _within_reach(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         least, most = self.shortest / REACH, self.longest * REACH
-        side = np.where(found > most, 1, np.where(found < least, -1, 0))
-        return np.clip(found, least, most), side
+        side = np.where(steps > most, 1, np.where(steps < least, -1, 0))
+        return np.clip(steps, least, most), side
 
 
 def fitted(steps: np.ndarray, errors: np.ndarray) -> Curve:
