@@ -34,6 +34,13 @@ def without_start() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def early_start() -> Iterator[None]:
+    """Draws by scores once a fifth of the first pass is over."""
+    with mock.patch.object(RAIS, "uniform_draws", lambda self, n: n // 5):
+        yield
+
+
+@contextlib.contextmanager
 def point_estimate() -> Iterator[None]:
     """Draws by the norm last seen: needs the features "constant" and "last"."""
 

@@ -1,19 +1,26 @@
 """What tuning chose: by validation error alone, for each contender on its own."""
 
+import collections
 import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
 
 from examples.common.records import Record, Records
 from examples.experiments import tuning
 from examples.experiments.methods import METHODS
 from examples.experiments.setting import Setting
-from examples.experiments.studies import Contender
+from examples.experiments.studies import TUNING_SEEDS, Contender
 
 _FEWEST = 3  # trials, of which one is not at the edge
 _FURTHER = 6  # trials beyond the range, where the best lies at its edge
 
 
 def next_trial(
-    records: Records, contender: Contender, count: int, metric: str
+    records: Records,
+    contender: Contender,
+    count: int,
+    metric: str,
+    seeds: Sequence[int] = TUNING_SEEDS,
 ) -> Setting | None:
     """Returns what is to be tried next, `None` where tuning is complete.
 
@@ -26,34 +33,52 @@ def next_trial(
         contender: whose trials.
         count: number of trials within the range.
         metric: "error" or "balanced_error".
+        seeds: that each trial is run with.
     """
-    settings = first_trials(contender, count)
+    settings = first_trials(contender, count, seeds)
     for _ in range(_FURTHER + 1):
         for setting in settings:
             if setting.key not in records:
                 return setting
         if count < _FEWEST:
             return None
-        best = _best(records, settings, metric)
+        rate, parameter = best_of((records[s.key] for s in settings), metric)
         rates = [setting.rate for setting in settings]
-        if best.rate not in (min(rates), max(rates)):
+        if rate not in (min(rates), max(rates)):
             return None
-        beyond = best.rate / 2 if best.rate == min(rates) else best.rate * 2
-        settings = [*settings, dataclasses.replace(best, rate=tuning.rounded(beyond))]
+        beyond = tuning.rounded(rate / 2 if rate == min(rates) else rate * 2)
+        settings += _trials(contender, {"rate": beyond, "parameter": parameter}, seeds)
     return None
 
 
-def first_trials(contender: Contender, count: int) -> list[Setting]:
-    """Returns the trials within the range."""
+def first_trials(
+    contender: Contender, count: int, seeds: Sequence[int] = TUNING_SEEDS
+) -> list[Setting]:
+    """Returns the trials within the range, each with every seed."""
     parameter = METHODS[contender.method].parameter
     return [
-        _setting(contender, trial, seed=tuning.SEED, purpose="tune")
+        setting
         for trial in tuning.trials(contender.optimizer, parameter, count)
+        for setting in _trials(contender, trial, seeds)
     ]
 
 
-def _best(records: Records, settings: list[Setting], metric: str) -> Setting:
-    return min(settings, key=lambda s: records[s.key]["validation"][metric])
+def _trials(contender: Contender, trial: Record, seeds: Sequence[int]) -> list[Setting]:
+    return [_setting(contender, trial, seed=seed, purpose="tune") for seed in seeds]
+
+
+def best_of(tried: Iterable[Record], metric: str) -> tuple[float, float | None]:
+    """Returns the rate and parameter of the lowest validation error, mean over seeds.
+
+    Args:
+        tried: records of tuning runs.
+        metric: "error" or "balanced_error".
+    """
+    errors = collections.defaultdict(list)
+    for record in tried:
+        place = record["key"]["rate"], record["key"]["parameter"]
+        errors[place].append(record["validation"][metric])
+    return min(errors, key=lambda place: statistics.fmean(errors[place]))
 
 
 def final_settings(
@@ -71,7 +96,11 @@ def final_settings(
 
 
 def chosen(
-    records: Records, contender: Contender, count: int, metric: str
+    records: Records,
+    contender: Contender,
+    count: int,
+    metric: str,
+    seeds: Sequence[int] = TUNING_SEEDS,
 ) -> Record | None:
     """Returns the rate and parameter of the lowest validation error.
 
@@ -80,16 +109,18 @@ def chosen(
         contender: whose trials.
         count: number of trials within the range.
         metric: "error" or "balanced_error".
+        seeds: that each trial was run with.
 
     Returns:
         "rate" and "parameter"; `None` while a trial has not been run.
     """
-    if count == 0 or next_trial(records, contender, count, metric) is not None:
+    if count == 0:
+        return None
+    if next_trial(records, contender, count, metric, seeds) is not None:
         return None
     wanted = dataclasses.asdict(contender) | {"purpose": "tune"}
-    tried = [Setting(**record["key"]) for record in records.select(**wanted)]
-    best = _best(records, tried, metric)
-    return {"rate": best.rate, "parameter": best.parameter}
+    tried = [r for r in records.select(**wanted) if r["key"]["seed"] in seeds]
+    return dict(zip(("rate", "parameter"), best_of(tried, metric), strict=True))
 
 
 def overhead_setting(contender: Contender) -> Setting:

@@ -34,7 +34,7 @@ class Conductor:
     def side_by_side(self, study: Study, jobs: int) -> bool:
         """Tunes every contender and makes its final runs; returns whether all went."""
         wanted = {
-            contender: study.trials_of(contender) + len(study.seeds_of(contender))
+            contender: study.tuning_runs_of(contender) + len(study.seeds_of(contender))
             for contender in study.contenders
             if contender.method != "overhead"
         }
@@ -84,10 +84,10 @@ class Conductor:
 
     def _settle(self, progress: Progress, study: Study, contender: Contender) -> None:
         seeds = study.seeds_of(contender)
-        trials = choice.first_trials(contender, study.trials_of(contender))
+        trials = choice.first_trials(contender, *study.tuning_of(contender))
         done = sum(setting.key in self._records for setting in trials)
         progress.skip(contender, done)
-        left = study.trials_of(contender) - done + len(seeds)
+        left = study.tuning_runs_of(contender) - done + len(seeds)
         while (setting := self._next_trial(study, contender)) is not None:
             left -= 1
             if not self._run(progress, contender, setting):
@@ -100,16 +100,14 @@ class Conductor:
     def _next_trial(self, study: Study, contender: Contender) -> Setting | None:
         metric = sets.metric(contender.data)
         with self._lock:
-            return choice.next_trial(
-                self._records, contender, study.trials_of(contender), metric
-            )
+            count, seeds = study.tuning_of(contender)
+            return choice.next_trial(self._records, contender, count, metric, seeds)
 
     def _chosen(self, study: Study, contender: Contender) -> Record | None:
         metric = sets.metric(contender.data)
         with self._lock:
-            return choice.chosen(
-                self._records, contender, study.trials_of(contender), metric
-            )
+            count, seeds = study.tuning_of(contender)
+            return choice.chosen(self._records, contender, count, metric, seeds)
 
     def _run(self, progress: Progress, contender: Contender, setting: Setting) -> bool:
         """Makes a run if it is missing; returns whether its record is there."""

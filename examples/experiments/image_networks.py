@@ -7,7 +7,7 @@ import keras
 from examples.common import models
 
 _PATCH = 7  # pixels
-_WIDTH = 32  # of the transformer
+WIDTH = 32  # of the transformers
 _HEADS = 2
 
 
@@ -93,30 +93,46 @@ def transformer(
     # A bias for each position and unit is a learned embedding of positions.
     x = keras.layers.EinsumDense(
         "mtp,pw->mtw",
-        output_shape=(x.shape[1], _WIDTH),
+        output_shape=(x.shape[1], WIDTH),
         bias_axes="tw",
         kernel_initializer=keras.initializers.GlorotUniform(seed),
         bias_initializer=keras.initializers.RandomNormal(stddev=0.02, seed=seed + 1),
         kernel_regularizer=keras.regularizers.L2(models.L2),
     )(x)
+    return encoder(base, inputs, x, classes, seed, "transformer")
+
+
+def encoder(
+    base: type[keras.Model], inputs, x, classes: int, seed: int, name: str
+) -> keras.Model:
+    """Returns a model of two encoder blocks, the mean over positions and logits.
+
+    Args:
+        base: `keras.Model` or `keras_osgd.Model`.
+        inputs: of the model.
+        x: `[m, positions, WIDTH]`, made from the inputs.
+        classes: number of outputs.
+        seed: of the initial weights.
+        name: of the model.
+    """
     attentions = []
     for block in range(2):
         start = seed + 10 * (block + 1)
         attention = keras.layers.MultiHeadAttention(
             _HEADS,
-            _WIDTH // _HEADS,
+            WIDTH // _HEADS,
             kernel_regularizer=keras.regularizers.L2(models.L2),
         )
         attentions.append((attention, start))
         normalised = keras.layers.LayerNormalization()(x)
         x = keras.layers.Add()([x, attention(normalised, normalised)])
         y = keras.layers.LayerNormalization()(x)
-        y = models.dense(2 * _WIDTH, start + 5, activation="relu")(y)
-        x = keras.layers.Add()([x, models.dense(_WIDTH, start + 6)(y)])
+        y = models.dense(2 * WIDTH, start + 5, activation="relu")(y)
+        x = keras.layers.Add()([x, models.dense(WIDTH, start + 6)(y)])
     x = keras.layers.LayerNormalization()(x)
     x = keras.layers.GlobalAveragePooling1D()(x)
     outputs = models.dense(classes, seed + 100)(x)
-    model = base(inputs, outputs, name="transformer")
+    model = base(inputs, outputs, name=name)
     for attention, start in attentions:
         _seed_kernels(attention, start)
     return model
@@ -139,7 +155,7 @@ def _seed_kernels(attention: keras.layers.MultiHeadAttention, seed: int) -> None
     kernels = [w for w in attention.trainable_weights if w.name == "kernel"]
     for number, kernel in enumerate(kernels):
         initial = keras.initializers.GlorotUniform(seed + number)
-        kernel.assign(keras.ops.reshape(initial((_WIDTH, _WIDTH)), kernel.shape))
+        kernel.assign(keras.ops.reshape(initial((WIDTH, WIDTH)), kernel.shape))
 
 
 def _applied(layers: Sequence) -> tuple:

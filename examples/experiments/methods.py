@@ -104,6 +104,11 @@ METHODS = {
     "rais_no_start": Method(
         "RAIS without the uniform first pass", _rais(), without=ablations.without_start
     ),
+    "rais_early_start": Method(
+        "RAIS after a fifth of a uniform first pass",
+        _rais(),
+        without=ablations.early_start,
+    ),
     "rais_variance_clock": Method(
         "RAIS, rate by the ratio of variances",
         _rais(),

@@ -20,7 +20,8 @@ def build(name: str, base: type[keras.Model], data: Any, seed: int) -> keras.Mod
 
     Args:
         name: one of `NAMES`. "mlp", "cnn", "resnet", "resnet_bn" and "transformer" are
-            for images, "table", "text" and "word" for data of the kind of their name.
+            for images, "text_transformer" for texts, and "table", "text" and "word" for
+            data of the kind of their name.
         base: `keras.Sequential` or `keras_osgd.Sequential`, or the two `Model`s; the
             same seed gives the same initial weights with all of them.
         data: `experiments.sets.Data`, or what has its `kind`, `train`, `classes`,
@@ -128,6 +129,17 @@ def _text(bases: _Bases, data: Any, seed: int) -> keras.Model:
     return bases.sequential(layers, name="text")
 
 
+def _text_transformer(bases: _Bases, data: Any, seed: int) -> keras.Model:
+    """Returns two encoder blocks on the tokens; padding is a token like others."""
+    inputs = keras.Input(data.train[0].shape[1:], dtype="int32")
+    width = image_networks.WIDTH
+    x = _embedding(data, width, seed)(inputs)
+    x = Positions(keras.initializers.RandomNormal(stddev=0.02, seed=seed + 1))(x)
+    return image_networks.encoder(
+        bases.model, inputs, x, data.classes, seed, "text_transformer"
+    )
+
+
 def _word(bases: _Bases, data: Any, seed: int) -> keras.Model:
     layers = [
         keras.Input(data.train[0].shape[1:], dtype="int32"),
@@ -157,6 +169,33 @@ def _embedding(
         embeddings_initializer=keras.initializers.RandomUniform(-0.05, 0.05, seed),
         mask_zero=mask_zero,
     )
+
+
+@keras.saving.register_keras_serializable(package="experiments")
+class Positions(keras.layers.Layer):
+    """Adds a learned embedding of its position to each token.
+
+    Args:
+        initializer: of the embeddings.
+    """
+
+    def __init__(self, initializer, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.initializer = keras.initializers.get(initializer)
+
+    def build(self, input_shape: tuple) -> None:
+        """Makes the embeddings, `[positions, width]`."""
+        shape = input_shape[1:]
+        self.embeddings = self.add_weight(shape=shape, initializer=self.initializer)
+
+    def call(self, inputs):
+        """Returns the tokens with their positions added."""
+        return inputs + self.embeddings
+
+    def get_config(self) -> dict:
+        """Returns the arguments of the layer."""
+        initializer = keras.initializers.serialize(self.initializer)
+        return {**super().get_config(), "initializer": initializer}
 
 
 @keras.saving.register_keras_serializable(package="experiments")
@@ -195,6 +234,7 @@ _BUILDERS: dict[str, tuple[str, Callable[[_Bases, Any, int], keras.Model]]] = {
     "transformer": ("image", _transformer),
     "table": ("table", _table),
     "text": ("text", _text),
+    "text_transformer": ("text", _text_transformer),
     "word": ("word", _word),
 }
 NAMES = tuple(_BUILDERS)

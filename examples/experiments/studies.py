@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+TUNING_SEEDS = (100,)
+"""Of the trials, where a study names no others: none of the final runs has them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
@@ -44,6 +47,8 @@ class Study:
         seeds: of the final runs on Fashion-MNIST; elsewhere the first three of them.
         timed: repetitions alone on the machine, interleaved within a group; at most
             two off Fashion-MNIST.
+        tuning_seeds: that each trial is run with; their mean error chooses.
+        everywhere: whether other data gets as many seeds as Fashion-MNIST.
     """
 
     name: str
@@ -53,14 +58,23 @@ class Study:
     trials: int
     seeds: tuple[int, ...]
     timed: int = 0
+    tuning_seeds: tuple[int, ...] = TUNING_SEEDS
+    everywhere: bool = False
 
-    def trials_of(self, contender: Contender) -> int:
-        """Returns how many trials of tuning a contender gets."""
-        return self.trials if contender.data == "fashion" else min(self.trials, 4)
+    def tuning_of(self, contender: Contender) -> tuple[int, tuple[int, ...]]:
+        """Returns how many trials of tuning a contender gets, and their seeds."""
+        on_fashion = contender.data == "fashion"
+        return self.trials if on_fashion else min(self.trials, 4), self.tuning_seeds
+
+    def tuning_runs_of(self, contender: Contender) -> int:
+        """Returns how many runs the trials of a contender take."""
+        count, seeds = self.tuning_of(contender)
+        return count * len(seeds)
 
     def seeds_of(self, contender: Contender) -> tuple[int, ...]:
         """Returns the seeds of a contender's final runs."""
-        return self.seeds if contender.data == "fashion" else self.seeds[:3]
+        full = contender.data == "fashion" or self.everywhere
+        return self.seeds if full else self.seeds[:3]
 
     def timed_of(self, contender: Contender) -> int:
         """Returns how often a contender is timed."""
@@ -80,6 +94,7 @@ def smoke(study: Study) -> Study:
         contenders=tuple(kept),
         trials=min(study.trials, 1),
         seeds=study.seeds[:1],
+        tuning_seeds=study.tuning_seeds[:1],
         timed=min(study.timed, 1),
     )
 
@@ -145,6 +160,13 @@ _MAIN = (
 _ONE = (0,)
 _THREE = (0, 1, 2)
 _FIVE = (0, 1, 2, 3, 4)
+_TEN = {
+    "trials": 3,
+    "seeds": tuple(range(20, 30)),
+    "tuning_seeds": (101, 102),
+    "everywhere": True,
+}
+"""Of a study that can tell 0.6 from 1: no other one has its seeds."""
 
 STUDIES = {
     study.name: study
@@ -159,28 +181,77 @@ STUDIES = {
             timed=3,
         ),
         Study(
-            "size",
-            "Size of the training set",
-            "How many examples does importance sampling need?",
-            (
-                *group(
-                    "fashion-5k", "mlp", (("rais", 20), ("oracle", 20)), (10, 18, 28)
-                ),
-                *group("fashion-10k", "mlp", (("rais", 15),), (7, 13, 20)),
-                *group("fashion-25k", "mlp", (("rais", 10),)),
+            "passes",
+            "Few passes",
+            "What is left where training ends after three to six passes?",
+            group(
+                "fashion",
+                "mlp",
+                (("rais", 3), ("rais", 6), ("rais_early_start", 3)),
+                (2, 3, 4, 6, 9),
             ),
-            4,
-            _THREE,
+            **_TEN,
+        ),
+        Study(
+            "batch",
+            "Batch size",
+            "At which batch sizes does a lower variance still buy time?",
+            (
+                *group("fashion", "mlp", (("rais", 7),), (3, 4, 6, 9), batch_size=32),
+                *group(
+                    "fashion",
+                    "mlp",
+                    (("rais", 7), ("rais_variance_clock", 7)),
+                    (4, 5, 7, 10),
+                    batch_size=512,
+                ),
+            ),
+            **_TEN,
         ),
         Study(
             "augmentation",
             "Augmentation",
             "What is left when every visit shows another image?",
-            (
-                *group("shifted-weak", "cnn", uniform=(5, 10)),
-                *group("shifted-strong", "cnn", uniform=(5, 10)),
+            group(
+                "shifted-strong",
+                "cnn",
+                (("rais", 6),),
+                (3, 4, 6),
+                optimizer="adamw",
+                batch_size=128,
             ),
-            3,
+            **_TEN,
+        ),
+        Study(
+            "text",
+            "Texts",
+            "Is there a gain for a transformer on texts, and by which norms?",
+            group(
+                "descriptions",
+                "text_transformer",
+                (("rais", 5), ("rais_exact", 5)),
+                (2, 3, 5, 8),
+                optimizer="adamw",
+            ),
+            **_TEN,
+        ),
+        Study(
+            "size",
+            "Size of the training set",
+            "How many examples does importance sampling need?",
+            (
+                *group("fashion-5k", "mlp", (("rais", 12),), (5, 8, 12, 18)),
+                *group("fashion-10k", "mlp", (("rais", 10),), (4, 6, 9, 14)),
+                *group("fashion-25k", "mlp", (("rais", 8),), (3, 5, 8, 12)),
+            ),
+            **_TEN,
+        ),
+        Study(
+            "oracle_size",
+            "O-SGD on few examples",
+            "What do exact norms at every step give, regardless of their cost?",
+            group("fashion-5k", "mlp", (("oracle", 20),), (10, 18, 28)),
+            4,
             _THREE,
         ),
         Study(
@@ -215,19 +286,6 @@ STUDIES = {
             ),
             6,
             _FIVE,
-        ),
-        Study(
-            "batch",
-            "Batch size",
-            "At which batch sizes does a lower variance still buy time?",
-            tuple(
-                item
-                for size in (32, 128, 256, 512)
-                for item in group("fashion", "mlp", uniform=(5, 9), batch_size=size)
-            ),
-            3,
-            _THREE,
-            timed=2,
         ),
         Study(
             "depth",

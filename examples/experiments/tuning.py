@@ -18,8 +18,6 @@ RATES = {
     "adam": (0.0005, 0.008),
     "adamw": (0.0005, 0.008),
 }
-SEED = 100
-"""Of the trials: none of the final runs has it."""
 _SIGNIFICANT_DIGITS = 3
 
 

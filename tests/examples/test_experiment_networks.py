@@ -25,8 +25,10 @@ KINDS = {
     "transformer": "image",
     "table": "table",
     "text": "text",
+    "text_transformer": "text",
     "word": "word",
 }
+BLOCKS = 2 * (4 * (32 * 32 + 32) + 2 * 64 + (32 * 64 + 64) + (64 * 32 + 32))
 # By hand, for the data below: weights of all layers, 5 classes.
 PARAMETERS = {
     "mlp": 784 * 256 + 256 + 256 * 5 + 5,
@@ -41,11 +43,10 @@ PARAMETERS = {
     + ((1152 + 32) + (2304 + 32) + (128 + 16))
     + ((4608 + 64) + (9216 + 64) + (512 + 32))
     + (32 * 5 + 5),
-    "transformer": (49 * 32 + 16 * 32)
-    + 2 * (4 * (32 * 32 + 32) + 2 * 64 + (32 * 64 + 64) + (64 * 32 + 32))
-    + (64 + 32 * 5 + 5),
+    "transformer": (49 * 32 + 16 * 32) + BLOCKS + (64 + 32 * 5 + 5),
     "table": (7 * 128 + 128) + (128 * 128 + 128) + (128 * 5 + 5),
     "text": 50 * 32 + (32 * 64 + 64) + (64 * 5 + 5),
+    "text_transformer": (50 * 32 + 9 * 32) + BLOCKS + (64 + 32 * 5 + 5),
     "word": 20 * 16 + (48 * 64 + 64) + (64 * 64 + 64) + (64 * 5 + 5),
 }
 
@@ -138,7 +139,9 @@ def test_every_network_trains_by_importance_with_no_warning_but_of_normalisation
         assert (old != weight.numpy()).any(), weight.path
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet", "transformer", "text"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "resnet", "transformer", "text", "text_transformer"]
+)
 def test_norms_are_known_to_all_layers_also_while_images_are_augmented(name):
     given = data(KINDS[name], shift=1, flip=True)
     model = compiled(name, given, sampling=keras_osgd.sampling.RAIS(norm="exact"))

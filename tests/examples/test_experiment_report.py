@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from examples.common.records import Records
 from examples.experiments import studies
-from examples.experiments.reporting import write
+from examples.experiments.reporting import curves, write
 from examples.experiments.reporting.comparison import compare
 from examples.experiments.reporting.runs import group_runs
 from examples.experiments.studies import Contender
@@ -70,7 +71,7 @@ def record(contender, purpose="error", rate=0.04, seed=0, **figures):
 def runs_of(contender, seeds=range(5), noise=None, rates=(0.02, 0.04, 0.08), **figures):
     """Everything a study asks of a contender; the rate in the middle is the best."""
     made = [
-        record(contender, "tune", rate, error=9 + abs(i - len(rates) // 2))
+        record(contender, "tune", rate, 100, error=9 + abs(i - len(rates) // 2))
         for i, rate in enumerate(rates)
     ]
     best = rates[len(rates) // 2]
@@ -134,9 +135,7 @@ def test_a_contender_at_a_known_ratio_gets_exactly_that_ratio():
         np.testing.assert_allclose([steps.value, steps.low, steps.high], 0.6)
     seconds = [comparison.seconds, comparison.seconds_by_validation]
     np.testing.assert_allclose([x.value for x in seconds], 0.6 * 1.1)
-    # 480 steps lie eight tenths of the way from 400 to 600.
-    between = 0.6 * curve(400) + 0.4 * curve(600)
-    assert comparison.difference.value == pytest.approx(curve(800) - between)
+    assert comparison.difference.value == pytest.approx(curve(800) - curve(480))
 
 
 def test_balanced_error_is_compared_where_it_is_the_metric(tmp_path):
@@ -187,22 +186,62 @@ def test_intervals_pair_the_seeds_that_methods_share():
 @pytest.mark.parametrize(
     ("error", "sign", "value", "low", "high"),
     [
-        (curve(1200) - 1, "<=", 480 / 1200, -np.inf, 480 / 1200),
-        (curve(400) + 1, ">=", 480 / 400, 480 / 400, np.inf),
+        (curve(2000), "=", 480 / 2000, 480 / 2000, 480 / 2000),
+        (curve(2500), "<=", 480 / 2400, -np.inf, 480 / 2400),
+        (curve(250), "=", 480 / 250, 480 / 250, 480 / 250),
+        (curve(150), ">=", 480 / 200, 480 / 200, np.inf),
     ],
 )
-def test_errors_beyond_the_curve_give_bounds(error, sign, value, low, high):
+def test_errors_within_twice_the_curve_are_read_off_it_and_others_give_bounds(
+    error, sign, value, low, high
+):
     figures = SIX_TENTHS | {"error": error}
     steps = only_comparison(*world({("rais", 8): figures}), resamples=20).steps
     assert steps.sign == sign
     np.testing.assert_allclose([steps.value, steps.low, steps.high], [value, low, high])
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("floor", [0.0, 8.0])
+def test_curves_are_those_of_least_squares_over_all_exponents(floor, exponent):
+    steps = np.array([[3.0, 4.0, 6.0, 9.0]]) * STEPS
+    exact = floor + 3.0 * (steps / steps[0, 0]) ** -exponent
+    made = curves.fitted(steps, exact)
+    np.testing.assert_allclose(made.error(steps[0])[0], exact[0], rtol=1e-9)
+    np.testing.assert_allclose(made.floor, floor, atol=1e-9)
+    noisy = exact + np.random.default_rng(1).normal(0, 0.1, exact.shape)
+    made = curves.fitted(steps, noisy)
+    missed = ((made.error(steps[0])[0] - noisy[0]) ** 2).sum()
+
+    def missed_by(x, power):
+        columns = np.stack([np.ones(4), (x / x[0]) ** -power], axis=1)
+        return scipy.optimize.nnls(columns, noisy[0])[1] ** 2
+
+    slow = min(missed_by(steps[0], 2 ** (k / 4)) for k in range(-8, 7))
+    assert missed == pytest.approx(slow, rel=1e-6)
+
+
+def test_a_curve_is_followed_to_twice_its_longest_and_half_its_shortest_length():
+    steps = np.array([[300.0, 400.0, 600.0]] * 5)
+    made = curves.fitted(steps, 8.0 + 1200.0 / steps)
+    error, side = made.error(np.array([-20.0, 150.0, 450.0, 1200.0, 1300.0]))
+    np.testing.assert_allclose(error, 8 + 1200 / np.array([150, 150, 450, 1200, 1200]))
+    assert side.tolist() == [-1, 0, 0, 0, 1]
+
+
+def test_a_curve_that_does_not_fall_gives_bounds():
+    steps = np.array([[300.0, 400.0, 600.0]] * 2)
+    curve_errors = np.array([[10.0, 10.0, 10.0], [9.0, 10.0, 11.0]])
+    made = curves.fitted(steps, curve_errors)
+    for error, side in ((9.5, 1), (10.5, -1)):
+        assert made.steps(np.full(2, error))[1].tolist() == [side, side]
+
+
 def test_the_first_paragraph_names_what_loses_and_what_does_not_differ(tmp_path):
     win, made = world({("rais", 8): SIX_TENTHS})
     loss, lost = world({("rais", 8): SIX_TENTHS | {"steps": 960}}, data="words")
     draw, drawn = world(
-        {("rais", 8): SIX_TENTHS | {"steps": 800, "milliseconds": 2.0}}, data="letter"
+        {("rais", 8): {"noise": [-0.02, -0.01, 0.0, 0.01, 0.02]}}, data="letter"
     )
     every = (*win.contenders, *loss.contenders, *draw.contenders)
     study = dataclasses.replace(win, contenders=every)
@@ -211,7 +250,7 @@ def test_the_first_paragraph_names_what_loses_and_what_does_not_differ(tmp_path)
     assert "**Steps**: fewer in 1, not shown to differ in 1, more in 1." in paragraph
     assert "More: words, cnn (T = 8) 1.20 (1.20 to 1.20)." in paragraph
     assert "More: words, cnn (T = 8) 1.32 (1.32 to 1.32)." in paragraph
-    assert "Not shown to differ: letter, cnn (T = 8) 1.00 (1.00 to 1.00)." in paragraph
+    assert "Not shown to differ: letter, cnn (T = 8) 1.00 (0.9" in paragraph
     assert "fashion" not in paragraph
 
 
@@ -249,7 +288,7 @@ def test_missing_runs_failures_and_edges_are_shown(tmp_path):
     extra = Contender("fashion", "cnn", "never_run", 8)
     unrun = Contender("words", "cnn", "rais", 8)
     study = dataclasses.replace(study, contenders=(*study.contenders, extra, unrun))
-    edge = record(study.contenders[-3], "tune", 0.16, error=1.0)
+    edge = record(study.contenders[-3], "tune", 0.16, 100, error=1.0)
     swapped = [edge if run is _last_trial(made) else run for run in made]
     text = report(tmp_path, study, swapped)
     rows = {line.split(" | ")[0]: line for line in reversed(text.splitlines())}

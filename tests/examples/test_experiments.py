@@ -82,7 +82,7 @@ def tried(records, contender, errors, count=3):
         if setting is None:
             return rates
         assert choice.chosen(records, contender, count, "error") is None
-        assert setting.purpose == "tune" and setting.seed == tuning.SEED
+        assert setting.purpose == "tune" and (setting.seed,) == studies.TUNING_SEEDS
         error = errors(setting.rate)
         record = {"validation": {"error": error, "balanced_error": -error}}
         records.append(setting.key, record)
@@ -104,6 +104,21 @@ def test_the_choice_is_the_lowest_validation_error_once_all_trials_are_in(tmp_pa
     ]
 
 
+def test_the_mean_over_its_seeds_chooses_a_rate_and_each_trial_has_all(tmp_path):
+    records, seeds = Records(tmp_path / "runs.jsonl"), (101, 102)
+    contender = studies.Contender("fashion", "mlp", "uniform", 4)
+    luck = {(0.04, 101): 0.0}  # a lucky seed; by the mean, 0.0527 is better
+    while setting := choice.next_trial(records, contender, 3, "error", seeds):
+        error = luck.get((setting.rate, setting.seed), 10 + abs(setting.rate - 0.05))
+        if (setting.rate, setting.seed) == (0.04, 102):
+            error = 30.0
+        records.append(setting.key, {"validation": {"error": error}})
+    made = [(r["key"]["rate"], r["key"]["seed"]) for r in records.select()]
+    assert {made.count((rate, seed)) for rate, _ in made for seed in seeds} == {1}
+    best = choice.chosen(records, contender, 3, "error", seeds)
+    assert best == {"rate": 0.0527, "parameter": None}
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_a_choice_at_the_edge_extends_the_range_six_times_at_most(sign, tmp_path):
     records = Records(tmp_path / "runs.jsonl")
@@ -115,11 +130,18 @@ def test_a_choice_at_the_edge_extends_the_range_six_times_at_most(sign, tmp_path
     assert choice.chosen(records, contender, 3, "error")["rate"] == rates[-1]
 
 
-def test_studies_that_share_a_contender_give_it_the_same_number_of_trials():
+def test_studies_that_share_trials_of_a_contender_ask_for_the_same_number():
     trials = {}
     for study in studies.STUDIES.values():
         for contender in study.contenders:
-            assert trials.setdefault(contender, study.trials) == study.trials
+            count, seeds = study.tuning_of(contender)
+            assert trials.setdefault((contender, seeds), count) == count
+
+
+def test_no_seed_chooses_a_rate_and_measures_it():
+    tuned = {s for study in studies.STUDIES.values() for s in study.tuning_seeds}
+    final = {s for study in studies.STUDIES.values() for s in study.seeds}
+    assert not tuned & final
 
 
 @pytest.mark.parametrize(

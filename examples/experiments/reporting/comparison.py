@@ -5,10 +5,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.optimize
 import scipy.stats
 
-from examples.common.estimates import equal_error_length
+from examples.experiments.reporting import curves
 from examples.experiments.reporting.runs import Group, Runs
 
 RESAMPLES = 1000
@@ -21,8 +20,9 @@ class Estimate:
 
     Attributes:
         value: from all seeds.
-        sign: "=", or "<=" and ">=" where uniform training's curve ends too early, so
-            that the value is a bound; "?" for a quotient of two such bounds.
+        sign: "=", or "<=" and ">=" where uniform training's curve has the error at
+            more than twice its longest or less than half its shortest length, so that
+            the value is a bound; "?" for a quotient of two such bounds.
         low: end of the interval; -inf where the curve gives none. `None` for lack of a
             second seed.
         high: likewise, inf where the curve gives none.
@@ -78,49 +78,26 @@ def _compare(
 ) -> Comparison:
     draws = _Draws([runs, *uniform], resamples)
     steps, curve_steps = draws.table("steps")
-    step_seconds = draws.step_seconds()
-    lengths = np.array([item.contender.epochs for item in uniform], float)
+    seconds = draws.step_seconds()
     ratios = []
     for part in ("test", "validation"):
-        errors, curve = draws.table(part, group.metric)
-        reached = [
-            equal_error_length(lengths, curve[i], errors[i]) for i in range(len(errors))
-        ]
-        bounds = np.array([{">": -1, "=": 0, "<": 1}[sign] for _, sign in reached])
-        reached_at = [length for length, _ in reached]
-        matched = _at(reached_at, lengths, curve_steps)
-        ratios.append(_estimate(steps / matched, bounds, draws.has_interval))
-        if step_seconds is None:
+        errors, curve_errors = draws.table(part, group.metric)
+        curve = curves.fitted(curve_steps, curve_errors)
+        matched, side = curve.steps(errors)
+        in_steps = steps / matched
+        # More steps of uniform training than are known: the ratio may be lower.
+        ratios.append(_estimate(in_steps, -side, draws.has_interval))
+        if seconds is None:
             ratios.append(None)
             continue
-        own, curve_seconds = step_seconds[0], step_seconds[1] * curve_steps
-        matched = _at(reached_at, lengths, curve_seconds)
-        ratios.append(_estimate(own * steps / matched, bounds, draws.has_interval))
-    return Comparison(group, runs, *ratios, _difference(draws, group.metric))
-
-
-def _at(places: Sequence[float], lengths: np.ndarray, curves: np.ndarray) -> np.ndarray:
-    """Returns each curve, `[resamples, lengths]`, at its own place."""
-    pairs = zip(places, curves, strict=True)
-    return np.array([np.interp(place, lengths, curve) for place, curve in pairs])
-
-
-def _difference(draws: "_Draws", metric: str) -> Estimate:
-    errors, curve = draws.table("test", metric)
-    steps, curve_steps = draws.table("steps")
-    expected = [
-        np.interp(
-            steps[i],
-            curve_steps[i],
-            scipy.optimize.isotonic_regression(curve[i], increasing=False).x,
-        )
-        for i in range(len(errors))
-    ]
-    # Fewer steps than the curve has: uniform training would be worse than its end.
-    bounds = np.where(
-        steps < curve_steps[:, 0], -1, np.where(steps > curve_steps[:, -1], 1, 0)
-    )
-    return _estimate(errors - expected, bounds, draws.has_interval)
+        own, uniform_seconds = seconds
+        in_seconds = in_steps * own / uniform_seconds
+        ratios.append(_estimate(in_seconds, -side, draws.has_interval))
+    errors, curve_errors = draws.table("test", group.metric)
+    # At fewer steps than are known, uniform training would have a higher error.
+    expected, side = curves.fitted(curve_steps, curve_errors).error(steps)
+    difference = _estimate(errors - expected, side, draws.has_interval)
+    return Comparison(group, runs, *ratios, difference)
 
 
 def _estimate(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Estimate:
@@ -197,7 +174,7 @@ class _Draws:
         own, uniform = self._items[0].step_seconds, self._items[1].step_seconds
         if not own or not uniform:
             return None
-        return self._medians(own), self._medians(uniform)[:, None]
+        return self._medians(own), self._medians(uniform)
 
     def _medians(self, values: Sequence[float]) -> np.ndarray:
         values = np.array(values)

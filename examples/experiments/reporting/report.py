@@ -27,10 +27,10 @@ tuning run with the lowest validation error; "edge" says that no lower or no hig
 value was tried. Errors are means over seeds with Student's 95 % interval, runs that \
 diverged included, at the error of constant prediction. Seconds are the median time \
 of a step of runs alone on the machine, times the mean number of steps, without the \
-first step's tracing. Ratios are to uniform training of equal error, read off its \
-errors at all its T, made monotone and joined by straight lines; "at most" and "at \
-least" stand where that curve ends too early. Their 95 % intervals are a bootstrap \
-over seeds, paired."""
+first step's tracing. Ratios are to uniform training of equal error, read off the \
+curve a + b/steps^c through its errors at all its T; "at most" and "at least" stand \
+where that error lies at more than twice its longest T or less than half its shortest. \
+Their 95 % intervals are a bootstrap over seeds, paired."""
 
 
 def write(

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable
 
 from examples.common.records import Record
+from examples.experiments import choice
 from examples.experiments.studies import Contender, Study
 
 _NAMES = ("data", "network", "method", "epochs", "optimizer", "batch_size")
@@ -21,7 +22,8 @@ class Runs:
     Attributes:
         contender: whose runs these are.
         metric: the error in percent that choices and comparisons are made by.
-        chosen: tuning run of the lowest validation error, `None` before tuning.
+        chosen: a tuning run at the rate and parameter of the lowest validation error,
+            mean over its seeds; `None` before tuning.
         edges: "rate" and "parameter" where the chosen one is the lowest or the highest
             that was tried, so that the best may lie outside.
         trials: tuning runs done, of `wanted_trials`.
@@ -146,8 +148,13 @@ def _share_timing(members: list[Runs]) -> list[Runs]:
 def _runs(
     study: Study, contender: Contender, records: list[Record], metric: str
 ) -> Runs:
-    tuned = [record for record in records if record["key"]["purpose"] == "tune"]
-    chosen = min(tuned, key=lambda run: run["validation"][metric], default=None)
+    _, tuning_seeds = study.tuning_of(contender)
+    tuned = [
+        record
+        for record in records
+        if record["key"]["purpose"] == "tune" and record["key"]["seed"] in tuning_seeds
+    ]
+    chosen = _chosen(tuned, metric)
     own = [run for run in records if chosen is not None and _is_same(run, chosen)]
     seeds = study.seeds_of(contender)
     errors = {
@@ -165,11 +172,21 @@ def _runs(
             name for name in ("rate", "parameter") if _at_edge(chosen, tuned, name)
         ),
         trials=len(tuned),
-        wanted_trials=study.trials_of(contender),
+        wanted_trials=study.tuning_runs_of(contender),
         errors=dict(sorted(errors.items())),
         wanted=len(seeds),
         timed=[run for run in own if run["key"]["purpose"] == "seconds"],
         measured=[run for run in kept if run.get("measures")],
+    )
+
+
+def _chosen(tuned: list[Record], metric: str) -> Record | None:
+    """Returns a tuning run with the rate and parameter of the lowest mean error."""
+    if not tuned:
+        return None
+    best = choice.best_of(tuned, metric)
+    return next(
+        run for run in tuned if (run["key"]["rate"], run["key"]["parameter"]) == best
     )
 
 
