@@ -100,7 +100,7 @@ def _sources(folder) -> dict:
 def _names(section: str, folder) -> dict:
     """Returns what the code of a section may name."""
     dataset = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(64)
-    given = {"keras": keras, "keras_osgd": keras_osgd, "tf": tf, "np": np}
+    given = {"__name__": "__main__", "keras": keras, "keras_osgd": keras_osgd}
     given |= {"tf": tf, "np": np, "x": IMAGES, "y": LABELS}
     given |= {"dataset": dataset, "stream": dataset.repeat()}
     if section == "Fine-tuning":
