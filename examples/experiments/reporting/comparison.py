@@ -20,9 +20,8 @@ class Estimate:
 
     Attributes:
         value: from all seeds.
-        sign: "=", or "<=" and ">=" where uniform training's curve has the error at
-            more than twice its longest or less than half its shortest length, so that
-            the value is a bound; "?" for a quotient of two such bounds.
+        sign: "=", or "<=" and ">=" where uniform training's curve ends too early, so
+            that the value is a bound; "?" for a quotient of two such bounds.
         low: end of the interval; -inf where the curve gives none. `None` for lack of a
             second seed.
         high: likewise, inf where the curve gives none.

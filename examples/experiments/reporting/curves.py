@@ -10,9 +10,8 @@ import dataclasses
 
 import numpy as np
 
-REACH = 2.0
-"""A curve is followed to so many times its longest and shortest length."""
 _EXPONENTS = 2.0 ** (np.arange(-8, 7) / 4)  # c, from 0.25 to 2.8
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,30 +35,30 @@ class Curve:
     def error(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the error after so many steps, `[resamples]` each.
 
-        Beyond the reach of the curve it is that at its end, and the second array says
-        on which side: 1 where these are more steps, -1 where they are fewer, else 0.
+        Beyond the lengths that were run it is that at the curve's end, and the second
+        array says on which side: 1 where these are more steps, -1 where fewer, else 0.
         """
-        within, side = self._within_reach(steps)
+        within, side = self._within(steps)
         found = self.floor + self.scale * (within / self.shortest) ** -self.exponent
         return found, side
 
     def steps(self, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the steps at which the curve has an error, `[resamples]` each.
 
-        Beyond the reach of the curve they are its end, and the second array says on
-        which side: 1 where more steps than these are needed, -1 where fewer, else 0.
+        Beyond the lengths that were run they are the curve's end, and the second array
+        says on which side: 1 where more steps are needed, -1 where fewer, else 0.
         """
         above = np.maximum(error - self.floor, 0.0)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             found = self.shortest * (above / self.scale) ** (-1 / self.exponent)
         # A flat curve is at or above the error at once, or never.
         found = np.where(self.scale > 0, found, np.where(above > 0, 0.0, np.inf))
-        return self._within_reach(found)
+        return self._within(found)
 
-    def _within_reach(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        least, most = self.shortest / REACH, self.longest * REACH
+    def _within(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        least, most = self.shortest * (1 - _ROUNDING), self.longest * (1 + _ROUNDING)
         side = np.where(steps > most, 1, np.where(steps < least, -1, 0))
-        return np.clip(steps, least, most), side
+        return np.clip(steps, self.shortest, self.longest), side
 
 
 def fitted(steps: np.ndarray, errors: np.ndarray) -> Curve:

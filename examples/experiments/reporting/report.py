@@ -29,8 +29,8 @@ diverged included, at the error of constant prediction. Seconds are the median t
 of a step of runs alone on the machine, times the mean number of steps, without the \
 first step's tracing. Ratios are to uniform training of equal error, read off the \
 curve a + b/steps^c through its errors at all its T; "at most" and "at least" stand \
-where that error lies at more than twice its longest T or less than half its shortest. \
-Their 95 % intervals are a bootstrap over seeds, paired."""
+where that curve ends too early. Their 95 % intervals are a bootstrap over seeds, \
+paired."""
 
 
 def write(
