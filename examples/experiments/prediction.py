@@ -3,7 +3,7 @@
     python -m examples.experiments.prediction
 
 RAIS trains once in each setting, and every observed norm v is kept with what was known
-of its example when the block before had been observed. Of what O-SGD would take off
+of its example when its block was planned. Of what O-SGD would take off
 the variance, the table gives the share attained by
 
     RAIS        p as planned, floor included
@@ -30,6 +30,7 @@ from examples.common import markdown
 from examples.common.records import Record, Records
 from examples.experiments import runner
 from examples.experiments.setting import Setting
+from keras_osgd.draws.blocks import Blocks
 from keras_osgd.scores import trust
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.scores.table import ScoreTable
@@ -50,29 +51,35 @@ _SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # of uniform draws in a mi
 
 
 class Seen:
-    """What is known of every example, and what was known of each draw before its step.
+    """What is known of every example, and what was known when each draw was planned.
 
     Args:
         n: number of examples.
-        classes: `[n]`, or `None`.
 
     Attributes:
         draws: one array `[k, 5 + F]` a block: step, weight w, norm v, n p as planned,
             example, and F numbers that were known.
     """
 
-    def __init__(self, n: int, classes: np.ndarray | None) -> None:
+    def __init__(self, n: int) -> None:
         """Starts with nothing seen: NaN."""
         self._known = np.full([n, 7 + len(_DECAYS)], np.nan)
-        self._known[:, 0] = 0.0 if classes is None else classes
-        self._known[:, 1] = 0  # visits
+        self._known[:, :2] = 0.0  # class and visits
         self._step = 0
+        self._plans: list[tuple[int, np.ndarray]] = []
         self.draws: list[np.ndarray] = []
 
+    def plan(self, start: int) -> None:
+        """Keeps what is known now for the draws from step `start` on."""
+        self._plans = [*self._plans[-1:], (start, self._known.copy())]
+
     def observe(self, index, weights, norms, relative, batch_size: int) -> None:
-        """Adds a block's draws, in order, and then makes their norms known."""
+        """Adds draws, in order, and then makes their norms known."""
         steps = self._step + np.arange(len(index)) // batch_size
-        before = self._known[index].copy()
+        before = np.empty([len(index), self._known.shape[1]])
+        for start, known in self._plans:
+            later = steps >= start
+            before[later] = known[index[later]]
         before[:, 2] = steps - before[:, 2]  # the step of the last visit
         columns = np.stack([steps, weights, norms, relative, index], axis=1)
         self.draws.append(np.concatenate([columns, before], axis=1))
@@ -88,9 +95,13 @@ class Seen:
         self._step = int(steps[-1]) + 1
 
     def observe_losses(self, index, losses) -> None:
-        """Makes the losses of a block's draws known."""
+        """Makes the losses of draws known."""
         self._known[index, 6] = self._known[index, 5]
         self._known[index, 5] = losses
+
+    def observe_classes(self, classes: np.ndarray) -> None:
+        """Makes the classes of all examples known, from the next plan on."""
+        self._known[:, 0] = classes
 
 
 @contextlib.contextmanager
@@ -99,27 +110,34 @@ def recorded(batch_size: int) -> Iterator[list[Seen]]:
     made: list[Seen] = []
     pending: dict[str, np.ndarray] = {}
     observe, losses = ScoreTable.observe, SamplingState.observe_losses
-    measured = trust.measured
+    measured, make = trust.measured, Blocks.make
+
+    def planned(blocks, start, candidate, *others, **more):
+        if not made:
+            made.append(Seen(len(candidate)))
+        made[0].plan(start)
+        return make(blocks, start, candidate, *others, **more)
 
     def remembering_p(sums, weights, relative, norms):
         pending["relative"] = relative
         return measured(sums, weights, relative, norms)
 
-    def observed(table, index, weights, norms, block):
-        if not made:
-            made.append(Seen(table.size, table.classes))
-        made[0].observe(index, weights, norms, pending.pop("relative"), batch_size)
-        made[0].observe_losses(index, pending.pop("losses"))
-        return observe(table, index, weights, norms, block)
-
     def lost(state, index, values):
         pending["losses"] = values
         return losses(state, index, values)
 
+    def observed(table, index, weights, norms, block):
+        if table.classes is not None:
+            made[0].observe_classes(table.classes)
+        made[0].observe(index, weights, norms, pending.pop("relative"), batch_size)
+        made[0].observe_losses(index, pending.pop("losses"))
+        return observe(table, index, weights, norms, block)
+
     with (
+        mock.patch.object(Blocks, "make", planned),
         mock.patch.object(trust, "measured", remembering_p),
-        mock.patch.object(ScoreTable, "observe", observed),
         mock.patch.object(SamplingState, "observe_losses", lost),
+        mock.patch.object(ScoreTable, "observe", observed),
     ):
         yield made
 

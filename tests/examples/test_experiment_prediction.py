@@ -21,23 +21,27 @@ def test_the_share_from_weighted_draws_is_that_of_all_examples():
     assert found == pytest.approx(attained_share(norms, q / q.sum()), rel=1e-9)
 
 
-def test_a_draw_comes_with_what_was_known_before_its_block():
-    seen = Seen(3, np.array([5, 6, 7]))
-    ones = np.ones(2)
+def test_a_draw_comes_with_what_was_known_when_it_was_planned():
+    seen, ones = Seen(3), np.ones(2)
+    seen.plan(0)
+    seen.observe_classes(np.array([5, 6, 7]))
     seen.observe(np.array([0, 1]), ones, np.array([2.0, 4.0]), ones, batch_size=1)
     seen.observe_losses(np.array([0, 1]), np.array([0.2, 0.4]))
-    seen.observe(np.array([1, 2]), ones, np.array([8.0, 1.0]), ones, batch_size=1)
-    seen.observe_losses(np.array([1, 2]), np.array([0.8, 0.1]))
+    seen.plan(3)  # the step before it belongs to the first plan
+    seen.observe(np.array([1, 1]), ones, np.array([8.0, 1.0]), ones, batch_size=1)
+    seen.observe_losses(np.array([1, 1]), np.array([0.8, 0.1]))
+    seen.plan(4)
     seen.observe(np.array([1, 0]), ones, np.array([0.0, 0.0]), ones, batch_size=1)
     first, second, third = seen.draws
     assert first[:, 6].tolist() == [0, 0] and np.isnan(first[:, 7:]).all()
-    assert second[:, :5].tolist() == [[2, 1, 8, 1, 1], [3, 1, 1, 1, 2]]
-    # class, visits, steps since, last norm, the one before, last loss, the one before
+    assert second[:, :5].tolist() == [[2, 1, 8, 1, 1], [3, 1, 1, 1, 1]]
     nan = np.nan
-    np.testing.assert_array_equal(second[0, 5:12], [6, 1, 1, 4, nan, 0.4, nan])
-    np.testing.assert_array_equal(third[0, 5:12], [6, 2, 2, 8, 4, 0.8, 0.4])
-    np.testing.assert_array_equal(third[0, 12:], [6.0, 0.75 * 4 + 0.25 * 8])
+    assert second[0, 6] == 0 and np.isnan(second[0, 7:]).all()
+    # class, visits, steps since, last norm, the one before, last loss, the one before
+    np.testing.assert_array_equal(second[1, 5:12], [6, 1, 2, 4, nan, 0.4, nan])
+    np.testing.assert_array_equal(third[0, 5:10], [6, 3, 1, 1, 4])
     np.testing.assert_array_equal(third[1, 5:12], [5, 1, 5, 2, nan, 0.2, nan])
+    np.testing.assert_array_equal(third[1, 12:], [2.0, 2.0])
 
 
 def test_trees_find_what_the_last_norm_does_not_tell():
