@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import keras_osgd  # noqa: E402
+from keras_osgd.base import warn  # noqa: E402
 from keras_osgd.base.refusals import line_of  # noqa: E402
 from keras_osgd.callbacks import (  # noqa: E402
     Checkpoint,
@@ -543,11 +544,12 @@ def _() -> str:
     return "built and trained"
 
 
-@row("Adam", "sampled; the rate follows by the rule of square roots; one warning")
+@row("Adam", "sampled; the rate follows by the rule of square roots; one line")
 def _() -> str:
+    warn._SAID.clear()
     trained = model(optimizer="adam")
-    twice = lambda: [fit(trained) for _ in range(2)]  # noqa: E731
-    return said(twice, "Adam: the learning rate follows", "square-root rule")
+    twice = lambda: [fit(trained, verbose=2) for _ in range(2)]  # noqa: E731
+    return said(twice, "Adam: the learning rate is multiplied by the root")
 
 
 @row("clipping of gradients", "one warning of the bias")

@@ -13,7 +13,7 @@ Parts, in the order in which `all` runs them:
     steps       the time of a step, RAIS over plain Keras, for four networks
     planning    the time of a step while a plan for a million examples is made, and else
     memory      the peak of a training
-    quickstart  the comparison of `examples/quickstart.py`
+    comparison  that of `examples/compare.py`, one seed of each method
     report      the page
 """
 
@@ -35,9 +35,9 @@ from examples.benchmarks.process_memory import memory_bytes, reset_peak
 from examples.common.clock import Clock
 from examples.common.records import Record, Records
 
-PARTS = ("graph", "steps", "planning", "memory", "quickstart", "report")
+PARTS = ("graph", "steps", "planning", "memory", "comparison", "report")
 BATCH_SIZE = 128
-_QUICKSTART = pathlib.Path(__file__).parents[1] / "quickstart.py"
+_EXAMPLES = pathlib.Path(__file__).parents[1]
 _NO_GPU = (
     "TensorFlow sees no GPU here, so nothing was measured. Add `--smoke` to see that "
     "the benchmark runs, or `--cpu` to measure on the CPU all the same."
@@ -243,14 +243,16 @@ class Benchmark:
             peak = memory_bytes("VmHWM")
         return {"peak": peak - before}
 
-    def quickstart(self) -> None:
-        """Runs the quickstart, whose target is the error of uniform training."""
-        for key in self._missing([{"part": "quickstart"}]):
-            arguments = [str(_QUICKSTART), *["--smoke"] * self._tiny]
-            with mock.patch.object(sys, "argv", arguments):
-                runs = runpy.run_path(str(_QUICKSTART))["runs"]
-            names = ("error", "seconds", "steps")
-            found = {k: dict(zip(names, run, strict=True)) for k, run in runs.items()}
+    def comparison(self) -> None:
+        """Runs a part of `examples/compare.py`, which imports what is beside it."""
+        for key in self._missing([{"part": "comparison"}]):
+            with mock.patch.object(sys, "path", [str(_EXAMPLES), *sys.path]):
+                script = runpy.run_path(str(_EXAMPLES / "compare.py"))
+            found = {}
+            for method, curves in script["compare"]([0], self._tiny).items():
+                figures = script["ends"](curves)[:, 0].tolist()
+                named = zip(("error", "seconds", "steps"), figures, strict=True)
+                found[script["title"](method, curves)] = dict(named)
             self._records.append(key, {"runs": found})
 
 

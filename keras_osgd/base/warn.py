@@ -1,4 +1,4 @@
-"""Warnings at the line of the user's code, some of them once for each model."""
+"""Warnings at the user's line, some once a model; lines that are printed once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import keras
 
-__all__ = ["unless_it_fails", "warn", "warn_once", "warned_of"]
+__all__ = ["say_once", "unless_it_fails", "warn", "warn_once", "warned_of"]
 
 _INSIDE = ("keras_osgd", "keras", "tensorflow", "contextlib", "functools")
+_SAID: set[str] = set()
 
 
 def warn(message: str) -> None:
@@ -38,6 +39,13 @@ def warn_once(model: keras.Model, key: str, message: str) -> None:
 def warned_of(model: keras.Model) -> list[str]:
     """Returns the texts of all that `warn_once` has given for a model."""
     return list(vars(model).get("_keras_osgd_warned", {}).values())
+
+
+def say_once(line: str) -> None:
+    """Prints a line, unless this process has printed it before."""
+    if line not in _SAID:
+        _SAID.add(line)
+        print(line)
 
 
 @contextlib.contextmanager

@@ -138,13 +138,12 @@ def _findings(
         return [Finding("error", text)]
     refusals, asides = Refusals(), Refusals()
     refusals.tried(require_arguments, arguments)
-    if isinstance(method, Presample):
+    if isinstance(method, Presample) and not refusals.texts:
         with _caught() as caught:
             one = arguments.replace(steps_per_epoch=1)
-            if not refusals.texts:
-                examine_stream(refusals, model, method, one)
-        findings = [Finding("error", text) for text in refusals.texts]
-        return findings + [Finding("warning", text) for text in _texts(caught)]
+            seen = examine_stream(refusals, model, method, one)
+        lines = [checks.line_on_rate(model, method, seen.adapt)]
+        return _as_findings(refusals, caught, lines)
     if isinstance(method, Auto) and not refusals.texts:
         refusals.tried(require_worth_reading, model, method, arguments)
     if not refusals.texts:
@@ -155,9 +154,8 @@ def _findings(
         seen = examine(refusals, model, method, arguments.replace(x=read[0]))
         if seen.data is not None and checks.has_no_bound(method, seen.data):
             checks.warn_of_floor(model, method)
-    findings = [Finding("error", text) for text in refusals.texts]
-    findings += [Finding("warning", text) for text in _texts(caught)]
-    findings += [Finding("note", seen.line)] if seen.line else []
+    lines = [seen.line, checks.line_on_rate(model, method, seen.adapt)]
+    findings = _as_findings(refusals, caught, lines)
     if method.norm != "exact" and seen.losses and model.trainable_weights:
         exact = RAIS(norm="exact")
         with _caught() as caught:
@@ -167,6 +165,17 @@ def _findings(
             for t in (*asides.texts, *_texts(caught))
         ]
     return list(dict.fromkeys(findings))
+
+
+def _as_findings(
+    refusals: Refusals,
+    caught: list[warnings.WarningMessage],
+    lines: list[str | None],
+) -> list[Finding]:
+    """Returns errors, warnings and, of the lines that there are, notes."""
+    texts = ("error", refusals.texts), ("warning", _texts(caught))
+    texts += (("note", filter(None, lines)),)
+    return [Finding(kind, text) for kind, some in texts for text in some]
 
 
 def _caught() -> warnings.catch_warnings:

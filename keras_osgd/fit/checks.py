@@ -15,11 +15,12 @@ from keras_osgd.losses.described import OutputLoss
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.norms.scorer import Scorer
 from keras_osgd.norms.verification import verify
-from keras_osgd.sampling import RAIS, Oracle
+from keras_osgd.sampling import RAIS, Oracle, Presample
 from keras_osgd.step.own_train_step import own_train_step
 
 __all__ = [
     "rate_can_follow",
+    "line_on_rate",
     "losses_are_known",
     "require_size",
     "has_no_bound",
@@ -58,14 +59,6 @@ def rate_can_follow(model: keras.Model, sampling: RAIS | Oracle) -> bool:
         )
         return False
     rule = rule_for(optimizer)
-    if rule == "square_root":
-        warn_once(
-            model,
-            "rule",
-            f"{name}: the learning rate follows the gain ratio r by the square-root "
-            "rule (rate times sqrt(r), 1 - beta times r). The rule is derived for "
-            "small rates; `adapt_learning_rate=False` keeps your rate as it is.",
-        )
     if rule == "none":
         warn_once(
             model,
@@ -75,6 +68,27 @@ def rate_can_follow(model: keras.Model, sampling: RAIS | Oracle) -> bool:
             "AdamW, Nadam, Adamax and RMSprop are supported.",
         )
     return rule != "none"
+
+
+def line_on_rate(
+    model: keras.Model, sampling: RAIS | Oracle | Presample, adapt: bool
+) -> str | None:
+    """Returns what to do about an adaptive optimizer's rate, `None` for SGD's.
+
+    Args:
+        model: compiled.
+        sampling: the sampling method.
+        adapt: whether the rate follows the gain ratio.
+    """
+    optimizer = inner_optimizer(model.optimizer)
+    if not adapt or rule_for(optimizer) != "square_root":
+        return None
+    method = f"keras_osgd.sampling.{type(sampling).__name__}"
+    return (
+        f"{type(optimizer).__name__}: the learning rate is multiplied by the root of "
+        "the gain ratio. If training becomes unsteady, halve your rate, or keep it as "
+        f"it is by sampling={method}(adapt_learning_rate=False)."
+    )
 
 
 def _warn_of_clipping(

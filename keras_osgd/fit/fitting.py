@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_osgd.base import replicas
 from keras_osgd.base.refusals import Refusals
-from keras_osgd.base.warn import warn_once
+from keras_osgd.base.warn import say_once, warn_once
 from keras_osgd.data import training_data
 from keras_osgd.data.indexed_examples import Indexed
 from keras_osgd.data.weights import with_class_weight
@@ -289,6 +289,9 @@ def _begun(
     lines = [seen.line, line, _line_on_epochs(arguments, seen)]
     for told in filter(None, lines if arguments.verbose else []):
         print(told)
+    on_rate = checks.line_on_rate(model, held.sampling, seen.adapt)
+    if on_rate and arguments.verbose:
+        say_once(on_rate)
     variables = _kept_variables(model, held, seen)
     begun, where_saved = Resumed(arguments.initial_epoch), str
     if checkpoint is not None:

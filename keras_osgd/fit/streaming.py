@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import keras
 
 from keras_osgd.base.refusals import Refusals
-from keras_osgd.fit import continuation
+from keras_osgd.base.warn import say_once
+from keras_osgd.fit import checks, continuation
 from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.callback_list import callback_list, ends_on_nan
 from keras_osgd.fit.check import ExaminedStream, examine_stream
@@ -47,6 +48,9 @@ def pool_sampling(
     arguments = divided(refusals, arguments)
     seen = examine_stream(refusals, model, held.sampling, arguments, held.kept)
     refusals.end()
+    on_rate = checks.line_on_rate(model, held.sampling, seen.adapt)
+    if on_rate and arguments.verbose:
+        say_once(on_rate)
     run = _begun_run(model, held, seen)
     stream, size = seen.stream, arguments.batch_size
     if stream.of_arrays:

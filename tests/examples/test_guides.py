@@ -17,6 +17,9 @@ NAMES = [page.stem for page in PAGES]
 
 # What a guide must print, even of next to no data.
 CLAIMS = {
+    "augmented_images": ["in layers, RAIS", "in the dataset, RAIS"],
+    "class_weight": ["uniform, rows repeated", "RAIS, class_weight: rare classes are"],
+    "fine_tuning_keras_hub": ["\nLoRA: ", "'import tarfile': "],
     "first_run": [
         "0 findings, 0 errors",
         "ms a step",
@@ -24,6 +27,8 @@ CLAIMS = {
         "as Sequential; same predictions: True",
     ],
     "label_errors": ["mislabelled; of all 5%", "least probable label"],
+    "language_model": ["rais, 2 epochs", "least b'", "def __init__(self, "],
+    "million_rows": ["rais, 2 epochs", "Positive: "],
     "own_layer_norms": [
         "With the rule: ",
         "Refused: Exact gradient norms must equal",
@@ -35,6 +40,7 @@ CLAIMS = {
     "tuning_optuna": ["Best: {'rate'"],
 }
 TAKES = {
+    "fine_tuning_keras_hub": ["keras_hub"],
     "label_errors": ["matplotlib"],
     "rare_classes": ["matplotlib"],
     "reading_plots": ["matplotlib"],

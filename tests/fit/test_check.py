@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.sampling import RAIS, Oracle
+from keras_osgd.sampling import RAIS, Oracle, Presample
 
 L = keras.layers
 EXACT = RAIS(norm="exact")
@@ -91,6 +91,17 @@ def test_layers_worked_out_one_by_one_and_held_statistics_are_named():
     assert any("['norm']" in text and "second pass" in text for text in texts)
     [text] = findings(made, X, Y, kind="warning")
     assert "moving statistics follow the drawn examples" in text
+
+
+@pytest.mark.parametrize("method", [RAIS, Presample])
+def test_the_rate_of_an_adaptive_optimizer_is_noted_with_what_to_do(method):
+    [text] = findings(model(optimizer="adam"), X, Y, sampling=method(), kind="note")
+    kept = f"sampling=keras_osgd.sampling.{method.__name__}(adapt_learning_rate=False)"
+    assert text.startswith("Adam: the learning rate") and f"{kept}." in text
+    for adapts, optimizer in ((False, "adam"), (True, "sgd")):
+        made = model(optimizer=optimizer)
+        sampling = method(adapt_learning_rate=adapts)
+        assert findings(made, X, Y, sampling=sampling, kind="note") == []
 
 
 def test_the_method_is_the_model_s_own_unless_given():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_osgd
+from keras_osgd.base import warn
 from keras_osgd.callbacks import SamplingMonitor
 from keras_osgd.fit import checks
 from keras_osgd.sampling import RAIS
@@ -54,13 +55,20 @@ def test_a_model_that_is_not_built_is_built_by_fit(make, backup, tmp_path):
 # Row 26
 
 
-def test_adam_trains_by_the_square_root_rule_and_says_so_once():
+def test_adam_trains_by_the_square_root_rule_and_a_line_says_so_once_a_process(
+    capsys, monkeypatch
+):
+    monkeypatch.setattr(warn, "_SAID", set())
     adam = keras.optimizers.Adam(0.01)
     model = small.model(optimizer=adam)
-    first = small.warned(small.fit, model, epochs=EPOCHS)
-    assert len(first) == 1 and first[0].startswith("Adam: ")
-    assert "square-root rule (rate times sqrt(r), 1 - beta times r)" in first[0]
-    assert small.warned(small.fit, model) == []
+    line = "Adam: the learning rate is multiplied by the root of the gain ratio. "
+    assert small.warned(small.fit, model, epochs=EPOCHS) == []
+    assert line not in capsys.readouterr().out  # `verbose=0`
+    other = small.model(optimizer="adam")
+    assert small.warned(small.fit, other, epochs=1, verbose=2) == []
+    assert capsys.readouterr().out.count(line) == 1
+    assert small.warned(small.fit, model, epochs=1, verbose=2) == []
+    assert line not in capsys.readouterr().out
     assert model.sampling_state.lead.numpy() != 0.0  # the gain was counted
     assert (float(adam.learning_rate), adam.beta_1) == (np.float32(0.01), 0.9)
 
