@@ -87,14 +87,14 @@ def resumed(
         arguments = arguments.replace(x=dataset, batch_size=None, shuffle=False)
     if checkpoint is None:
         return arguments
-    strategies.refuse_checkpoint(model, checkpoint)
     checkpoint.set_model(model)
     epochs, epoch = arguments.epochs, arguments.initial_epoch
     begun = checkpoint.begin(model, None, None, epochs, epoch)
     if begun.line and arguments.verbose:
         print(begun.line)
     if begun.line and not model.built:
-        model(_first_batch(arguments.x))
+        with strategies.scope_of(model):
+            model(_first_batch(arguments.x))
     return arguments.replace(initial_epoch=begun.epoch)
 
 
@@ -155,7 +155,6 @@ def _with_weights_of_values(arguments: FitArguments) -> FitArguments:
 def examined(
     model: keras.Model,
     held: Held,
-    checkpoint: ResumingCallback | None,
     arguments: FitArguments,
 ) -> tuple[FitArguments, FitArguments, Examined]:
     """Examines a `fit` before anything is changed; reads a dataset.
@@ -170,7 +169,7 @@ def examined(
     x = held.read(arguments.x, verbose=arguments.verbose != 0)
     arguments, refusals = arguments.replace(x=x), Refusals()
     split = divided(refusals, arguments)
-    seen = _examined(refusals, model, held, checkpoint, split)
+    seen = _examined(refusals, model, held, split)
     return arguments, split, seen
 
 
@@ -242,14 +241,12 @@ def _examined(
     refusals: Refusals,
     model: keras.Model,
     held: Held,
-    checkpoint: ResumingCallback | None,
     arguments: FitArguments,
 ) -> Examined:
     """Examines model and data; refuses all that is amiss at once."""
     if not arguments.shuffle:
         message = "`shuffle=False` has no effect: draws are random."
         warn_once(model, "shuffle", message)
-    refusals.tried(strategies.refuse_checkpoint, model, checkpoint)
     with strategies.scope_of(model):
         seen = examine(refusals, model, held.sampling, arguments, held.kept)
     refusals.end()
@@ -295,7 +292,8 @@ def _begun(
         checkpoint.set_model(model)
         epochs, where_saved = arguments.epochs, checkpoint.where_saved
         epoch = arguments.initial_epoch
-        begun = checkpoint.begin(model, variables, data, epochs, epoch, steps)
+        given = epochs, epoch, steps, seen.data
+        begun = checkpoint.begin(model, variables, data, *given)
     run = Run(model, variables, data, arguments.verbose, where_saved)
     held.begin(model, run)
     if begun.line:

@@ -1,0 +1,104 @@
+"""One of several processes that save and resume together; for `fit/test_checkpoints`.
+
+python -m tests.helpers.checkpoint_workers RANK PORTS DIRECTORY STORY
+
+PORTS are joined by ",", one for each worker. What a story found is in DIRECTORY, in
+STORY.RANK.npz and STORY.RANK.json.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+
+RANK, PORTS = int(sys.argv[1]), sys.argv[2].split(",")
+DIRECTORY, STORY = pathlib.Path(sys.argv[3]), sys.argv[4]
+os.environ["TF_CONFIG"] = json.dumps(
+    {
+        "cluster": {"worker": [f"127.0.0.1:{port}" for port in PORTS]},
+        "task": {"type": "worker", "index": RANK},
+    }
+)
+
+import tensorflow as tf  # noqa: E402
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before all else, or it raises
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from keras_osgd.callbacks import Checkpoint, checkpoint_files  # noqa: E402
+from keras_osgd.sampling import RAIS  # noqa: E402
+from tests.helpers import checkpoints, small  # noqa: E402
+
+EVERY, EPOCHS = 4, 2
+found, arrays = {}, {}
+
+
+class Signal(keras.callbacks.Callback):
+    """Sends this process a signal after a step of one worker."""
+
+    def __init__(self, rank, step, number):
+        super().__init__()
+        self.rank, self.step, self.number = rank, step, number
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = self.model.sampling_run.clock.step
+        if (RANK, now) == (self.rank, self.step):
+            os.kill(os.getpid(), self.number)
+
+
+def train(name, directory, *others, sampling=None, epochs=EPOCHS, **options):
+    """Trains, and keeps the end and how it came about under a name."""
+    with strategy.scope():
+        model = checkpoints.net(sampling or RAIS(seed=3, retreat_below=0))
+    callbacks = [*others, Checkpoint(directory, **{"every": EVERY, **options})]
+    told = found[name] = {}
+    try:
+        history = small.fit(model, epochs=epochs, callbacks=callbacks)
+        told["history"] = history.history
+        for order, array in enumerate(checkpoints.state_of(model)):
+            arrays[f"{name} {order}"] = array
+    except (Exception, SystemExit) as error:
+        told["error"] = f"{type(error).__name__}: {error}"
+    run = model.sampling_run
+    told["step"] = run and run.clock.step
+    keep()
+
+
+def keep():
+    """Writes what was found so far: a kill may follow."""
+    np.savez(DIRECTORY / f"{STORY}.{RANK}.npz", **arrays)
+    (DIRECTORY / f"{STORY}.{RANK}.json").write_text(json.dumps(found))
+
+
+def ended_twice():
+    """A run left alone; then one that SIGTERM ends on one worker, and SIGKILL."""
+    train("apart", DIRECTORY / f"of_worker_{RANK}")
+    train("left_alone", DIRECTORY / "left_alone")
+    train("terminated", DIRECTORY / "run", Signal(1, 7, signal.SIGTERM))
+    train("killed", DIRECTORY / "run", Signal(0, 21, signal.SIGKILL))
+
+
+def going_on():
+    """The run that was killed goes on; and others, from one process and of Keras."""
+    train("resumed", DIRECTORY / "run")
+    train("from_one", DIRECTORY / "of_one")
+    train("uniform", DIRECTORY / "uniform", sampling="uniform", epochs=1)
+    train("more_of_uniform", DIRECTORY / "uniform", sampling="uniform")
+    put = checkpoint_files.put_arrays
+
+    def full_disk(path, *content):
+        if path.name.startswith("checkpoint-00000002.worker-1"):
+            raise OSError(28, "No space left on device")
+        return put(path, *content)
+
+    checkpoint_files.put_arrays = full_disk
+    train("full_disk", DIRECTORY / "full_disk")
+    found["files"] = sorted(p.name for p in (DIRECTORY / "full_disk").iterdir())
+    keep()
+
+
+if __name__ == "__main__":
+    {"ended_twice": ended_twice, "going_on": going_on}[STORY]()
