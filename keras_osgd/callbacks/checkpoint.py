@@ -47,6 +47,12 @@ class Checkpoint(ResumingCallback):
     SIGTERM end training after the current execution, with a checkpoint. Once training
     is complete, the same `fit` trains no further; one with more `epochs` goes on.
 
+    Under `MultiWorkerMirroredStrategy` all workers share one directory. The first one
+    writes the model, each one what it knows of its own rows, all at the same step. If a
+    worker dies, `fit` of the others ends with a `RuntimeError`; started again on all,
+    it goes on bit for bit. A signal to one of them ends training on all. With another
+    number of workers the rows' scores go to the rows' new owners.
+
     Args:
         directory: of the checkpoints, one for each training run; made if missing.
         every: "epoch", a number of steps, or a `datetime.timedelta`. A checkpoint that
@@ -59,12 +65,13 @@ class Checkpoint(ResumingCallback):
 
     Raises:
         ValueError: if an argument is none of the above; in `fit`, before any step, if
-            the checkpoints belong to another model, optimizer or data, or if all are
-            damaged.
+            the checkpoints belong to another model, optimizer or data, if all are
+            damaged, or if the workers do not share the directory.
         RuntimeError: in `fit`, before any step, if another `fit`, of this process or
             another, writes into the directory: the file in_use.lock there tells which.
             A process that was killed is noticed, one of another host after two minutes.
-            Also after three failed writes in a row; earlier ones warn.
+            Also after three failed writes in a row (earlier ones warn), and if another
+            worker is lost.
 
     Example:
         >>> import tempfile

@@ -93,7 +93,9 @@ def of_worker(
         return saved._replace(arrays=_joined(saved, own), details=details)
     parts = [saved, *(saved.parts[rank] for rank in sorted(saved.parts))]
     arrays = {**saved.arrays, "replicas": {}}
-    metrics = _summed_metrics(parts)
+    metrics = _summed_metrics(parts)  # they are added up again, over all workers
+    if share.rank:
+        metrics = {name: np.zeros_like(value) for name, value in metrics.items()}
     arrays["variables"] = {**arrays["variables"], "metrics": metrics}
     details = dict(saved.details)
     states = [part.arrays.get("state", {}) for part in parts]

@@ -1,50 +1,20 @@
 """Checkpoints of two processes, which run `tests.helpers.checkpoint_workers`."""
 
-import json
 import shutil
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from keras_osgd.callbacks import Checkpoint, checkpoint_files
 from keras_osgd.sampling import RAIS
-from tests.helpers import checkpoints, small
-from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_ports
+from tests.helpers import checkpoints, processes, small
 
 pytestmark = pytest.mark.long
 
 
-def _started(directory, story, late=0.0):
-    ports = ",".join(free_ports(2))
-    running = []
-    for rank in (1, 0):
-        command = [sys.executable, "-m", "tests.helpers.checkpoint_workers"]
-        log = (directory / f"{story}.{rank}.log").open("wb")
-        running.append(
-            subprocess.Popen(
-                [*command, str(rank), ports, directory, story],
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        )
-        time.sleep(late)
-    try:
-        for process in running:
-            process.wait(timeout=300)
-    finally:
-        for process in running:
-            process.kill()
-    told = [
-        json.loads((directory / f"{story}.{rank}.json").read_text()) for rank in (0, 1)
-    ]
-    logs = [(directory / f"{story}.{rank}.log").read_text() for rank in (0, 1)]
-    arrays = [dict(np.load(directory / f"{story}.{rank}.npz")) for rank in (0, 1)]
-    return told, arrays, logs
+def _story(directory, name, late=0.0):
+    processes.ended(processes.started(directory, name, late=late))
+    return processes.left(directory, name)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +24,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ended_twice(directory):
-    return _started(directory, "ended_twice")
+    return _story(directory, "ended_twice")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +33,7 @@ def going_on(directory, ended_twice):
     model = checkpoints.net(RAIS(seed=3, retreat_below=0))
     small.fit(model, epochs=1, callbacks=[saving])
     shutil.copytree(directory / "run", directory / "run_when_killed")
-    return _started(directory, "going_on", late=3.0)
+    return _story(directory, "going_on", late=3.0)
 
 
 def test_a_directory_that_workers_do_not_share_is_refused_on_each(ended_twice):
@@ -146,23 +116,39 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(directory, going_on, capsy
         assert (now[rank::2] >= drawn[rank]).all()
 
 
+def _parts(copy):
+    """Returns the second worker's parts of the checkpoints that are whole."""
+    whole = sorted(copy.glob("checkpoint-????????.json"))
+    parts = [path.with_name(f"{path.stem}.worker-1.npz") for path in whole]
+    assert len(parts) == 2
+    return parts
+
+
 def test_a_part_of_another_step_is_no_part(directory, going_on):
     copy = directory / "stale"
     shutil.copytree(directory / "run_when_killed", copy)
-    parts = sorted(copy.glob("*.worker-1.npz"))
-    assert len(parts) == 2
+    first, last = _parts(copy)
     for suffix in (".npz", ".json"):
-        shutil.copy(parts[0].with_suffix(suffix), parts[1].with_suffix(suffix))
+        shutil.copy(first.with_suffix(suffix), last.with_suffix(suffix))
     with pytest.warns(UserWarning, match="is of another checkpoint"):
         saved = checkpoint_files.newest(copy)
-    assert saved.path.name[:19] == parts[0].name[:19]
+    assert saved.path.stem == first.stem.removesuffix(".worker-1")
 
 
-def test_a_checkpoint_without_a_part_is_passed_over(directory, going_on):
-    copy = directory / "missing"
+def test_a_checkpoint_without_a_whole_part_is_passed_over(directory, going_on):
+    copy = directory / "torn"
     shutil.copytree(directory / "run_when_killed", copy)
-    last = max(copy.glob("*.worker-1.npz"))
-    last.write_bytes(last.read_bytes()[:-9])  # killed while it was written
+    first, last = _parts(copy)
+    last.write_bytes(last.read_bytes()[:-9])
     with pytest.warns(UserWarning, match="damaged"):
         saved = checkpoint_files.newest(copy)
-    assert saved.path.name[:19] != last.name[:19]
+    assert saved.path.stem == first.stem.removesuffix(".worker-1")
+
+
+def test_parts_without_the_marker_are_no_checkpoint(directory, going_on):
+    copy = directory / "begun"  # all parts are there, but the first worker was killed
+    shutil.copytree(directory / "run_when_killed", copy)
+    first, last = _parts(copy)
+    last.with_name(last.name.replace(".worker-1.npz", ".json")).unlink()
+    saved = checkpoint_files.newest(copy)
+    assert saved.path.stem == first.stem.removesuffix(".worker-1")

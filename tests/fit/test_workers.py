@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers import replayed
 from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_ports
+from tests.helpers.processes import free_ports
 
 pytestmark = pytest.mark.long
 

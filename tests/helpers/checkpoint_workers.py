@@ -11,6 +11,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 
 RANK, PORTS = int(sys.argv[1]), sys.argv[2].split(",")
 DIRECTORY, STORY = pathlib.Path(sys.argv[3]), sys.argv[4]
@@ -32,7 +33,7 @@ from keras_osgd.callbacks import Checkpoint, checkpoint_files  # noqa: E402
 from keras_osgd.sampling import RAIS  # noqa: E402
 from tests.helpers import checkpoints, small  # noqa: E402
 
-EVERY, EPOCHS = 4, 2
+EVERY, EPOCHS = 4, 4  # of 15 steps; from the 50th on draws follow the scores
 found, arrays = {}, {}
 
 
@@ -49,14 +50,17 @@ class Signal(keras.callbacks.Callback):
             os.kill(os.getpid(), self.number)
 
 
-def train(name, directory, *others, sampling=None, epochs=EPOCHS, **options):
+def train(
+    name, directory, *others, sampling=None, epochs=EPOCHS, batch_size=4, every=EVERY
+):
     """Trains, and keeps the end and how it came about under a name."""
     with strategy.scope():
         model = checkpoints.net(sampling or RAIS(seed=3, retreat_below=0))
-    callbacks = [*others, Checkpoint(directory, **{"every": EVERY, **options})]
+    callbacks = [*others, Checkpoint(directory, every=every)]
     told = found[name] = {}
     try:
-        history = small.fit(model, epochs=epochs, callbacks=callbacks)
+        given = {"batch_size": batch_size, "verbose": 2, "callbacks": callbacks}
+        history = small.fit(model, epochs=epochs, **given)
         told["history"] = history.history
         for order, array in enumerate(checkpoints.state_of(model)):
             arrays[f"{name} {order}"] = array
@@ -75,18 +79,18 @@ def keep():
 
 def ended_twice():
     """A run left alone; then one that SIGTERM ends on one worker, and SIGKILL."""
-    train("apart", DIRECTORY / f"of_worker_{RANK}")
+    train("apart", DIRECTORY / f"of_worker_{RANK}", epochs=1)
     train("left_alone", DIRECTORY / "left_alone")
     train("terminated", DIRECTORY / "run", Signal(1, 7, signal.SIGTERM))
-    train("killed", DIRECTORY / "run", Signal(0, 21, signal.SIGKILL))
+    train("killed", DIRECTORY / "run", Signal(0, 57, signal.SIGKILL))
 
 
 def going_on():
     """The run that was killed goes on; and others, from one process and of Keras."""
     train("resumed", DIRECTORY / "run")
-    train("from_one", DIRECTORY / "of_one")
+    train("from_one", DIRECTORY / "of_one", epochs=2)
     train("uniform", DIRECTORY / "uniform", sampling="uniform", epochs=1)
-    train("more_of_uniform", DIRECTORY / "uniform", sampling="uniform")
+    train("more_of_uniform", DIRECTORY / "uniform", sampling="uniform", epochs=2)
     put = checkpoint_files.put_arrays
 
     def full_disk(path, *content):
@@ -95,10 +99,30 @@ def going_on():
         return put(path, *content)
 
     checkpoint_files.put_arrays = full_disk
-    train("full_disk", DIRECTORY / "full_disk")
+    train("full_disk", DIRECTORY / "full_disk", epochs=1)
     found["files"] = sorted(p.name for p in (DIRECTORY / "full_disk").iterdir())
     keep()
 
 
+class Pause(keras.callbacks.Callback):
+    """Lets steps last, and tells of the first one by a file."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        (DIRECTORY / "begun").touch()
+        time.sleep(0.05)
+
+
+def endured():
+    """A run with a checkpoint as often as can be, to be killed at any moment."""
+    train("run", DIRECTORY / "run", Pause(), batch_size=6, every=1, epochs=4)
+
+
+def longer():
+    """The same run, for more epochs, whatever the number of workers."""
+    epochs = int((DIRECTORY / "epochs").read_text())
+    train("run", DIRECTORY / "run", batch_size=6, every=1, epochs=epochs)
+
+
 if __name__ == "__main__":
-    {"ended_twice": ended_twice, "going_on": going_on}[STORY]()
+    stories = ended_twice, going_on, endured, longer
+    {story.__name__: story for story in stories}[STORY]()
