@@ -119,11 +119,7 @@ def _identity(
         comparable = len(then.hashes) in (0, part.n)
         rows = then.changed(part.identity()) if comparable else None
         changed[rank::workers][slice(None) if rows is None else rows] = True
-    own = changed[share.rows]
-    if not own.any():
-        return now
-    hashes = np.where(own, now.hashes ^ np.uint32(1), now.hashes)
-    return Identity("", now.kind, hashes, now.whole)
+    return now.with_other(changed[share.rows])
 
 
 def _joined(saved: Saved, own: Saved) -> dict[str, Any]:

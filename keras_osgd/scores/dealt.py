@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_osgd.base.replicas import Share
 
-__all__ = ["dealt", "interleaved"]
+__all__ = ["dealt", "interleaved", "names_of_rows"]
 
 _OF_ROWS = ("visits_owed", "times_drawn", "last_losses")
 _OF_TABLE = "table."
@@ -48,22 +48,28 @@ def dealt(
         Arrays for `SamplingState.load_state_dict`; the identity is left out.
     """
     first, workers = states[0], len(states)
-    names = [
-        name
-        for name in first
-        if name in _OF_ROWS or np.ndim(first[name]) and name.startswith(_OF_TABLE)
-    ]
     left_out = (*_OF_CLASSES, "fingerprint", "hashed", "row_hashes")
     found = {k: np.array(v) for k, v in first.items() if k not in left_out}
-    for name in set(names) - set(_OF_CLASSES):
+    for name in set(names_of_rows(first)) - set(_OF_CLASSES):
         found[name] = interleaved([state[name] for state in states])[share.rows]
-    for name in _SHARED:
+    for name in filter(first.__contains__, _SHARED):  # early files lack some
         total = sum(np.asarray(state[name]) for state in states)
         found[name] = (total / share.workers).astype(np.asarray(first[name]).dtype)
     if share.rank < workers:
         found["seed"] = np.array(states[share.rank]["seed"])
     found |= _strikes(states, share)
     return found | _means(states, share, classes)
+
+
+def names_of_rows(state: Mapping[str, Any]) -> list[str]:
+    """Returns the names of a state's arrays that have a number for each row."""
+    return [
+        name
+        for name, values in sorted(state.items())
+        if name in _OF_ROWS
+        or name.startswith(_OF_TABLE)
+        and np.ndim(values) == 1  # sums have two axes, counters none
+    ]
 
 
 def _strikes(states: Sequence[Mapping[str, Any]], share: Share) -> dict[str, Any]:

@@ -57,6 +57,9 @@ def test_dealt_scores_are_those_of_workers_that_had_the_rows_from_the_start(
         for name, array in loaded.state_dict().items():
             if name in ("drawn", "observed"):
                 assert array == 4 * N // after
+            elif name == "trust":  # sums over draws, of which each worker has its share
+                sums = states[0][name] * before / after
+                np.testing.assert_allclose(array, sums)
             elif name != "table.sums":  # means over all workers
                 np.testing.assert_array_equal(array, expected[rank][name], name)
         if after == 1:
