@@ -165,7 +165,7 @@ def workers(count: int) -> str:
         assert ends[0][rank].keys() == ends[1][rank].keys()
         for name, array in ends[0][rank].items():
             np.testing.assert_array_equal(ends[1][rank][name], array, name)
-    for epochs, number, said in ((5, 3, "2 → 3"), (6, 1, "3 → 1")):
+    for epochs, number, said in ((13, 3, "2 → 3"), (14, 1, "3 → 1")):
         (killed / "epochs").write_text(str(epochs))
         running = processes.started(killed, "longer", number)
         assert processes.ended(running) == [0] * number

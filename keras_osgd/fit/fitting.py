@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,8 +17,9 @@ from keras_osgd.base.refusals import Refusals
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data import training_data
 from keras_osgd.data.indexed_examples import Indexed
+from keras_osgd.data.training_data import TrainingData
 from keras_osgd.data.weights import with_class_weight
-from keras_osgd.fit import checks, continuation, strategies
+from keras_osgd.fit import all_rows, checks, continuation, strategies
 from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.callback_list import callback_list, ends_on_nan
 from keras_osgd.fit.check import Examined, examine
@@ -203,10 +204,14 @@ def importance_sampling(
         validation = training_data.held_out(validation, seen.data, size)
     steps = arguments.steps_per_epoch or math.ceil(seen.data.n / m)
     run, begun = _begun(model, held, seen, checkpoint, arguments, steps)
-    callbacks = _callbacks(model, held, run, arguments, steps)
+    bring_together = _bringing_together(model, run, seen.data)
+    callbacks = _callbacks(model, held, run, arguments, steps, bring_together)
     try:
+        share = run.variables.key.share
+        run.state.own_rows = _taking_own_rows(share, seen.data)
         dataset = run.start(begun.saved, begun.done, ends_on_nan(callbacks))
         _count_earlier(run, begun, steps)
+        bring_together()
         yield arguments.replace(
             x=strategies.distributed(model, dataset),
             callbacks=callbacks,
@@ -220,7 +225,26 @@ def importance_sampling(
     finally:
         held.begin_next_epoch()
         held.state.identity.wait()  # then the user may change the data
+        run.state.own_rows = None
         run.finish()
+    bring_together()  # where all workers have come to the end
+
+
+def _taking_own_rows(share: replicas.Share, whole: TrainingData) -> Callable | None:
+    """Returns `own_rows` of a `SamplingState`; `None` for one worker."""
+    if share.workers == 1:
+        return None
+    data = strategies.part_of(whole, share)
+    return functools.partial(all_rows.own_rows, share, data, whole)
+
+
+def _bringing_together(
+    model: keras.Model, run: Run, whole: TrainingData
+) -> Callable[[], None]:
+    """Returns a function that lets each of several workers know of all rows."""
+    if run.variables.key.share.workers == 1:
+        return lambda: None
+    return functools.partial(all_rows.gather, model, run, whole, whole.identity())
 
 
 def divided(refusals: Refusals, arguments: FitArguments) -> FitArguments:
@@ -254,10 +278,19 @@ def _examined(
 
 
 def _callbacks(
-    model: keras.Model, held: Held, run: Run, arguments: FitArguments, steps: int
+    model: keras.Model,
+    held: Held,
+    run: Run,
+    arguments: FitArguments,
+    steps: int,
+    bring_together: Callable[[], None],
 ) -> keras.callbacks.CallbackList:
+    def record() -> None:
+        bring_together()
+        held.record()
+
     bar = functools.partial(progress, run)
-    return callback_list(model, arguments, run.clock, steps, bar, held.record)
+    return callback_list(model, arguments, run.clock, steps, bar, record)
 
 
 def _count_earlier(run: Run, begun: Resumed, steps: int) -> None:
@@ -281,8 +314,9 @@ def _begun(
     """Returns this `fit`'s run, on the last variables if they serve, and its start."""
     share = replicas.share_of(model.distribute_strategy)
     data = strategies.part_of(seen.data, share)
-    line = continuation.prepare_state(model, held.sampling, data)
-    held.prepare(data.arrays[1])
+    own_rows = _taking_own_rows(share, seen.data)
+    line = continuation.prepare_state(model, held.sampling, data, own_rows)
+    held.prepare(seen.data.arrays[1])
     lines = [seen.line, line, _line_on_epochs(arguments, seen)]
     for told in filter(None, lines if arguments.verbose else []):
         print(told)

@@ -17,6 +17,7 @@ from keras_osgd.data import training_data
 from keras_osgd.fit import strategies
 from keras_osgd.norms import last_layer
 from keras_osgd.sampling import RAIS
+from keras_osgd.tools import label_errors
 from tests.helpers import checkpoints, keras_metrics, replayed, small
 from tests.helpers.paths import ROOT
 
@@ -359,3 +360,11 @@ def test_moving_statistics_and_metrics_of_each_replica_go_on_bit_for_bit(tmp_pat
     small.fit(resumed, epochs=1, callbacks=[Checkpoint(tmp_path)])
     for array, expected in zip(copies(resumed), copies(apart), strict=True):
         np.testing.assert_array_equal(array, expected)
+
+
+def test_class_probabilities_of_two_replicas_are_one_row_for_each_example(on_two):
+    model = on_two[0]
+    data = training_data.prepare(replayed.X, replayed.Y, None, None, 8, None)
+    expected = tf.nn.softmax(model(replayed.X)).numpy()
+    found = label_errors.class_probabilities(model, data)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

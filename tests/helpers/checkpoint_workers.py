@@ -29,7 +29,12 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before all else, or it
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from keras_osgd.callbacks import Checkpoint, checkpoint_files  # noqa: E402
+import keras_osgd  # noqa: E402
+from keras_osgd.callbacks import (  # noqa: E402
+    Checkpoint,
+    SamplingMonitor,
+    checkpoint_files,
+)
 from keras_osgd.sampling import RAIS  # noqa: E402
 from tests.helpers import checkpoints, small  # noqa: E402
 
@@ -69,6 +74,7 @@ def train(
     run = model.sampling_run
     told["step"] = run and run.clock.step
     keep()
+    return model
 
 
 def keep():
@@ -85,9 +91,30 @@ def ended_twice():
     train("killed", DIRECTORY / "run", Signal(0, 57, signal.SIGKILL))
 
 
+def know_all_rows(model, monitor):
+    """Keeps what a worker knows of its own rows, and of all; saves and loads it."""
+    most = model.sampling.most_sampled(len(small.Y))
+    arrays["own times"] = model.sampling_state.times_drawn
+    arrays["own q"] = model.sampling_run.planner.candidate
+    arrays["times"], arrays["most"] = most.times_seen, most.index
+    arrays["labels"], arrays["p"] = most.label, model.sampling.probabilities()
+    found["monitored"] = np.array_equal(monitor.probabilities(), arrays["p"])
+    suspects = keras_osgd.find_label_errors(model, small.X, small.Y, k=3)
+    arrays["suspects"] = np.stack([suspects.index, suspects.times_seen])
+    model.save_weights(DIRECTORY / f"of_all_{RANK}.weights.h5")
+    with strategy.scope():
+        loaded = checkpoints.net(RAIS(seed=3, retreat_below=0))
+    loaded.load_weights(DIRECTORY / f"of_all_{RANK}.weights.h5")
+    small.fit(loaded, epochs=1, verbose=2)
+    arrays["loaded times"] = loaded.sampling_state.times_drawn
+    keep()
+
+
 def going_on():
     """The run that was killed goes on; and others, from one process and of Keras."""
-    train("resumed", DIRECTORY / "run")
+    monitor = SamplingMonitor(DIRECTORY / "monitored")
+    model = train("resumed", DIRECTORY / "run", monitor)
+    know_all_rows(model, monitor)
     train("from_one", DIRECTORY / "of_one", epochs=2)
     train("uniform", DIRECTORY / "uniform", sampling="uniform", epochs=1)
     train("more_of_uniform", DIRECTORY / "uniform", sampling="uniform", epochs=2)
@@ -114,7 +141,7 @@ class Pause(keras.callbacks.Callback):
 
 def endured():
     """A run with a checkpoint as often as can be, to be killed at any moment."""
-    train("run", DIRECTORY / "run", Pause(), batch_size=6, every=1, epochs=4)
+    train("run", DIRECTORY / "run", Pause(), batch_size=6, every=1, epochs=12)
 
 
 def longer():
