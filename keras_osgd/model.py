@@ -171,7 +171,8 @@ class _Accelerated(ImportanceSampled):
         for name in _added(plain):
             del vars(plain)[name]
         make, arguments, *rest = plain.__reduce__()
-        method, state = self.sampling_held.sampling, self.sampling_state.state_dict()
+        held = self.sampling_held
+        method, state = held.sampling, held.state.known().state_dict()
         return _accelerated, (make, arguments, method, state), *rest
 
 

@@ -1,6 +1,7 @@
 """Long checks, which the ordinary tests only begin.
 
 python -m tests.endurance kills [COUNT]    SIGKILL at random moments, and going on
+python -m tests.endurance workers [COUNT]  the same with two processes, then three, one
 python -m tests.endurance soak [EPOCHS]    memory, speed and sums over many epochs
 """
 
@@ -121,6 +122,65 @@ def _lines(log: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]  # the last may be cut off
 
 
+def workers(count: int) -> str:
+    """Kills random ones of two workers at random moments; then goes on with 3, and 1.
+
+    Args:
+        count: number of kills.
+
+    Returns:
+        A line on what was seen.
+
+    Raises:
+        AssertionError: if the end is another one than that of a run left alone, or a
+            worker that was not killed ends in another way than with the error for it.
+    """
+    import numpy as np
+
+    from tests.helpers import processes
+
+    rng = random.Random(0)
+    alone, killed = (pathlib.Path(tempfile.mkdtemp()) for _ in range(2))
+    assert processes.ended(processes.started(alone, "endured")) == [0, 0]
+    steps, longest = [], 0.0
+    for _ in range(count):
+        (killed / "begun").unlink(missing_ok=True)
+        running = processes.started(killed, "endured")
+        while not (killed / "begun").exists():
+            assert all(process.poll() is None for process in running)
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1.5))
+        victim = rng.randrange(2)
+        running[victim].kill()
+        begun = time.monotonic()
+        codes = processes.ended(running, 120)
+        longest = max(longest, time.monotonic() - begun)
+        assert codes[victim] == -signal.SIGKILL
+        told = json.loads((killed / f"endured.{1 - victim}.json").read_text())["run"]
+        assert "All 2 workers must stay alive" in told["error"]
+        steps.append(told["step"])
+    assert processes.ended(processes.started(killed, "endured")) == [0, 0]
+    ends = [processes.left(folder, "endured")[1] for folder in (alone, killed)]
+    for rank in range(2):
+        assert ends[0][rank].keys() == ends[1][rank].keys()
+        for name, array in ends[0][rank].items():
+            np.testing.assert_array_equal(ends[1][rank][name], array, name)
+    for epochs, number, said in ((13, 3, "2 → 3"), (14, 1, "3 → 1")):
+        (killed / "epochs").write_text(str(epochs))
+        running = processes.started(killed, "longer", number)
+        assert processes.ended(running) == [0] * number
+        told, arrays, logs = processes.left(killed, "longer", number)
+        assert all(f"not bit-exact: workers {said}" in log for log in logs)
+        assert all("error" not in found["run"] for found in told)
+        for name in ("run 0", "run 1", "run 2"):
+            assert all((of[name] == arrays[0][name]).all() for of in arrays)
+    return (
+        f"{count} kills of one of two workers, at steps {steps}: the other one ended "
+        f"with one clear error, after {longest:.0f} s at most; the end is that of a "
+        "run left alone, bit for bit; 3 workers and then 1 went on from there"
+    )
+
+
 def soak(epochs: int) -> str:
     """Trains a small model for many effective epochs.
 
@@ -210,6 +270,8 @@ def main() -> None:
         train(pathlib.Path(directory), pathlib.Path(log), float(pause))
     elif name == "kills":
         print(kills(int(arguments[0]) if arguments else 25))
+    elif name == "workers":
+        print(workers(int(arguments[0]) if arguments else 10))
     elif name == "soak":
         print(soak(int(arguments[0]) if arguments else 200))
 

@@ -15,6 +15,7 @@ __all__ = [
     "Share",
     "assign_each",
     "averaged",
+    "copies",
     "count",
     "everywhere",
     "once",
@@ -157,6 +158,18 @@ def assign_each(variable: tf.Variable, values: Any) -> None:
     local = tf.distribute.get_strategy().experimental_local_results
     for copy, value in zip(local(variable), local(values), strict=True):
         copy.assign(value)
+
+
+def copies(
+    strategy: tf.distribute.Strategy, variable: tf.Variable
+) -> tuple[tf.Variable, ...]:
+    """Returns a variable's copy on each replica of this process; outside of replicas.
+
+    Example:
+        >>> len(copies(tf.distribute.get_strategy(), tf.Variable(1.0)))
+        1
+    """
+    return strategy.experimental_local_results(variable)
 
 
 def count() -> int:

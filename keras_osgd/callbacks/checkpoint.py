@@ -7,20 +7,32 @@ import functools
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.directory_lock import DirectoryLock
-from keras_osgd.callbacks import checkpoint_files, keras_memory, method, snapshot
+from keras_osgd.base.replicas import Share, share_of
+from keras_osgd.base.workers import agreed, gathered
+from keras_osgd.callbacks import (
+    checkpoint_files,
+    keras_memory,
+    method,
+    snapshot,
+    together,
+)
 from keras_osgd.callbacks.writer import Interruption, Schedule, Writer
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.fit.fit_callback import Resumed, ResumingCallback
 from keras_osgd.fit.run import RunVariables
 
 __all__ = ["Checkpoint"]
+
+_LOOK = 8  # steps after which several workers tell each other of signals
 
 
 class Checkpoint(ResumingCallback):
@@ -35,6 +47,12 @@ class Checkpoint(ResumingCallback):
     SIGTERM end training after the current execution, with a checkpoint. Once training
     is complete, the same `fit` trains no further; one with more `epochs` goes on.
 
+    Under `MultiWorkerMirroredStrategy` all workers share one directory. The first one
+    writes the model, each one what it knows of its own rows, all at the same step. If a
+    worker dies, `fit` of the others ends with a `RuntimeError`; started again on all,
+    it goes on bit for bit. A signal to one of them ends training on all. With another
+    number of workers the rows' scores go to the rows' new owners.
+
     Args:
         directory: of the checkpoints, one for each training run; made if missing.
         every: "epoch", a number of steps, or a `datetime.timedelta`. A checkpoint that
@@ -47,12 +65,13 @@ class Checkpoint(ResumingCallback):
 
     Raises:
         ValueError: if an argument is none of the above; in `fit`, before any step, if
-            the checkpoints belong to another model, optimizer or data, or if all are
-            damaged.
+            the checkpoints belong to another model, optimizer or data, if all are
+            damaged, or if the workers do not share the directory.
         RuntimeError: in `fit`, before any step, if another `fit`, of this process or
             another, writes into the directory: the file in_use.lock there tells which.
             A process that was killed is noticed, one of another host after two minutes.
-            Also after three failed writes in a row; earlier ones warn.
+            Also after three failed writes in a row (earlier ones warn), and if another
+            worker is lost.
 
     Example:
         >>> import tempfile
@@ -91,6 +110,8 @@ class Checkpoint(ResumingCallback):
         self._probes = np.zeros(0)
         self._writer: Writer | None = None
         self._lock: DirectoryLock | None = None
+        self._strategy, self._share = tf.distribute.get_strategy(), Share()
+        self._batches = 0  # of training and validation, alike on all workers
         self._epoch, self._exact = 0, False
         self._infinite: list[int] = []
         self._others: list[keras.callbacks.Callback] = []
@@ -112,44 +133,68 @@ class Checkpoint(ResumingCallback):
         epochs: int,
         initial_epoch: int,
         steps: int | None = None,
+        whole: TrainingData | None = None,
     ) -> Resumed:
         """Finds where a `fit` resumes; called by `fit` before its run is made.
+
+        All workers of a strategy call it together.
 
         Args:
             model: compiled; it need not be built without importance sampling.
             variables: the run's; `None` without importance sampling.
-            data: the training data; `None` likewise.
+            data: the training data, this worker's rows; `None` likewise.
             epochs: as in `fit`.
             initial_epoch: as in `fit`.
             steps: effective iterations of an epoch; `None` likewise.
+            whole: the training data of all workers; `None` likewise.
 
         Returns:
             The epoch to begin with, and the saved state to go on from, or `None`.
         """
-        self._lock = lock = checkpoint_files.claimed(self.directory)
+        strategy = self._strategy = model.distribute_strategy
+        self._share, self._data, self._epoch = share_of(strategy), data, initial_epoch
+        agreed(strategy, self._claim)
+        together.require_shared(strategy, self.directory)
         self._saved = saved = self._newest(model)
-        self._data, self._epoch = data, initial_epoch
-        self._about = dict(epochs=epochs, n=None, scores=self.scores)
         path, passed_over = (saved.path, saved.passed_over) if saved else (None, ())
-        self._writer = Writer(
-            self.directory, self._schedule.keep, path, lock.require, passed_over
-        )
-        self._about["method"] = as_compiled = method.described(model)
+        own = self._lock.require if self._lock else bool
+        given = self.directory, self._schedule.keep, path, own, passed_over, strategy
+        self._writer = Writer(*given)
+        self._about = dict(epochs=epochs, n=None, n_of_all=None, scores=self.scores)
+        self._about["workers"] = self._share.workers
+        self._about["method"] = method.described(model)
         if model.built:
-            as_compiled |= method.layers_of(model)
+            self._about["method"] |= method.layers_of(model)
         if data is not None:
-            own = None if steps == math.ceil(data.n / data.batch_size) else steps
-            found = dict(n=data.n, columns=data.columns(), steps_per_epoch=own)
-            self._about |= found
+            usual = math.ceil(whole.n / whole.batch_size)
+            self._about |= dict(n=data.n, n_of_all=whole.n, columns=data.columns())
+            self._about["steps_per_epoch"] = None if steps == usual else steps
             self._probes = data.probes()
-        resumed = Resumed(initial_epoch)
-        if saved is not None:
-            if model.built:  # else `on_train_begin` does
-                snapshot.require_same(model, saved)
-            setter = method.rate_setter(self._others)
-            resumed = snapshot.resume(variables, data, saved, self._about, setter)
-            method.keep_rate(as_compiled, saved.details)
+        if saved is not None and model.built:  # else `on_train_begin` does
+            snapshot.require_same(model, saved)
+        resumed = agreed(strategy, self._resumed, variables, whole)
         self._epoch, self._exact = resumed.epoch, resumed.saved is not None
+        return resumed
+
+    def _claim(self) -> None:
+        """Takes the directory, for all workers, if this is the first of them."""
+        if self._share.rank == 0:
+            self._lock = checkpoint_files.claimed(self.directory)
+        else:
+            self.directory.mkdir(parents=True, exist_ok=True)
+
+    def _resumed(
+        self, variables: RunVariables | None, whole: TrainingData | None
+    ) -> Resumed:
+        """Returns where to begin; makes the checkpoint one of this worker's rows."""
+        if self._saved is None:
+            return Resumed(self._epoch)
+        identity = None if variables is None else variables.state.identity
+        given = self._share, self._data, whole, identity
+        self._saved = saved = together.of_worker(self._saved, *given)
+        setter = method.rate_setter(self._others)
+        resumed = snapshot.resume(variables, self._data, saved, self._about, setter)
+        method.keep_rate(self._about["method"], saved.details)
         return resumed
 
     def after(self, callbacks: list[keras.callbacks.Callback]) -> None:
@@ -198,11 +243,15 @@ class Checkpoint(ResumingCallback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Saves if it is time, and ends training if it was interrupted."""
         self._schedule.count(self.model.steps_per_execution)
+        self._batches += 1
         if not self.model.stop_training:  # else `on_epoch_end` decides
             self._save_or_end(mid_epoch=True)
 
     def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Saves if interrupted: the user may not wait for the end of validation."""
+        self._batches += 1
+        if self._share.workers > 1 and (self._batches % _LOOK or not self._told()[0]):
+            return
         if self._interruption.is_new():
             self._epoch += 1
             self._save(mid_epoch=False)
@@ -251,6 +300,7 @@ class Checkpoint(ResumingCallback):
                 f"There must be a checkpoint to restore. Received: {self.directory} "
                 "with none. Train with this callback first."
             )
+        saved = together.of_worker(saved, share_of(model.distribute_strategy))
         snapshot.load_state_dict(model, saved)
         state = getattr(model, "sampling_state", None)
         if state is not None:
@@ -259,7 +309,8 @@ class Checkpoint(ResumingCallback):
 
     def _newest(self, model: keras.Model) -> checkpoint_files.Saved | None:
         fault_of = functools.partial(snapshot.fault_of, model)
-        return checkpoint_files.newest(self.directory, fault_of)
+        given = self.directory, fault_of, model.distribute_strategy
+        return checkpoint_files.newest(*given)
 
     def _save(self, mid_epoch: bool, finished: bool = False) -> None:
         """Copies the state of training, and hands it to the writing thread."""
@@ -272,7 +323,7 @@ class Checkpoint(ResumingCallback):
         about["altered"] = keras_memory.altered(self.model, self._others, self._epoch)
         # Uniform training and streams have no run to resume.
         run = None if self._data is None else sampled
-        captured = snapshot.state_dict(model, run, mid_epoch)
+        captured = snapshot.state_dict(model, run, mid_epoch, self._share.rank == 0)
 
         def all_of_it() -> tuple[dict[str, Any], dict[str, Any]]:
             arrays, details = captured()
@@ -280,17 +331,46 @@ class Checkpoint(ResumingCallback):
             if bad:
                 raise FloatingPointError(f"NaN or infinity in {', '.join(bad)}")
             details["infinite"] = constants
-            arrays = {**arrays, "probes": self._probes, "callbacks": best}
+            arrays = {**arrays, "probes": self._probes}
+            if self._share.rank == 0:
+                arrays["callbacks"] = best
             return arrays, {**about, **details}
 
         self._writer.write(all_of_it)
         self._schedule.restart()
 
     def _save_or_end(self, mid_epoch: bool) -> None:
-        if self._interruption.noted is None:
-            if self._schedule.due and not self._writer.busy:
-                self._save(mid_epoch)
-            return
-        self._save(mid_epoch)
-        self._writer.wait()
-        self._interruption.obey(f"training ends. {self._writer.where_saved()}")
+        ends, saves = self._decided(mid_epoch)
+        if ends or saves:
+            self._save(mid_epoch)
+        if ends:
+            self._writer.wait()
+            line = f"training ends. {self._writer.where_saved()}"
+            self._interruption.obey(line)
+
+    def _decided(self, mid_epoch: bool) -> tuple[bool, bool]:
+        """Returns whether training ends here, and whether a checkpoint is due.
+
+        Several workers decide together, after some steps, and complete the checkpoint
+        that all have written.
+        """
+        due, writer = self._schedule.due, self._writer
+        if self._share.workers == 1:
+            return self._interruption.noted is not None, due and not writer.busy
+        at_once = due and self._schedule.by_steps or not mid_epoch
+        if not at_once and self._batches % _LOOK:
+            return False, False
+        written = writer.under_way and not writer.busy
+        ends, told = self._told([due, written])
+        if told[:, 1].all():
+            writer.wait()
+        return ends, bool(told[:, 0].all()) and not writer.under_way
+
+    def _told(self, more: Sequence[bool] = ()) -> tuple[bool, np.ndarray]:
+        """Returns whether any worker got a signal, and what else each of them told."""
+        own = np.array([self._interruption.noted or 0, *more], np.int64)
+        told = np.stack(gathered(self._strategy, own))
+        signal = int(told[:, 0].max())
+        if signal:
+            self._interruption.adopt(signal)
+        return signal > 0, told[:, 1:]

@@ -11,16 +11,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from keras_osgd.base.directory_lock import DirectoryLock
 from keras_osgd.base.files import whole
+from keras_osgd.base.replicas import Share, share_of
 from keras_osgd.base.warn import warn
+from keras_osgd.base.workers import told_by_all
 
-__all__ = ["VERSION", "Saved", "claimed", "newest", "write"]
+__all__ = [
+    "VERSION",
+    "Saved",
+    "Written",
+    "claimed",
+    "complete",
+    "delete_old",
+    "discard",
+    "newest",
+    "next_number",
+    "place_of",
+    "put_arrays",
+    "write",
+]
 
 VERSION = 1  # of the format; files of earlier versions load too
-_NAME = re.compile(r"checkpoint-(\d{8})\.(?:npz|json)(?:(?:\.[0-9a-f]{8})?\.part)?")
+_NAME = re.compile(
+    r"checkpoint-(\d{8})(?:\.worker-\d+)?\.(?:npz|json)(?:(?:\.[0-9a-f]{8})?\.part)?"
+)
 _DETAILS = "details"
+_UNSEEN = "not every worker sees it"
 _RAW = "raw:"  # prefix to the name of an array whose dtype NumPy cannot write
 
 
@@ -32,12 +51,31 @@ class Saved(NamedTuple):
         arrays: nested dictionaries of arrays.
         details: numbers and texts, as JSON keeps them.
         passed_over: paths of later ones that are damaged or cannot be used.
+        parts: those of the other workers, by rank, as far as they were wanted.
     """
 
     path: pathlib.Path
     arrays: dict[str, Any]
     details: dict[str, Any]
     passed_over: tuple[pathlib.Path, ...] = ()
+    parts: Mapping[int, Saved] = {}
+
+    @property
+    def workers(self) -> int:
+        """Number of workers that wrote it together."""
+        return self.details.get("workers", 1)
+
+
+class Written(NamedTuple):
+    """Arrays on the disk, which are no checkpoint before `complete`.
+
+    Attributes:
+        path: of the arrays.
+        marker: size and SHA-256 of the file.
+    """
+
+    path: pathlib.Path
+    marker: dict[str, Any]
 
 
 class _Hashed(io.RawIOBase):
@@ -107,8 +145,34 @@ def write(
         OSError: if it cannot be written; no part of it stays.
     """
     require_own()
-    number = max(_numbers(directory), default=0) + 1
-    path = _path(directory, number, "npz")
+    number = next_number(directory)
+    path = place_of(directory, number)
+    try:
+        complete(put_arrays(path, arrays, details))
+    except BaseException:
+        require_own()  # nobody else has begun this number
+        discard(path)
+        raise
+    require_own()
+    delete_old(directory, number, keep, passed_over)
+    return path
+
+
+def next_number(directory: pathlib.Path) -> int:
+    """Returns the number after those of all files in a directory."""
+    return max(_numbers(directory), default=0) + 1
+
+
+def place_of(directory: pathlib.Path, number: int, rank: int = 0) -> pathlib.Path:
+    """Returns the path of the arrays of a checkpoint, or of a worker's part of it."""
+    part = f".worker-{rank}" if rank else ""
+    return directory / f"checkpoint-{number:08d}{part}.npz"
+
+
+def put_arrays(
+    path: pathlib.Path, arrays: Mapping[str, Any], details: Mapping[str, Any]
+) -> Written:
+    """Writes arrays and details whole, or raises an OSError."""
     content = {_DETAILS: _as_array(json.dumps(dict(details, version=VERSION)))}
     for name, value in _flat(arrays):
         if value.dtype.kind == "V":  # bfloat16 and float8 are no dtypes of NumPy's own
@@ -116,19 +180,20 @@ def write(
             content[f"{_RAW}{value.dtype.name}:{name}"] = raw
         else:
             content[name] = value
-    try:
-        hashed = _put(path, lambda file: np.savez(file, **content))
-        marker = {"size": hashed.size, "sha256": hashed.digest.hexdigest()}
-        line = json.dumps(marker).encode()
-        _put(path.with_suffix(".json"), lambda file: file.write(line))
-    except BaseException:
-        require_own()  # nobody else has begun this number
-        for suffix in ("json", "npz"):  # marker first
-            _path(directory, number, suffix).unlink(missing_ok=True)
-        raise
-    require_own()
-    _delete_old(directory, number, keep, {int(p.stem[-8:]) for p in passed_over})
-    return path
+    hashed = _put(path, lambda file: np.savez(file, **content))
+    return Written(path, {"size": hashed.size, "sha256": hashed.digest.hexdigest()})
+
+
+def complete(written: Written) -> None:
+    """Writes the marker, with which arrays are a checkpoint."""
+    line = json.dumps(written.marker).encode()
+    _put(written.path.with_suffix(".json"), lambda file: file.write(line))
+
+
+def discard(path: pathlib.Path) -> None:
+    """Deletes arrays and their marker, the marker first."""
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _put(path: pathlib.Path, write_to: Any) -> _Hashed:
@@ -140,32 +205,36 @@ def _put(path: pathlib.Path, write_to: Any) -> _Hashed:
 
 
 def newest(
-    directory: pathlib.Path, fault_of: Callable[[Saved], str] = lambda saved: ""
+    directory: pathlib.Path,
+    fault_of: Callable[[Saved], str] = lambda saved: "",
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Saved | None:
     """Returns the newest checkpoint that can be used, or `None` where there is none.
 
-    Warns of newer ones that are damaged or have a fault.
+    Warns of newer ones that are damaged or have a fault. Several workers call it
+    together, and all use the same one.
 
     Args:
         directory: of the checkpoints.
         fault_of: returns why an intact one cannot be used, "" if it can.
+        strategy: of the model.
 
     Raises:
         ValueError: if there are checkpoints and none can be used, or the newest intact
             one was written by a later version.
     """
-    faults: dict[pathlib.Path, str] = {}
-    for number in sorted(_numbers(directory), reverse=True):
-        path = _path(directory, number, "npz")
-        if not path.with_suffix(".json").exists():
+    strategy = strategy or tf.distribute.get_strategy()
+    share, faults = share_of(strategy), {}
+    numbers = told_by_all(strategy, sorted(_numbers(directory), reverse=True))[0]
+    for number in numbers:
+        path = place_of(directory, number)
+        saved, fault = _tried(path, share, fault_of)
+        if saved is not None:
+            _check_version(saved)
+        told = told_by_all(strategy, fault)
+        if all(other is None for other in told):
             continue  # it was still being written: no checkpoint yet
-        try:
-            saved = _read(path)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            faults[path] = f"{path}: damaged, {error}"
-            continue
-        _check_version(saved)
-        fault = fault_of(saved)
+        fault = next(filter(None, told), "" if None not in told else _UNSEEN)
         if fault:
             faults[path] = f"{path}: {fault}"
             continue
@@ -182,6 +251,37 @@ def newest(
             "afresh, or bring back a copy of it."
         )
     return None
+
+
+def _tried(
+    path: pathlib.Path, share: Share, fault_of: Callable[[Saved], str]
+) -> tuple[Saved | None, str | None]:
+    """Returns a checkpoint and its fault, which is `None` where it has no marker."""
+    if not path.with_suffix(".json").exists():
+        return None, None
+    try:
+        saved = _with_parts(_read(path), share)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return None, f"damaged, {error}"
+    return saved, fault_of(saved)
+
+
+def _with_parts(saved: Saved, share: Share) -> Saved:
+    """Returns a checkpoint with the other workers' parts that a worker goes on from.
+
+    It is its own part, or all of them if their number is another.
+
+    Raises:
+        OSError, ValueError, KeyError: if a part is missing, damaged or of another one.
+    """
+    workers, parts = saved.workers, {}
+    for rank in range(1, workers):
+        if workers != share.workers or rank == share.rank:
+            number = int(saved.path.stem[-8:])
+            part = parts[rank] = _read(place_of(saved.path.parent, number, rank))
+            if part.details["together"] != saved.details["together"]:
+                raise ValueError(f"{part.path.name} is of another checkpoint")
+    return saved._replace(parts=parts)
 
 
 def _read(path: pathlib.Path) -> Saved:
@@ -231,28 +331,36 @@ def _check_version(saved: Saved) -> None:
         )
 
 
-def _delete_old(
-    directory: pathlib.Path, number: int, keep: int, useless: set[int]
+def delete_old(
+    directory: pathlib.Path,
+    number: int,
+    keep: int,
+    passed_over: Sequence[pathlib.Path],
 ) -> None:
-    """Deletes all but the last `keep` checkpoints of use, and half-written files."""
+    """Deletes all but the last `keep` checkpoints of use, and half-written files.
+
+    Args:
+        directory: of the checkpoints.
+        number: of the one that was just written.
+        keep: number of checkpoints kept, that one included.
+        passed_over: paths of those that are of no use.
+    """
+    useless = {int(path.stem[-8:]) for path in passed_over}
     found = _numbers(directory) - useless
-    ended = [n for n in found if _path(directory, n, "json").exists()]
+    ended = [n for n in found if place_of(directory, n).with_suffix(".json").exists()]
     kept = set(sorted(ended)[-keep:]) | {number}
+    for old in found | useless:
+        if old not in kept:
+            discard(place_of(directory, old))  # first: parts alone are no checkpoint
     for path in directory.iterdir():
         match = _NAME.fullmatch(path.name)
         if match and int(match[1]) not in kept:
-            # The marker first: arrays without one are no checkpoint.
-            path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
 
 
 def _numbers(directory: pathlib.Path) -> set[int]:
     names = [_NAME.fullmatch(path.name) for path in directory.glob("checkpoint-*")]
     return {int(match[1]) for match in names if match}
-
-
-def _path(directory: pathlib.Path, number: int, suffix: str) -> pathlib.Path:
-    return directory / f"checkpoint-{number:08d}.{suffix}"
 
 
 def _as_array(text: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_osgd.base.replicas import share_of
 from keras_osgd.base.warn import warn
 from keras_osgd.callbacks.events import Events, require_tensorboard
 from keras_osgd.callbacks.run_log import RunLog, probabilities_of, run_of
@@ -46,7 +47,7 @@ class SamplingMonitor(FitCallback):
     updated after every epoch, and a kill leaves them whole. A `fit` that `Checkpoint`
     resumes, or one with `initial_epoch`, continues the files; a `fit` from epoch 0
     starts them afresh, and warns. Uniform training and plain Keras models can be logged
-    too.
+    too. Of several workers the first one writes the files; numbers are means over all.
 
     Args:
         log_dir: directory of the run, made if it is missing; `None` writes nothing.
@@ -83,7 +84,8 @@ class SamplingMonitor(FitCallback):
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Begins the files in the first epoch, and keeps the rows of earlier epochs."""
-        if self._log is not None and not self._begun:
+        first = share_of(self.model.distribute_strategy).rank == 0
+        if self._log is not None and not self._begun and first:
             self._begun = True
             self._tried(self._begin, epoch)
 

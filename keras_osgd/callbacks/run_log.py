@@ -144,7 +144,7 @@ class RunLog:
         most = model.sampling.most_sampled(_EXAMPLES)
         columns = {**most._asdict(), "probability": p[most.index]}
         self.files.write_examples(columns)
-        shares = share_curve(model.sampling_state.times_drawn)
+        shares = share_curve(model.sampling_state.known().times_drawn)
         arrays = {"share_of_draws": shares, **_predictions(run_of(model))}
         self.files.write_arrays(arrays)
 
@@ -160,7 +160,8 @@ def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _steps(model: keras.Model) -> int:
-    return int(inner_optimizer(model.optimizer).iterations)
+    iterations = inner_optimizer(model.optimizer).iterations
+    return int(keras.ops.convert_to_numpy(iterations))  # also of several replicas
 
 
 def _now() -> str:

@@ -9,8 +9,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.replicas import copies
 from keras_osgd.callbacks import method
 from keras_osgd.callbacks.checkpoint_files import Saved
 from keras_osgd.data.identity import Identity
@@ -42,7 +44,7 @@ _ALIKE = 10  # steps per execution up to which `RAIS` draws the same examples
 
 
 def state_dict(
-    model: keras.Model, run: Run | None, mid_epoch: bool
+    model: keras.Model, run: Run | None, mid_epoch: bool, chief: bool = True
 ) -> Callable[[], tuple[dict[str, Any], dict[str, Any]]]:
     """Copies the variables of training; returns a function that collects all state.
 
@@ -50,18 +52,14 @@ def state_dict(
         model: built and compiled.
         run: the `fit` with importance sampling that is under way, or `None`.
         mid_epoch: whether an epoch is under way.
+        chief: whether this is the first of several workers, or the only one; the others
+            leave out the weights and the optimizer, which are the same on all.
 
     Returns:
         A function that returns arrays in nested dictionaries, and details that JSON can
         keep; call it in any thread.
     """
-    variables = {
-        kind: {
-            str(order): np.array(keras.ops.convert_to_numpy(variable))
-            for order, variable in enumerate(of)
-        }
-        for kind, of in _variables(model).items()
-    }
+    variables, replicas = _taken(model, chief)
     if run is not None:
         collect = run.state_dict(mid_epoch)
     else:
@@ -75,7 +73,29 @@ def state_dict(
         "optimizer": _optimizer_of(model),
         "learning_rate": method.rate_of(model),
     }
-    return lambda: ({"variables": variables, **collect()}, details)
+    copied = {"variables": variables, "replicas": replicas}
+    return lambda: ({**copied, **collect()}, details)
+
+
+def _taken(model: keras.Model, chief: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns each variable's copy on this process's first replica, and on the others.
+
+    Replicas differ in what is not trained, such as moving statistics and metrics.
+    """
+    trained = {id(variable) for variable in model.trainable_variables}
+    first: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for kind, of in _variables(model).items():
+        first[kind], others[kind] = {}, {}
+        for order, variable in enumerate(of):
+            same = kind == "optimizer" or id(variable) in trained
+            if same and not chief:
+                continue
+            own, *more = [np.array(copy.numpy()) for copy in _copies(model, variable)]
+            first[kind][str(order)] = own
+            if more and not same:
+                others[kind][str(order)] = np.stack(more)
+    return first, others
 
 
 def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
@@ -250,9 +270,28 @@ def _check_variables(model: keras.Model, saved: Saved, kind: str) -> None:
 
 
 def _assign(model: keras.Model, saved: Saved, kind: str) -> None:
-    arrays = _arrays(model, saved, kind)
-    for v, array in zip(_variables(model)[kind], arrays, strict=True):
-        v.assign(array)
+    others = saved.arrays.get("replicas", {}).get(kind, {})
+    pairs = zip(_variables(model)[kind], _arrays(model, saved, kind), strict=True)
+    for order, (v, array) in enumerate(pairs):
+        copies = _copies(model, v)
+        values = [array, *others.get(str(order), ())]
+        if len(values) != len(copies):
+            values = _for_others(values, len(copies), kind)
+        for copy, value in zip(copies, values, strict=True):
+            copy.assign(tf.cast(value, copy.dtype))
+
+
+def _copies(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
+    return copies(model.distribute_strategy, keras_compat.tensor_of(variable))
+
+
+def _for_others(
+    values: Sequence[np.ndarray], count: int, kind: str
+) -> list[np.ndarray]:
+    """Returns the values of another number of replicas: sums of metrics stay sums."""
+    if kind == "metrics":
+        return [sum(values), *[np.zeros_like(values[0])] * (count - 1)]
+    return [values[0]] * count
 
 
 def resume(
@@ -269,7 +308,8 @@ def resume(
         data: the training data; unused without importance sampling.
         saved: the checkpoint.
         about: details that checkpoints of this `fit` will have: "epochs", "scores",
-            "columns", "steps_per_epoch" and "method", with or without the layers.
+            "columns", "steps_per_epoch", "n_of_all", "workers" and "method", with or
+            without the layers.
         setter: see `method.line_on_rates`.
 
     Raises:
@@ -319,7 +359,7 @@ def _resume(
     found, changed = changes(before, now), np.zeros(0, np.int64)
     if sampled:
         if scores == "keep":
-            changed = _changed_rows(variables, data, saved, about["columns"])
+            changed = _changed_rows(variables, data, saved, about)
         found += _changes_of_fit(details, about, changed)
     metrics = sampled and details["mid_epoch"]  # else they begin anew
     other = method.differences(details.get("method"), about["method"], metrics)
@@ -350,6 +390,9 @@ def _changes_of_fit(
 ) -> list[str]:
     """Returns in words what differs beside the settings of the draws."""
     found, name = [], "steps_per_epoch"
+    workers = details.get("workers", 1), about["workers"]
+    if workers[0] != workers[1]:
+        found.append("workers {} → {}".format(*workers))
     if details.get(name, about[name]) != about[name]:  # early checkpoints lack it
         found.append(f"{name} {details[name]} → {about[name]}")
     if len(changed):
@@ -363,7 +406,8 @@ def _changes_of_fit(
 def _effective_epochs(saved: Saved) -> float:
     """Returns the progress of a run with importance sampling, in epochs."""
     _, remaining, granted = saved.arrays["clock"]["iterations"].tolist()
-    size, n = saved.details["settings"]["batch_size"], saved.details["n"]
+    size, details = saved.details["settings"]["batch_size"], saved.details
+    n = details.get("n_of_all", details["n"])  # early checkpoints lack it
     return (granted - remaining) * size / n
 
 
@@ -404,19 +448,21 @@ def _changed_rows(
     variables: RunVariables,
     data: TrainingData,
     saved: Saved,
-    columns: Mapping[str, str],
+    about: Mapping[str, Any],
 ) -> np.ndarray:
     """Returns `[k]`, the rows that differ; refuses data of which most rows do."""
     n = saved.details["n"]
     if n != data.n:
+        n = saved.details.get("n_of_all", n)
         raise ValueError(
             f"The checkpoint {saved.path} was made for {n} examples, the data has "
-            f"{data.n}. {_RESET}"
+            f"{about['n_of_all']}. {_RESET}"
         )
     before, now = _identity(saved), variables.state.identity
     changed = before.changed(now)
     if changed is not None:
         return changed
+    columns = about["columns"]
     others = _pairs(saved.details.get("columns", columns), columns)
     if others:  # early checkpoints lack them
         raise ValueError(

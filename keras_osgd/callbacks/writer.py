@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import datetime
 import pathlib
+import secrets
 import signal
 import threading
 import time
@@ -12,7 +13,11 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+import tensorflow as tf
+
+from keras_osgd.base.replicas import share_of
 from keras_osgd.base.warn import warn
+from keras_osgd.base.workers import first_failure, told_by_all
 from keras_osgd.callbacks import checkpoint_files
 
 __all__ = ["Interruption", "Schedule", "Writer"]
@@ -24,12 +29,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Writer:
     """Writes one checkpoint at a time, in a thread of its own.
 
+    Several workers write one together: each its part, in a thread, and once all parts
+    are on the disk the first worker makes them a checkpoint by the marker.
+
     Args:
         directory: exists.
         keep: number of checkpoints kept.
         newest: path of the newest intact one, or `None`.
         require_own: raises if the directory has become another writer's.
         passed_over: paths of later ones that cannot be used, which `keep` leaves out.
+        strategy: of the model.
 
     Attributes:
         newest: likewise; set once a new one is written, as the old one may be deleted.
@@ -42,8 +51,16 @@ class Writer:
         newest: pathlib.Path | None,
         require_own: Callable[[], None],
         passed_over: Sequence[pathlib.Path] = (),
+        strategy: tf.distribute.Strategy | None = None,
     ) -> None:
         """Starts the thread."""
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self._share = share_of(self._strategy)
+        # The numbers that several workers give are the first one's.
+        first = checkpoint_files.next_number(directory), secrets.token_hex(8)
+        number, self._token = told_by_all(self._strategy, first)[0]
+        self._number = number - 1
+        self._written: checkpoint_files.Written | None = None
         self._require_own = require_own
         self._directory, self._keep, self.newest = directory, keep, newest
         self._passed_over = passed_over
@@ -53,8 +70,13 @@ class Writer:
 
     @property
     def busy(self) -> bool:
-        """Whether a checkpoint is being written."""
+        """Whether a checkpoint is being written, by this worker."""
         return self._writing is not None and not self._writing.done()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a checkpoint was begun that `wait` has not ended."""
+        return self._writing is not None
 
     def write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
         """Starts to write what `captured` returns, after the write under way.
@@ -66,10 +88,20 @@ class Writer:
             RuntimeError: if the last three could not be written.
         """
         self.wait()
+        self._number, self._written = self._number + 1, None
         self._writing = self._thread.submit(self._write, captured)
 
     def _write(self, captured: Callable[[], tuple[dict, dict]]) -> None:
         arrays, details = captured()
+        if self._share.workers > 1:
+            part = self._number, self._share.rank
+            path = checkpoint_files.place_of(self._directory, *part)
+            same = {"together": f"{self._token} {self._number}"}
+            details = {**details, **same, "workers": self._share.workers}
+            self._written = checkpoint_files.put_arrays(path, arrays, details)
+            if self._share.rank:
+                checkpoint_files.complete(self._written)
+            return
         given = self._directory, arrays, details, self._keep
         self.newest = checkpoint_files.write(
             *given, self._require_own, self._passed_over
@@ -88,7 +120,7 @@ class Writer:
             return
         writing, self._writing = self._writing, None
         try:
-            writing.result()
+            self._together(writing.exception())
             self._failures, self._told = 0, set()
         except (OSError, FloatingPointError) as error:
             self._failures += 1
@@ -105,6 +137,32 @@ class Writer:
                 self._told.add(cause)
                 more = " Training goes on: make room, or mend the disk."
                 warn(line + more * of_disk)
+
+    def _together(self, error: BaseException | None) -> None:
+        """Makes the parts of all workers a checkpoint, or raises the first error."""
+        if self._share.workers == 1:
+            if error is not None:
+                raise error
+            return
+        failure = first_failure(self._strategy, error)
+        if failure is None:
+            try:
+                self._complete()
+            except Exception as own:
+                error = own
+            failure = first_failure(self._strategy, error)
+        if failure is not None:
+            if self._written is not None:
+                checkpoint_files.discard(self._written.path)
+            raise failure
+        self.newest = checkpoint_files.place_of(self._directory, self._number)
+
+    def _complete(self) -> None:
+        if self._share.rank == 0:
+            self._require_own()
+            checkpoint_files.complete(self._written)
+            given = self._number, self._keep, self._passed_over
+            checkpoint_files.delete_old(self._directory, *given)
 
     def where_saved(self) -> str:
         """Returns a sentence on the last good checkpoint, or ""."""
@@ -129,12 +187,12 @@ class Interruption:
     def __init__(self) -> None:
         """Listens to nothing yet."""
         self.noted: int | None = None
-        self._asked = False
+        self._asked = self._adopted = False
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
         """Replaces the present signal handlers."""
-        self.noted, self._asked = None, False
+        self.noted, self._asked, self._adopted = None, False, False
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
@@ -148,9 +206,14 @@ class Interruption:
         self._asked |= new
         return new
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def adopt(self, number: int) -> None:
+        """Notes a signal that another worker got, unless one was noted here."""
         if self.noted is None:
-            self.noted = number
+            self.noted, self._adopted = number, True
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.noted is None or self._adopted:
+            self.noted, self._adopted = number, False
             return
         self.noted = None
         self.ignore()
@@ -224,6 +287,11 @@ class Schedule:
         """Counts steps, and the end of an epoch."""
         self._steps += steps
         self._epoch_over |= epoch_over
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether steps alone decide when a checkpoint is due, alike on all workers."""
+        return not isinstance(self._every, datetime.timedelta)
 
     @property
     def due(self) -> bool:

@@ -79,6 +79,19 @@ class Identity:
             return np.zeros(0, np.int64) if same else None
         return rows if 2 * len(rows) <= len(self.hashes) else None
 
+    def with_other(self, rows: np.ndarray) -> Identity:
+        """Returns the identity of data that differ in some rows, a mask `[n]`.
+
+        Example:
+            >>> now = Identity("a", "kind", np.uint32([5, 6]))
+            >>> now.with_other(np.array([False, True])).changed(now)
+            array([1])
+        """
+        if not rows.any():
+            return self
+        hashes = np.where(rows, self.hashes ^ np.uint32(1), self.hashes)
+        return Identity("", self.kind, hashes, self.whole)
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Returns arrays for `of`; waits for the hashes."""
         arrays = {"fingerprint": texts.as_array(self.fingerprint)}

@@ -46,7 +46,7 @@ def beginning(
         require_arguments(arguments)
         if isinstance(held.sampling, Presample):
             return streaming.pool_sampling(*common, arguments)
-        found = fitting.examined(*common, arguments)
+        found = fitting.examined(model, held, arguments)
         return fitting.importance_sampling(*common, *found)
     try:
         refuse([other])
@@ -55,7 +55,7 @@ def beginning(
             require_enough(held.sampling, arguments)
             if not held.has_read(arguments.x):
                 require_worth_reading(model, held.sampling, arguments)
-            found = fitting.examined(*common, arguments)
+            found = fitting.examined(model, held, arguments)
     except Exception as error:  # Keras' own `fit` raises again what concerns it too
         reasons = getattr(error, "texts", (_text(error),))
         if arguments.verbose:

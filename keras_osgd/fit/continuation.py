@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
@@ -38,7 +40,10 @@ def restart_clock(model: keras.Model) -> None:
 
 
 def prepare_state(
-    model: keras.Model, sampling: RAIS | Oracle, data: TrainingData
+    model: keras.Model,
+    sampling: RAIS | Oracle,
+    data: TrainingData,
+    own_rows: Callable[[Mapping[str, Any]], Mapping | None] | None = None,
 ) -> str | None:
     """Makes the state fit data and optimizer.
 
@@ -46,11 +51,20 @@ def prepare_state(
     same optimizer; else they start afresh. Where no more than half of the rows changed,
     the scores of the other rows go on.
 
+    Args:
+        model: whose state it is.
+        sampling: configuration.
+        data: the rows of this worker.
+        own_rows: with several workers, see `SamplingState`; `None` with one.
+
     Returns:
         A line on earlier scores that were dropped, or on weights that were loaded
         without scores; else `None` or "".
     """
     state = model.sampling_state
+    own = own_rows and state.table and own_rows(state.state_dict())
+    if own:  # those of all rows were loaded
+        state.load_state_dict(own)
     identity, features = data.identity(), sampling.features_for(data.n)
     state.start_clock()
     restart_clock(model)

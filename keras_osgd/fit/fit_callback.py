@@ -90,16 +90,18 @@ class ResumingCallback(FitCallback):
         epochs: int,
         initial_epoch: int,
         steps: int | None = None,
+        whole: TrainingData | None = None,
     ) -> Resumed:
         """Returns where to begin; called with the model set, before the run is made.
 
         Args:
             model: compiled; it need not be built without importance sampling.
             variables: of the run; `None` without importance sampling.
-            data: that the run trains on; `None` likewise.
+            data: that the run trains on: this worker's rows; `None` likewise.
             epochs: as in `fit`.
             initial_epoch: as in `fit`.
             steps: effective iterations of an epoch; `None` likewise.
+            whole: the data of all workers; `None` likewise.
         """
         return Resumed(initial_epoch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,8 +17,9 @@ from keras_osgd.base.refusals import Refusals
 from keras_osgd.base.warn import say_once, warn_once
 from keras_osgd.data import training_data
 from keras_osgd.data.indexed_examples import Indexed
+from keras_osgd.data.training_data import TrainingData
 from keras_osgd.data.weights import with_class_weight
-from keras_osgd.fit import checks, continuation, strategies
+from keras_osgd.fit import all_rows, checks, continuation, strategies
 from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.callback_list import callback_list, ends_on_nan
 from keras_osgd.fit.check import Examined, examine
@@ -87,14 +88,14 @@ def resumed(
         arguments = arguments.replace(x=dataset, batch_size=None, shuffle=False)
     if checkpoint is None:
         return arguments
-    strategies.refuse_checkpoint(model, checkpoint)
     checkpoint.set_model(model)
     epochs, epoch = arguments.epochs, arguments.initial_epoch
     begun = checkpoint.begin(model, None, None, epochs, epoch)
     if begun.line and arguments.verbose:
         print(begun.line)
     if begun.line and not model.built:
-        model(_first_batch(arguments.x))
+        with strategies.scope_of(model):
+            model(_first_batch(arguments.x))
     return arguments.replace(initial_epoch=begun.epoch)
 
 
@@ -155,7 +156,6 @@ def _with_weights_of_values(arguments: FitArguments) -> FitArguments:
 def examined(
     model: keras.Model,
     held: Held,
-    checkpoint: ResumingCallback | None,
     arguments: FitArguments,
 ) -> tuple[FitArguments, FitArguments, Examined]:
     """Examines a `fit` before anything is changed; reads a dataset.
@@ -170,7 +170,7 @@ def examined(
     x = held.read(arguments.x, verbose=arguments.verbose != 0)
     arguments, refusals = arguments.replace(x=x), Refusals()
     split = divided(refusals, arguments)
-    seen = _examined(refusals, model, held, checkpoint, split)
+    seen = _examined(refusals, model, held, split)
     return arguments, split, seen
 
 
@@ -204,10 +204,14 @@ def importance_sampling(
         validation = training_data.held_out(validation, seen.data, size)
     steps = arguments.steps_per_epoch or math.ceil(seen.data.n / m)
     run, begun = _begun(model, held, seen, checkpoint, arguments, steps)
-    callbacks = _callbacks(model, held, run, arguments, steps)
+    bring_together = _bringing_together(model, run, seen.data)
+    callbacks = _callbacks(model, held, run, arguments, steps, bring_together)
     try:
+        share = run.variables.key.share
+        run.state.own_rows = _taking_own_rows(share, seen.data)
         dataset = run.start(begun.saved, begun.done, ends_on_nan(callbacks))
         _count_earlier(run, begun, steps)
+        bring_together()
         yield arguments.replace(
             x=strategies.distributed(model, dataset),
             callbacks=callbacks,
@@ -221,7 +225,26 @@ def importance_sampling(
     finally:
         held.begin_next_epoch()
         held.state.identity.wait()  # then the user may change the data
+        run.state.own_rows = None
         run.finish()
+    bring_together()  # where all workers have come to the end
+
+
+def _taking_own_rows(share: replicas.Share, whole: TrainingData) -> Callable | None:
+    """Returns `own_rows` of a `SamplingState`; `None` for one worker."""
+    if share.workers == 1:
+        return None
+    data = strategies.part_of(whole, share)
+    return functools.partial(all_rows.own_rows, share, data, whole)
+
+
+def _bringing_together(
+    model: keras.Model, run: Run, whole: TrainingData
+) -> Callable[[], None]:
+    """Returns a function that lets each of several workers know of all rows."""
+    if run.variables.key.share.workers == 1:
+        return lambda: None
+    return functools.partial(all_rows.gather, model, run, whole, whole.identity())
 
 
 def divided(refusals: Refusals, arguments: FitArguments) -> FitArguments:
@@ -242,14 +265,12 @@ def _examined(
     refusals: Refusals,
     model: keras.Model,
     held: Held,
-    checkpoint: ResumingCallback | None,
     arguments: FitArguments,
 ) -> Examined:
     """Examines model and data; refuses all that is amiss at once."""
     if not arguments.shuffle:
         message = "`shuffle=False` has no effect: draws are random."
         warn_once(model, "shuffle", message)
-    refusals.tried(strategies.refuse_checkpoint, model, checkpoint)
     with strategies.scope_of(model):
         seen = examine(refusals, model, held.sampling, arguments, held.kept)
     refusals.end()
@@ -257,10 +278,19 @@ def _examined(
 
 
 def _callbacks(
-    model: keras.Model, held: Held, run: Run, arguments: FitArguments, steps: int
+    model: keras.Model,
+    held: Held,
+    run: Run,
+    arguments: FitArguments,
+    steps: int,
+    bring_together: Callable[[], None],
 ) -> keras.callbacks.CallbackList:
+    def record() -> None:
+        bring_together()
+        held.record()
+
     bar = functools.partial(progress, run)
-    return callback_list(model, arguments, run.clock, steps, bar, held.record)
+    return callback_list(model, arguments, run.clock, steps, bar, record)
 
 
 def _count_earlier(run: Run, begun: Resumed, steps: int) -> None:
@@ -284,8 +314,9 @@ def _begun(
     """Returns this `fit`'s run, on the last variables if they serve, and its start."""
     share = replicas.share_of(model.distribute_strategy)
     data = strategies.part_of(seen.data, share)
-    line = continuation.prepare_state(model, held.sampling, data)
-    held.prepare(data.arrays[1])
+    own_rows = _taking_own_rows(share, seen.data)
+    line = continuation.prepare_state(model, held.sampling, data, own_rows)
+    held.prepare(seen.data.arrays[1])
     lines = [seen.line, line, _line_on_epochs(arguments, seen)]
     for told in filter(None, lines if arguments.verbose else []):
         print(told)
@@ -298,7 +329,8 @@ def _begun(
         checkpoint.set_model(model)
         epochs, where_saved = arguments.epochs, checkpoint.where_saved
         epoch = arguments.initial_epoch
-        begun = checkpoint.begin(model, variables, data, epochs, epoch, steps)
+        given = epochs, epoch, steps, seen.data
+        begun = checkpoint.begin(model, variables, data, *given)
     run = Run(model, variables, data, arguments.verbose, where_saved)
     held.begin(model, run)
     if begun.line:

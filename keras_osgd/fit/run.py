@@ -165,6 +165,7 @@ class Run:
         self.planner: Planner = self._planner()
         self.told: list[str] = []
         self.active = False
+        self._of_all_rows: tuple[np.ndarray | None, dict[str, float]] | None = None
 
     def _planner(self) -> Planner:
         common = (self.sampling, self.state, self.buffers, self.log)
@@ -329,16 +330,34 @@ class Run:
         if sys.exc_info()[0] is None:  # else this would hide why `fit` ended
             self._raise()
 
-    def logged(self) -> dict[str, float]:
-        """Returns the numbers `SamplingMonitor` logs."""
+    def of_all_rows(self, p: np.ndarray | None, logged: dict[str, float]) -> None:
+        """Takes what several workers know together, to show it from now on.
+
+        Args:
+            p: `[n]`, of the rows of all workers, or `None`.
+            logged: see the method of this name.
+        """
+        self._of_all_rows = p, logged
+
+    def own_logged(self) -> dict[str, float]:
+        """Returns the numbers of this worker's draws, as `logged`."""
         return logged(self, self._model.optimizer)
+
+    def logged(self) -> dict[str, float]:
+        """Returns the numbers `SamplingMonitor` logs; several workers' as gathered."""
+        return dict(self._of_all_rows[1]) if self._of_all_rows else self.own_logged()
 
     def settle(self) -> None:
         """Awaits a plan in the making, so that timing does not change what is read."""
         self.planner.settle()
 
     def probabilities(self) -> np.ndarray | None:
-        """Returns `[n]`, p by the scores as last planned, or `None`."""
+        """Returns `[n]`, p by the scores as last planned, or `None`.
+
+        That of several workers is of the end of the last epoch.
+        """
+        if self._of_all_rows:
+            return self._of_all_rows[0]
         self.settle()
         return self.planner.candidate
 

@@ -86,7 +86,7 @@ class SamplingView:
         Uniform until enough examples have been drawn, and `None` if nothing is known.
         In a loaded model it follows from the scores that were saved with it.
         """
-        run, state = self.held.run, self.held.state
+        run, state = self.held.run, self.held.state.known()
         if run is not None:
             return run.probabilities()
         if state.table is None:
@@ -117,4 +117,4 @@ class SamplingView:
             )
         if self.held.run is not None:
             self.held.run.settle()
-        return most_sampled(self.held.state, self.held.targets, k)
+        return most_sampled(self.held.state.known(), self.held.targets, k)

@@ -27,7 +27,6 @@ __all__ = [
     "distributed",
     "part_of",
     "received",
-    "refuse_checkpoint",
     "refuse_streams",
     "replicas_of",
     "scope_of",
@@ -110,17 +109,6 @@ def _problem_of_sizes(data: TrainingData, share: Share) -> str | None:
             f"{data.n} examples for {share.workers} workers. Use fewer workers."
         )
     return None
-
-
-def refuse_checkpoint(model: keras.Model, checkpoint: Any) -> None:
-    """Raises where several processes would write checkpoints, each by its own clock."""
-    share = share_of(model.distribute_strategy)
-    if checkpoint is not None and share.workers > 1:
-        raise ValueError(
-            "`Checkpoint` takes one process: several could go on from different steps. "
-            f"Received: {share.workers} workers. Save the weights by "
-            "`keras.callbacks.ModelCheckpoint`, into a directory for each worker."
-        )
 
 
 def refuse_streams(model: keras.Model) -> None:

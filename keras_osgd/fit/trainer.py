@@ -11,6 +11,7 @@ from keras_osgd.base.keras_compat import UnderStrategy
 from keras_osgd.base.placement import HOST
 from keras_osgd.base.replacing import replaced
 from keras_osgd.base.warn import warn_once
+from keras_osgd.base.workers import lost_workers_told
 from keras_osgd.draws.pipeline import Sample
 from keras_osgd.fit import continuation, fitting, strategies
 from keras_osgd.fit.arguments import FitArguments
@@ -150,6 +151,7 @@ class ImportanceSampled(UnderStrategy):
         with (
             held.one_fit(),
             fitting.with_fit_callbacks(arguments) as (arguments, checkpoint),
+            lost_workers_told(self.distribute_strategy, checkpoint),
             beginning(self, held, checkpoint, arguments) as prepared,
         ):
             return super().fit(**prepared.for_keras())

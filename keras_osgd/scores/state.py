@@ -52,6 +52,8 @@ class SamplingState(keras.Operation):
         norm: norm that the scores are of, "last_layer" or "exact".
         bad_examples: strikes of examples that spoiled steps, and those set aside.
         in_use: whether a `fit` is using this state.
+        own_rows: function of a `fit` of several workers: returns this worker's part of
+            a state of all rows, and `None` for other states.
         loaded_without: whether weights were loaded from a file that has no scores.
     """
 
@@ -71,9 +73,23 @@ class SamplingState(keras.Operation):
         self.seed, self.fit_failures = 0, 0
         self.in_use = self.loaded_without = False
         self.bad_examples = BadExamples()
+        # A function, as Keras saves every state that it finds in an attribute.
+        self._of_all_rows: Callable[[], SamplingState] | None = None
+        self.own_rows: Callable[[Mapping[str, Any]], Mapping | None] | None = None
         # Held for no longer than a plan takes, and never while waiting for a thread
         # that wants it. Reentrant: a signal handler may save in the midst of a save.
         self._lock = threading.RLock()
+
+    def known(self) -> SamplingState:
+        """Returns the state of all workers' rows; this one where there is one worker.
+
+        It is that of the end of the last epoch, and it is saved in place of this one.
+        """
+        return self if self._of_all_rows is None else self._of_all_rows()
+
+    def know(self, of_all_rows: SamplingState) -> None:
+        """Takes the state of all workers' rows, where this one is of a worker's own."""
+        self._of_all_rows = lambda: of_all_rows
 
     def call(self, *args: Any, **kwargs: Any) -> None:
         """Raises an error: the state computes nothing."""
@@ -102,7 +118,7 @@ class SamplingState(keras.Operation):
         self.start_clock()
         self.gain.averages.assign(tf.zeros(4))
         self.table, self.identity, self.seed = table, identity, seed
-        self.norm = norm
+        self.norm, self._of_all_rows = norm, None
         self.owed = np.zeros(table.size)
         self.times_drawn = np.zeros(table.size, np.int32)
         self.last_losses = np.full(table.size, np.nan, np.float32)
@@ -154,7 +170,8 @@ class SamplingState(keras.Operation):
 
         May be called in any thread; waits for a plan in the making.
         """
-        for name, value in self.state_dict().items():  # unlocked: disks are slow
+        known = self.known().state_dict()
+        for name, value in known.items():  # unlocked: disks are slow
             store[name] = value
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -194,6 +211,8 @@ class SamplingState(keras.Operation):
     def load_state_dict(self, store: Mapping[str, Any]) -> None:
         """Loads the arrays of `state_dict`; keeps its own scores if they have none."""
         if "features" in store.keys():  # noqa: SIM118  (a Keras store)
+            if self.own_rows is not None:
+                store = self.own_rows(store) or store
             self.undivided(self._load, store)
         elif self.table is None:
             self.loaded_without = True
@@ -214,6 +233,8 @@ class SamplingState(keras.Operation):
         table = self._table_for(arrays, features, norm)
         table.load_state_dict(arrays)
         self.table = table
+        if not self.in_use:
+            self._of_all_rows = None
         self.start_clock()
         self.owed = owed
         # Older files have none of these.

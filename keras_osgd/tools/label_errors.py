@@ -183,6 +183,7 @@ def _learned(model: keras.Model, data: TrainingData) -> SamplingState:
         )
     if held.run is not None:
         held.run.settle()
+    state = state.known()
     changed = state.identity.changed(data.identity())
     if changed is None or len(changed):
         n = state.table.size
@@ -239,6 +240,7 @@ def class_probabilities(model: keras.Model, data: TrainingData) -> np.ndarray:
     for first in range(0, data.n, data.batch_size):
         inputs = data.batch(slice(first, first + data.batch_size))[0]
         made = keras.tree.flatten(model.predict_on_batch(inputs))[0]
+        made = made[: data.n - first][: data.batch_size]  # every replica makes them all
         parts.append(_as_probabilities(np.asarray(made, np.float64), from_logits))
     return np.concatenate(parts)
 

@@ -249,7 +249,7 @@ def test_the_epoch_is_the_checkpoints_whatever_backup_and_restore_says(whole, tm
     options = {"stop_after": 32, "callbacks": [backup()]}
     model = saved_midway(own, RAIS(seed=3), every=10, **options)
     checkpoint_files.newest(own).path.unlink()  # the second of the three is left
-    checkpoint_files._path(own, 3, "json").unlink()
+    checkpoint_files.place_of(own, 3).with_suffix(".json").unlink()
     resumed = small.fit(model, epochs=3, callbacks=[backup(), Checkpoint(own)])
     assert resumed.epoch == [1, 2]
     for a, b in zip(state_of(whole), state_of(model), strict=True):

@@ -36,6 +36,14 @@ CLAIMS = {
     "rare_classes": ["balanced error", "uniform, 2 epochs", "RAIS, 2 epochs"],
     "reading_plots": ["Wrote report.html"],
     "resuming": [", 2 of them again", "Equal bit for bit: weights True, draws True"],
+    "several_workers": [
+        "Left alone, the workers return [0, 0]",
+        "With a crash they return [-9, 1]",
+        "All 2 workers must stay alive",
+        "Started again they return [0, 0]",
+        "bit-exact",
+        "Equal bit for bit: weights of both workers True",
+    ],
     "tuning_keras_tuner": ["Trained again on all rows with", "Test accuracy: "],
     "tuning_optuna": ["Best: {'rate'"],
 }

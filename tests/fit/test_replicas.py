@@ -17,7 +17,8 @@ from keras_osgd.data import training_data
 from keras_osgd.fit import strategies
 from keras_osgd.norms import last_layer
 from keras_osgd.sampling import RAIS
-from tests.helpers import documents, keras_metrics, replayed, small
+from keras_osgd.tools import label_errors
+from tests.helpers import checkpoints, documents, keras_metrics, replayed, small
 
 pytestmark = pytest.mark.long
 
@@ -325,3 +326,43 @@ def test_tables_are_on_the_host_and_the_steps_scalars_with_the_model(jit_compile
     beside = [run.clock.gain, run.clock.lead, run.skips.in_a_row, run.gain.averages]
     beside += [run.clock._decided, *(weight.value for weight in model.weights)]
     assert {v.device[-5:] for v in beside} == {"CPU:1"}
+
+
+# What differs between replicas goes on with a checkpoint too
+
+
+def test_moving_statistics_and_metrics_of_each_replica_go_on_bit_for_bit(tmp_path):
+    def made():
+        return checkpoints.net(RAIS(seed=3, retreat_below=0))
+
+    def copies(model):
+        variables = [*model.non_trainable_variables, *model.metrics_variables]
+        strategy = model.distribute_strategy
+        return [
+            np.array(copy)
+            for variable in variables
+            for copy in strategy.experimental_local_results(variable.value)
+        ]
+
+    class Kill(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.sampling_run.clock.step == 7:
+                raise KeyboardInterrupt
+
+    apart = _in_scope(made)
+    small.fit(apart, epochs=1)
+    with contextlib.suppress(KeyboardInterrupt):
+        killed = [Kill(), checkpoints.EveryState(tmp_path, every=6)]
+        small.fit(_in_scope(made), epochs=1, callbacks=killed)
+    resumed = _in_scope(made)
+    small.fit(resumed, epochs=1, callbacks=[Checkpoint(tmp_path)])
+    for array, expected in zip(copies(resumed), copies(apart), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_class_probabilities_of_two_replicas_are_one_row_for_each_example(on_two):
+    model = on_two[0]
+    data = training_data.prepare(replayed.X, replayed.Y, None, None, 8, None)
+    expected = tf.nn.softmax(model(replayed.X)).numpy()
+    found = label_errors.class_probabilities(model, data)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -1,8 +1,6 @@
 """Training in two processes, which run `tests.helpers.workers`."""
 
-import contextlib
 import json
-import socket
 import subprocess
 import sys
 
@@ -12,23 +10,16 @@ import pytest
 
 from tests.helpers import replayed
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import free_ports
 
 pytestmark = pytest.mark.long
-
-
-def _free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for taken in sockets:
-            taken.bind(("127.0.0.1", 0))
-        return [str(taken.getsockname()[1]) for taken in sockets]
 
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory):
     """What two processes that trained together found: (arrays, others) of each."""
     directory = tmp_path_factory.mktemp("workers")
-    ports = _free_ports(2)
+    ports = free_ports(2)
     command = [sys.executable, "-m", "tests.helpers.workers"]
     commands = [[*command, str(r), *ports, directory] for r in (0, 1)]
     running = [
@@ -78,11 +69,6 @@ def test_each_process_has_a_table_of_its_own_rows(workers):
     assert [told["examples"] for _, told in workers] == [31, 30]
     for arrays, told in workers:
         assert arrays["index"].max() < told["examples"]
-
-
-def test_a_checkpoint_is_refused_in_two_processes(workers):
-    for _, told in workers:
-        assert "takes one process" in told["checkpoint"]
 
 
 def test_keras_own_training_still_fails_in_two_processes_without_our_mends(workers):

@@ -67,10 +67,6 @@ draws = replayed.Draws()
 options = {"epochs": 8, "validation_freq": 8, "callbacks": [draws], **validation}
 model, found["history"] = train(RAIS(seed=0, retreat_below=0), **options)
 found["evaluated"] = model.evaluate(replayed.X, replayed.Y, batch_size=8, verbose=0)
-try:
-    model.fit(**OPTIONS, callbacks=[keras_osgd.callbacks.Checkpoint(DIRECTORY)])
-except ValueError as error:
-    found["checkpoint"] = str(error)
 found["examples"] = model.sampling_state.table.size
 np.savez(
     DIRECTORY / f"{RANK}.npz",
