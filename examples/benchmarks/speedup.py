@@ -87,8 +87,8 @@ _HEAD = """# What an estimate before training is worth
 `keras_osgd.estimate_speedup`, with a probe of {steps} steps, on untrained models of the
 experiments, against what training then did (their runs: steps over those of T epochs,
 means of three to five seeds; a step's time alone on the machine). "At equal test error"
-is the report's comparison with tuned uniform training. Bold: outside of the range. That
-it holds the sets of the first table is no proof.
+is the report's comparison with tuned uniform training, "-" where the report has none.
+Bold: outside of the range. That it holds the sets of the first table is no proof.
 `python -m examples.benchmarks.speedup`.
 
 """
