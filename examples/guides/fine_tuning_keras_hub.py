@@ -44,15 +44,12 @@ pieces, labels = [], []
 for label, module in enumerate(MODULES):
     lines = (folder / f"{module}.py").read_text(errors="replace").lower().splitlines()
     lines = [line for line in lines if line.strip()]
-    pieces += ["\n".join(lines[i : i + 3]) for i in range(0, len(lines) - 2, 2)]
+    pieces += ["\n".join(lines[i : i + 3]) for i in range(0, len(lines) - 2, 3)]
     labels += [label] * (len(pieces) - len(labels))
 order = np.random.default_rng(0).permutation(len(pieces))
 texts, y = np.array(pieces)[order], np.array(labels)[order]
 tests, n = guide_data.size(2000, smoke=50), guide_data.size(len(y), smoke=250)
-(x_train, y_train), (x_test, y_test) = (
-    (column[part] for column in (texts, y))
-    for part in (slice(tests, n), slice(0, tests))
-)
+x_train, y_train, x_test, y_test = texts[tests:n], y[tests:n], texts[:tests], y[:tests]
 batch_size = guide_data.size(32, smoke=16)
 print(f"{len(y_train)} pieces of {len(MODULES)} modules, such as:\n{x_train[0]}")
 
@@ -111,7 +108,7 @@ def fit_and_test(name, rate, epochs):
     )
 
 
-fit_and_test("all of it", 0.001, guide_data.size(8, smoke=2))
+fit_and_test("all of it", 0.001, guide_data.size(6, smoke=2))
 
 """
 ## LoRA

@@ -34,7 +34,7 @@ The text is at hand: the standard library's own source files, as bytes.
 """
 
 length, width, batch_size = 64, guide_data.size(64, smoke=16), 32
-n, tests = guide_data.size(12_000, smoke=200), guide_data.size(1000, smoke=20)
+n, tests = guide_data.size(6000, smoke=200), guide_data.size(1000, smoke=20)
 files = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
 text = np.frombuffer(b"".join(file.read_bytes() for file in files), "uint8")
 windows = text[: len(text) // (length + 1) * (length + 1)].reshape(-1, length + 1)
@@ -99,8 +99,8 @@ model = train("rais", epochs)
 
 """
 Compare it with uniform training of as many epochs, which takes more steps, and of
-fewer. A text hardly repeats itself: few windows become easy in a few epochs, and there
-is less to gain than with images. `estimate_speedup` tells before a long run.
+fewer. Whether it pays depends on how many windows become easy, and on how many passes
+over the text are made. `estimate_speedup` tells before a long run.
 
 ## What is drawn
 """
