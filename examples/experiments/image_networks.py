@@ -89,9 +89,16 @@ def transformer(
     Arguments as for `residual`.
     """
     inputs, x = _applied(first)
-    x = _patches(x)
-    # A bias for each position and unit is a learned embedding of positions.
-    x = keras.layers.EinsumDense(
+    x = placed(_patches(x), seed)
+    return encoder(base, inputs, x, classes, seed, "transformer")
+
+
+def placed(x, seed: int):
+    """Returns `[m, positions, WIDTH]`: each position's values projected, and its place.
+
+    A bias for each position and unit is a learned embedding of positions.
+    """
+    return keras.layers.EinsumDense(
         "mtp,pw->mtw",
         output_shape=(x.shape[1], WIDTH),
         bias_axes="tw",
@@ -99,7 +106,6 @@ def transformer(
         bias_initializer=keras.initializers.RandomNormal(stddev=0.02, seed=seed + 1),
         kernel_regularizer=keras.regularizers.L2(models.L2),
     )(x)
-    return encoder(base, inputs, x, classes, seed, "transformer")
 
 
 def encoder(

@@ -133,8 +133,7 @@ def _text_transformer(bases: _Bases, data: Any, seed: int) -> keras.Model:
     """Returns two encoder blocks on the tokens; padding is a token like others."""
     inputs = keras.Input(data.train[0].shape[1:], dtype="int32")
     width = image_networks.WIDTH
-    x = _embedding(data, width, seed)(inputs)
-    x = Positions(keras.initializers.RandomNormal(stddev=0.02, seed=seed + 1))(x)
+    x = image_networks.placed(_embedding(data, width, seed)(inputs), seed + 1)
     return image_networks.encoder(
         bases.model, inputs, x, data.classes, seed, "text_transformer"
     )
@@ -169,33 +168,6 @@ def _embedding(
         embeddings_initializer=keras.initializers.RandomUniform(-0.05, 0.05, seed),
         mask_zero=mask_zero,
     )
-
-
-@keras.saving.register_keras_serializable(package="experiments")
-class Positions(keras.layers.Layer):
-    """Adds a learned embedding of its position to each token.
-
-    Args:
-        initializer: of the embeddings.
-    """
-
-    def __init__(self, initializer, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.initializer = keras.initializers.get(initializer)
-
-    def build(self, input_shape: tuple) -> None:
-        """Makes the embeddings, `[positions, width]`."""
-        shape = input_shape[1:]
-        self.embeddings = self.add_weight(shape=shape, initializer=self.initializer)
-
-    def call(self, inputs):
-        """Returns the tokens with their positions added."""
-        return inputs + self.embeddings
-
-    def get_config(self) -> dict:
-        """Returns the arguments of the layer."""
-        initializer = keras.initializers.serialize(self.initializer)
-        return {**super().get_config(), "initializer": initializer}
 
 
 @keras.saving.register_keras_serializable(package="experiments")

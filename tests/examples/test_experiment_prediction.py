@@ -53,7 +53,7 @@ def test_trees_find_what_the_last_norm_does_not_tell():
     columns = [np.arange(k), np.ones(k), norms, np.ones(k), np.arange(k)]
     found = shares_of(np.concatenate([np.stack(columns, axis=1), known], axis=1))
     assert found["rais"] == pytest.approx(0.0)  # uniform draws
-    assert found["trees"] > 0.95 and found["last_norm"] < 0.3
+    assert found["trees"] > 0.9 and found["last_norm"] < 0.3
 
 
 @pytest.mark.long

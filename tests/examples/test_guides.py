@@ -15,6 +15,15 @@ GUIDES = ROOT / "examples" / "guides"
 PAGES = sorted(p for p in GUIDES.glob("*.py") if p.name != "guide_data.py")
 NAMES = [page.stem for page in PAGES]
 
+RUN = [
+    pytest.param(
+        page,
+        id=page.stem,
+        marks=[pytest.mark.processes] if page.stem == "several_workers" else [],
+    )
+    for page in PAGES
+]
+
 # What a guide must print, even of next to no data.
 CLAIMS = {
     "augmented_images": ["in layers, RAIS", "in the dataset, RAIS"],
@@ -79,7 +88,7 @@ def pictures(monkeypatch, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:No rule is known:UserWarning")
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", RUN)
 def test_a_guide_runs_and_makes_the_pictures_it_shows(page, pictures, capsys):
     for name in TAKES.get(page.stem, []):
         pytest.importorskip(name)
