@@ -124,8 +124,9 @@ def refuse_streams(model: keras.Model) -> None:
 
 def scope_of(model: keras.Model) -> contextlib.AbstractContextManager:
     """Returns the scope in which the model's variables are made."""
-    alone = replicas_of(model) == 1
-    return contextlib.nullcontext() if alone else model.distribute_strategy.scope()
+    strategy = model.distribute_strategy
+    entered = strategy is tf.distribute.get_strategy()  # also where there is none
+    return contextlib.nullcontext() if entered else strategy.scope()
 
 
 def build(model: keras.Model, data: TrainingData) -> None:

@@ -19,6 +19,7 @@ from tests.helpers.paths import ROOT
 pytestmark = pytest.mark.examples
 
 
+@pytest.mark.slow
 def test_all_parts_run_once_and_the_page_has_their_figures(tmp_path, monkeypatch):
     results = ROOT / "examples" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.iterdir()}

@@ -7,7 +7,7 @@ from tests import endurance
 pytestmark = pytest.mark.examples
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_killed_runs_go_on_where_their_last_checkpoint_was():
     assert endurance.kills(2).startswith("2 kills: an intact checkpoint after each")
 

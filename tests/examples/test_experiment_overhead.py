@@ -25,6 +25,7 @@ DATA = types.SimpleNamespace(
 )
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_and_nothing_is_traced_meanwhile(monkeypatch):
     traced = []
     compute_loss = keras.Model.compute_loss

@@ -26,6 +26,7 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_smoke_run_fills_every_section_and_repeats_nothing(monkeypatch, tmp_path):
     results = ROOT / "examples" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.iterdir()}

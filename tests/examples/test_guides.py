@@ -15,11 +15,12 @@ GUIDES = ROOT / "examples" / "guides"
 PAGES = sorted(p for p in GUIDES.glob("*.py") if p.name != "guide_data.py")
 NAMES = [page.stem for page in PAGES]
 
+SLOW = ("fine_tuning_keras_hub", "language_model", "several_workers")
 RUN = [
     pytest.param(
         page,
         id=page.stem,
-        marks=[pytest.mark.processes] if page.stem == "several_workers" else [],
+        marks=[pytest.mark.slow] if page.stem in SLOW else [],
     )
     for page in PAGES
 ]

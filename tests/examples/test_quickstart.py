@@ -44,6 +44,7 @@ def test_the_quickstart_is_short_and_exports_what_plain_tensorflow_loads(tmp_pat
     assert right > 0.6 and abs(right - accuracy) < 0.06
 
 
+@pytest.mark.slow
 def test_the_comparison_prints_a_table_of_means_and_ranges_and_draws_them(tmp_path):
     printed = _printed("compare.py", tmp_path)
     each = re.findall(r"^(\w+), seed \d: (\S+) % test error$", printed, flags=re.M)

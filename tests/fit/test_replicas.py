@@ -267,12 +267,13 @@ def test_what_several_replicas_cannot_do_is_refused(options, batch_size, told):
     np.testing.assert_array_equal(small.flat(model), before)
 
 
-def test_one_replica_trains_as_without_a_strategy():
+def test_one_replica_trains_and_goes_on_as_without_a_strategy(tmp_path):
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-    inside, outside = _in_scope(_rais, strategy), _rais()
-    for model in (inside, outside):
-        _trained(model, epochs=1)
-    np.testing.assert_array_equal(small.flat(inside), small.flat(outside))
+    inside, outside = _in_scope(_rais, strategy), _trained(_rais(), epochs=2)
+    _trained(inside, epochs=1, callbacks=[Checkpoint(tmp_path, every=5)])
+    again = _in_scope(_rais, strategy)
+    _trained(again, epochs=2, callbacks=[Checkpoint(tmp_path, every=5)])
+    np.testing.assert_array_equal(small.flat(again), small.flat(outside))
 
 
 # The rows of each process

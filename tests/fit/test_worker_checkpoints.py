@@ -10,7 +10,7 @@ from keras_osgd.sampling import RAIS
 from keras_osgd.scores.dealt import interleaved
 from tests.helpers import checkpoints, processes, small
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.slow
 
 
 def _story(directory, name, late=0.0):

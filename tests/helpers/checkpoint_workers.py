@@ -12,6 +12,7 @@ import pathlib
 import signal
 import sys
 import time
+import traceback
 
 RANK, PORTS = int(sys.argv[1]), sys.argv[2].split(",")
 DIRECTORY, STORY = pathlib.Path(sys.argv[3]), sys.argv[4]
@@ -71,6 +72,7 @@ def train(
             arrays[f"{name} {order}"] = array
     except (Exception, SystemExit) as error:
         told["error"] = f"{type(error).__name__}: {error}"
+        traceback.print_exc()  # into the log
     run = model.sampling_run
     told["step"] = run and run.clock.step
     keep()
