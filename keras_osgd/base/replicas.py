@@ -137,7 +137,8 @@ def once(function: Callable, *args: Any) -> Any:
         >>> once(lambda each, value: each(lambda own: own + 1, value), 2)
         3
     """
-    if _alone():
+    # A mirrored strategy of one device wants its updates outside of conditions too.
+    if not tf.distribute.has_strategy():
         return function(lambda on_replica, *own: on_replica(*own), *args)
 
     def merged(strategy: tf.distribute.Strategy, *values: Any) -> Any:

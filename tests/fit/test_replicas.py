@@ -267,8 +267,11 @@ def test_what_several_replicas_cannot_do_is_refused(options, batch_size, told):
     np.testing.assert_array_equal(small.flat(model), before)
 
 
-def test_one_replica_trains_and_goes_on_as_without_a_strategy(tmp_path):
-    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+@pytest.mark.parametrize(
+    "kind", [tf.distribute.OneDeviceStrategy, tf.distribute.MirroredStrategy]
+)
+def test_one_replica_trains_and_goes_on_as_without_a_strategy(kind, tmp_path):
+    strategy = kind("CPU:0" if kind is tf.distribute.OneDeviceStrategy else ["CPU:0"])
     inside, outside = _in_scope(_rais, strategy), _trained(_rais(), epochs=2)
     _trained(inside, epochs=1, callbacks=[Checkpoint(tmp_path, every=5)])
     again = _in_scope(_rais, strategy)
