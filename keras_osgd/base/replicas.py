@@ -5,11 +5,14 @@ With one replica, and outside of strategies, every function here is the plain ca
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+
+from keras_osgd.base.keras_compat import tensor_of
 
 __all__ = [
     "Share",
@@ -57,6 +60,7 @@ class Share(NamedTuple):
         return slice(self.rank, None, self.workers)
 
 
+@functools.lru_cache(maxsize=8)  # with several replicas it makes a dataset
 def share_of(strategy: tf.distribute.Strategy) -> Share:
     """Returns this process's part under a strategy.
 
@@ -162,15 +166,15 @@ def assign_each(variable: tf.Variable, values: Any) -> None:
 
 
 def copies(
-    strategy: tf.distribute.Strategy, variable: tf.Variable
+    strategy: tf.distribute.Strategy, variable: keras.Variable
 ) -> tuple[tf.Variable, ...]:
     """Returns a variable's copy on each replica of this process; outside of replicas.
 
     Example:
-        >>> len(copies(tf.distribute.get_strategy(), tf.Variable(1.0)))
+        >>> len(copies(tf.distribute.get_strategy(), keras.Variable(1.0)))
         1
     """
-    return strategy.experimental_local_results(variable)
+    return strategy.experimental_local_results(tensor_of(variable))
 
 
 def count() -> int:

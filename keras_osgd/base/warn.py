@@ -41,9 +41,9 @@ def warned_of(model: keras.Model) -> list[str]:
     return list(vars(model).get("_keras_osgd_warned", {}).values())
 
 
-def say_once(line: str) -> None:
-    """Prints a line, unless this process has printed it before."""
-    if line not in _SAID:
+def say_once(line: str | None) -> None:
+    """Prints a line, if there is one that this process has not printed before."""
+    if line and line not in _SAID:
         _SAID.add(line)
         print(line)
 

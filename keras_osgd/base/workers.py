@@ -19,6 +19,7 @@ from keras_osgd.base.replicas import share_of
 
 __all__ = ["agreed", "first_failure", "gathered", "lost_workers_told", "told_by_all"]
 
+_KINDS = (OSError, FloatingPointError, RuntimeError, ValueError)
 _DTYPES = ("float32", "float64", "int32", "int64")  # that TensorFlow gathers
 
 
@@ -84,8 +85,7 @@ def first_failure(
     """
     told = None
     if error is not None:
-        kinds = (OSError, FloatingPointError, RuntimeError, ValueError)
-        place = next((i for i, k in enumerate(kinds) if isinstance(error, k)), 2)
+        place = next((i for i, k in enumerate(_KINDS) if isinstance(error, k)), 2)
         told = [place, getattr(error, "errno", None), str(error)]
     all_told = told_by_all(strategy, told)
     if error is not None:
@@ -96,7 +96,7 @@ def first_failure(
             text = f"worker {rank}: {text}"
             if place == 0 and number is not None:
                 return OSError(number, text)
-            return (OSError, FloatingPointError, RuntimeError, ValueError)[place](text)
+            return _KINDS[place](text)
     return None
 
 

@@ -83,6 +83,7 @@ def _taken(model: keras.Model, chief: bool) -> tuple[dict[str, Any], dict[str, A
     Replicas differ in what is not trained, such as moving statistics and metrics.
     """
     trained = {id(variable) for variable in model.trainable_variables}
+    strategy = model.distribute_strategy
     first: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for kind, of in _variables(model).items():
@@ -91,7 +92,7 @@ def _taken(model: keras.Model, chief: bool) -> tuple[dict[str, Any], dict[str, A
             same = kind == "optimizer" or id(variable) in trained
             if same and not chief:
                 continue
-            own, *more = [np.array(copy.numpy()) for copy in _copies(model, variable)]
+            own, *more = [np.array(copy.numpy()) for copy in copies(strategy, variable)]
             first[kind][str(order)] = own
             if more and not same:
                 others[kind][str(order)] = np.stack(more)
@@ -273,16 +274,12 @@ def _assign(model: keras.Model, saved: Saved, kind: str) -> None:
     others = saved.arrays.get("replicas", {}).get(kind, {})
     pairs = zip(_variables(model)[kind], _arrays(model, saved, kind), strict=True)
     for order, (v, array) in enumerate(pairs):
-        copies = _copies(model, v)
+        own = copies(model.distribute_strategy, v)
         values = [array, *others.get(str(order), ())]
-        if len(values) != len(copies):
-            values = _for_others(values, len(copies), kind)
-        for copy, value in zip(copies, values, strict=True):
+        if len(values) != len(own):
+            values = _for_others(values, len(own), kind)
+        for copy, value in zip(own, values, strict=True):
             copy.assign(tf.cast(value, copy.dtype))
-
-
-def _copies(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
-    return copies(model.distribute_strategy, keras_compat.tensor_of(variable))
 
 
 def _for_others(

@@ -33,6 +33,8 @@ class Identity:
         array([1])
     """
 
+    NAMES = ("fingerprint", "hashed", "row_hashes")  # of the arrays of `state_dict`
+
     def __init__(
         self,
         fingerprint: str = "",

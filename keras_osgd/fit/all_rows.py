@@ -19,8 +19,6 @@ from keras_osgd.scores.state import SamplingState
 
 __all__ = ["gather", "own_rows"]
 
-_OF_IDENTITY = ("fingerprint", "hashed", "row_hashes")
-
 
 def gather(
     model: keras.Model, run: Run, whole: TrainingData, identity: Identity
@@ -58,7 +56,7 @@ def _states(
     others = {
         name: [str(value.dtype), value.tolist()]
         for name, value in ((n, np.asarray(v)) for n, v in own.items())
-        if name not in of_rows and name not in _OF_IDENTITY
+        if name not in of_rows and name not in Identity.NAMES
     }
     states = [
         {name: np.array(value, dtype) for name, (dtype, value) in told.items()}

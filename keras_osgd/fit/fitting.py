@@ -203,12 +203,12 @@ def importance_sampling(
     if validation is not arguments.validation_data:
         validation = training_data.held_out(validation, seen.data, size)
     steps = arguments.steps_per_epoch or math.ceil(seen.data.n / m)
-    run, begun = _begun(model, held, seen, checkpoint, arguments, steps)
+    own_rows = _taking_own_rows(model, seen.data)
+    run, begun = _begun(model, held, seen, checkpoint, arguments, steps, own_rows)
     bring_together = _bringing_together(model, run, seen.data)
     callbacks = _callbacks(model, held, run, arguments, steps, bring_together)
     try:
-        share = run.variables.key.share
-        run.state.own_rows = _taking_own_rows(share, seen.data)
+        run.state.own_rows = own_rows
         dataset = run.start(begun.saved, begun.done, ends_on_nan(callbacks))
         _count_earlier(run, begun, steps)
         bring_together()
@@ -230,8 +230,9 @@ def importance_sampling(
     bring_together()  # where all workers have come to the end
 
 
-def _taking_own_rows(share: replicas.Share, whole: TrainingData) -> Callable | None:
+def _taking_own_rows(model: keras.Model, whole: TrainingData) -> Callable | None:
     """Returns `own_rows` of a `SamplingState`; `None` for one worker."""
+    share = replicas.share_of(model.distribute_strategy)
     if share.workers == 1:
         return None
     data = strategies.part_of(whole, share)
@@ -310,19 +311,18 @@ def _begun(
     checkpoint: ResumingCallback | None,
     arguments: FitArguments,
     steps: int,
+    own_rows: Callable | None,
 ) -> tuple[Run, Resumed]:
     """Returns this `fit`'s run, on the last variables if they serve, and its start."""
     share = replicas.share_of(model.distribute_strategy)
     data = strategies.part_of(seen.data, share)
-    own_rows = _taking_own_rows(share, seen.data)
     line = continuation.prepare_state(model, held.sampling, data, own_rows)
     held.prepare(seen.data.arrays[1])
     lines = [seen.line, line, _line_on_epochs(arguments, seen)]
     for told in filter(None, lines if arguments.verbose else []):
         print(told)
-    on_rate = checks.line_on_rate(model, held.sampling, seen.adapt)
-    if on_rate and arguments.verbose:
-        say_once(on_rate)
+    if arguments.verbose:
+        say_once(checks.line_on_rate(model, held.sampling, seen.adapt))
     variables = _kept_variables(model, held, seen)
     begun, where_saved = Resumed(arguments.initial_epoch), str
     if checkpoint is not None:

@@ -48,9 +48,8 @@ def pool_sampling(
     arguments = divided(refusals, arguments)
     seen = examine_stream(refusals, model, held.sampling, arguments, held.kept)
     refusals.end()
-    on_rate = checks.line_on_rate(model, held.sampling, seen.adapt)
-    if on_rate and arguments.verbose:
-        say_once(on_rate)
+    if arguments.verbose:
+        say_once(checks.line_on_rate(model, held.sampling, seen.adapt))
     run = _begun_run(model, held, seen)
     stream, size = seen.stream, arguments.batch_size
     if stream.of_arrays:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_osgd.base.replicas import Share
+from keras_osgd.data.identity import Identity
 
 __all__ = ["dealt", "interleaved", "names_of_rows"]
 
@@ -48,7 +49,7 @@ def dealt(
         Arrays for `SamplingState.load_state_dict`; the identity is left out.
     """
     first, workers = states[0], len(states)
-    left_out = (*_OF_CLASSES, "fingerprint", "hashed", "row_hashes")
+    left_out = (*_OF_CLASSES, *Identity.NAMES)
     found = {k: np.array(v) for k, v in first.items() if k not in left_out}
     for name in set(names_of_rows(first)) - set(_OF_CLASSES):
         found[name] = interleaved([state[name] for state in states])[share.rows]

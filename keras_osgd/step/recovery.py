@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_osgd.base.keras_compat import tensor_of
+from keras_osgd.base.replicas import copies
 from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.scores.bad_examples import MOST_IN_A_ROW
 from keras_osgd.step.skipping import Skips, all_finite, statistics_of
@@ -236,8 +236,8 @@ def _is_rate(variable: keras.Variable) -> bool:
 
 def _copies_of(model: keras.Model, variables: Iterable[Any]) -> list[tf.Variable]:
     """Returns the variables of every replica on this process."""
-    local = model.distribute_strategy.experimental_local_results
-    return [copy for v in variables for copy in local(tensor_of(v))]
+    strategy = model.distribute_strategy
+    return [copy for v in variables for copy in copies(strategy, v)]
 
 
 def _taking(checked: list, variables: list, *counts: tf.Variable) -> Any:
