@@ -157,7 +157,7 @@ class Checkpoint(ResumingCallback):
         together.require_shared(strategy, self.directory)
         self._saved = saved = self._newest(model)
         path, passed_over = (saved.path, saved.passed_over) if saved else (None, ())
-        own = self._lock.require if self._lock else bool
+        own = self._lock.require if self._lock else bool  # it is the first worker's
         given = self.directory, self._schedule.keep, path, own, passed_over, strategy
         self._writer = Writer(*given)
         self._about = dict(epochs=epochs, n=None, n_of_all=None, scores=self.scores)

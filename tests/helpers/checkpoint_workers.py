@@ -1,4 +1,4 @@
-"""One of several processes that save and resume together; for `fit/test_checkpoints`.
+"""One of several processes that resume together; for `fit/test_worker_checkpoints`.
 
 python -m tests.helpers.checkpoint_workers RANK PORTS DIRECTORY STORY
 
