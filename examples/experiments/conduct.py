@@ -1,17 +1,20 @@
 """Carries out a study: tuning, final runs side by side, timed runs alone."""
 
+import collections
 import concurrent.futures
+import dataclasses
 import itertools
 import threading
 from collections.abc import Iterable, Iterator
 
 from examples.common.records import Record, Records
-from examples.experiments import choice, sets
+from examples.experiments import choice, sets, target
 from examples.experiments.methods import METHODS
 from examples.experiments.pool import Pool
 from examples.experiments.progress import Progress
 from examples.experiments.setting import Setting
 from examples.experiments.studies import Contender, Study
+from examples.experiments.workloads import Workload
 
 _BASELINE_EVERY = 3  # contenders between two timed runs of uniform training
 
@@ -77,6 +80,43 @@ class Conductor:
                 self._run(progress, contender, *settings)
         return not progress.failed
 
+    def to_target(self, workload: Workload, jobs: int) -> bool:
+        """Makes the runs at all lengths of a workload; returns whether all went."""
+        study = workload.study()
+        while True:
+            if not self.side_by_side(study, jobs):
+                return False
+            with self._lock:
+                group = target.group_of(self._records.select(), workload)
+            wanted = tuple(runs.contender for runs in group.runs)
+            if self._smoke or wanted == study.contenders:
+                return True
+            study = dataclasses.replace(study, contenders=wanted)
+
+    def timed_to_target(self, workload: Workload) -> bool:
+        """Makes a workload's timed runs, all methods in turn for each seed."""
+        group = target.group_of(self._records.select(), workload)
+        settings = list(target.timed_settings(group, workload).values())
+        rounds = [
+            batch if number % 2 == 0 else batch[::-1]
+            for number, batch in enumerate(zip(*settings, strict=True))
+        ]
+        return self._all_of(f"{workload.name}: seconds", itertools.chain(*rounds))
+
+    def controlled(self, workload: Workload, jobs: int) -> bool:
+        """Makes the runs of the control, once those at all lengths are there."""
+        group = target.group_of(self._records.select(), workload)
+        settings = target.control_settings(group, workload)
+        return self._all_of(f"{workload.name}: control", settings, jobs)
+
+    def _all_of(self, title: str, settings: Iterable[Setting], jobs: int = 1) -> bool:
+        wanted = [(_contender(setting), setting) for setting in settings]
+        counts = collections.Counter(contender for contender, _ in wanted)
+        threads = concurrent.futures.ThreadPoolExecutor(jobs)
+        with Progress(title, counts, jobs) as progress, threads:
+            made = threads.map(lambda item: self._run(progress, *item), wanted)
+            return all(list(made))
+
     def _groups(self, study: Study) -> Iterator[tuple[object, Iterable[Contender]]]:
         members = [c for c in study.contenders if c.method != "overhead"]
         groups = itertools.groupby(members, lambda contender: contender.place)
@@ -125,6 +165,11 @@ class Conductor:
                 self._missing.add(setting.data)
             progress.end(contender, setting, outcome, found)
         return outcome == "done"
+
+
+def _contender(setting: Setting) -> Contender:
+    names = [field.name for field in dataclasses.fields(Contender)]
+    return Contender(**{name: getattr(setting, name) for name in names})
 
 
 def _in_turn(members: list[Contender], study: Study) -> Iterator[tuple[Contender, int]]:

@@ -12,6 +12,7 @@ import tempfile
 
 FETCH = "python -m examples.experiments.debian"
 TABLES = "r-cran-mlbench"
+PRICES = "r-cran-ggplot2"
 WORD_LISTS = (
     "wamerican-insane",
     "wcatalan",
@@ -26,7 +27,7 @@ WORD_LISTS = (
     "wspanish",
     "wswedish",
 )
-PACKAGES = (TABLES, *WORD_LISTS)
+PACKAGES = (TABLES, PRICES, *WORD_LISTS)
 
 _SYSTEM = pathlib.Path("/")
 

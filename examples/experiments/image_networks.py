@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import keras
 
 from examples.common import models
+from examples.experiments import transformers
 
 _PATCH = 7  # pixels
-WIDTH = 32  # of the transformers
-_HEADS = 2
 
 
 def residual(
@@ -89,59 +88,8 @@ def transformer(
     Arguments as for `residual`.
     """
     inputs, x = _applied(first)
-    x = placed(_patches(x), seed)
-    return encoder(base, inputs, x, classes, seed, "transformer")
-
-
-def placed(x, seed: int):
-    """Returns `[m, positions, WIDTH]`: each position's values projected, and its place.
-
-    A bias for each position and unit is a learned embedding of positions.
-    """
-    return keras.layers.EinsumDense(
-        "mtp,pw->mtw",
-        output_shape=(x.shape[1], WIDTH),
-        bias_axes="tw",
-        kernel_initializer=keras.initializers.GlorotUniform(seed),
-        bias_initializer=keras.initializers.RandomNormal(stddev=0.02, seed=seed + 1),
-        kernel_regularizer=keras.regularizers.L2(models.L2),
-    )(x)
-
-
-def encoder(
-    base: type[keras.Model], inputs, x, classes: int, seed: int, name: str
-) -> keras.Model:
-    """Returns a model of two encoder blocks, the mean over positions and logits.
-
-    Args:
-        base: `keras.Model` or `keras_osgd.Model`.
-        inputs: of the model.
-        x: `[m, positions, WIDTH]`, made from the inputs.
-        classes: number of outputs.
-        seed: of the initial weights.
-        name: of the model.
-    """
-    attentions = []
-    for block in range(2):
-        start = seed + 10 * (block + 1)
-        attention = keras.layers.MultiHeadAttention(
-            _HEADS,
-            WIDTH // _HEADS,
-            kernel_regularizer=keras.regularizers.L2(models.L2),
-        )
-        attentions.append((attention, start))
-        normalised = keras.layers.LayerNormalization()(x)
-        x = keras.layers.Add()([x, attention(normalised, normalised)])
-        y = keras.layers.LayerNormalization()(x)
-        y = models.dense(2 * WIDTH, start + 5, activation="relu")(y)
-        x = keras.layers.Add()([x, models.dense(WIDTH, start + 6)(y)])
-    x = keras.layers.LayerNormalization()(x)
-    x = keras.layers.GlobalAveragePooling1D()(x)
-    outputs = models.dense(classes, seed + 100)(x)
-    model = base(inputs, outputs, name=name)
-    for attention, start in attentions:
-        _seed_kernels(attention, start)
-    return model
+    x = transformers.placed(_patches(x), seed)
+    return transformers.encoder(base, inputs, x, classes, seed, "transformer")
 
 
 def _patches(x):
@@ -150,18 +98,6 @@ def _patches(x):
     x = keras.layers.Reshape((rows, _PATCH, columns, _PATCH * channels))(x)
     x = keras.layers.Permute((1, 3, 2, 4))(x)
     return keras.layers.Reshape((rows * columns, _PATCH * _PATCH * channels))(x)
-
-
-def _seed_kernels(attention: keras.layers.MultiHeadAttention, seed: int) -> None:
-    """Draws the kernels of an attention layer, each from a seed of its own.
-
-    A seeded initialiser given to the layer would make queries, keys and values equal:
-    it is cloned with its seed. Fans are those of the square matrices that these are.
-    """
-    kernels = [w for w in attention.trainable_weights if w.name == "kernel"]
-    for number, kernel in enumerate(kernels):
-        initial = keras.initializers.GlorotUniform(seed + number)
-        kernel.assign(keras.ops.reshape(initial((WIDTH, WIDTH)), kernel.shape))
 
 
 def _applied(layers: Sequence) -> tuple:

@@ -44,6 +44,8 @@ class Method:
         cleans: whether it trains a second time, without what the first time's scores
             suspect of a wrong label.
         measured: whether the variance is measured on the way.
+        controlled: whether plain Keras trains after it, for as many steps; its own
+            parameter is then the learning rate of plain Keras.
         steps_per_execution: of the runs that are not timed.
         timed: whether in runs alone on the machine; not where a step costs what RAIS's
             does, or its cost is measured elsewhere, and the question is another.
@@ -56,6 +58,7 @@ class Method:
     rival: bool = False
     cleans: bool = False
     measured: bool = False
+    controlled: bool = False
     steps_per_execution: int = 10
     timed: bool = True
 
@@ -124,6 +127,7 @@ METHODS = {
         "RAIS, then again without suspects (their number known)", _rais(), cleans=True
     ),
     "rais_measured": Method("RAIS", _rais(), measured=True),
+    "rais_controlled": Method("RAIS and its control", _rais(), controlled=True),
     "oracle": Method("O-SGD", lambda seed: Oracle(seed=seed), steps_per_execution=1),
     **_rivals(),
 }

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 
 from examples.common import models
-from examples.experiments import image_networks
+from examples.experiments import image_networks, transformers
 from examples.experiments.augmentation import ShiftAndFlip
 
 
@@ -20,8 +20,8 @@ def build(name: str, base: type[keras.Model], data: Any, seed: int) -> keras.Mod
 
     Args:
         name: one of `NAMES`. "mlp", "cnn", "resnet", "resnet_bn" and "transformer" are
-            for images, "text_transformer" for texts, and "table", "text" and "word" for
-            data of the kind of their name.
+            for images, "text_transformer" for texts, "decoder" for sequences, and
+            "table", "text", "word" and "regression" for data of the kind of their name.
         base: `keras.Sequential` or `keras_osgd.Sequential`, or the two `Model`s; the
             same seed gives the same initial weights with all of them.
         data: `experiments.sets.Data`, or what has its `kind`, `train`, `classes`,
@@ -29,7 +29,8 @@ def build(name: str, base: type[keras.Model], data: Any, seed: int) -> keras.Mod
         seed: of the initial weights and of the augmentation's draws.
 
     Returns:
-        A model whose outputs are logits, `[m, classes]`; with L2 1e-4 on kernels.
+        A model with L2 1e-4 on kernels. Its outputs are logits, `[m, classes]`, of a
+        decoder `[m, length, classes]`, and numbers, `[m, 1]`, for a regression.
 
     Raises:
         ValueError: for an unknown name, a network for another kind of data, or a base
@@ -117,6 +118,16 @@ def _table(bases: _Bases, data: Any, seed: int) -> keras.Model:
     return bases.sequential(layers, name="table")
 
 
+def _regression(bases: _Bases, data: Any, seed: int) -> keras.Model:
+    layers = [
+        keras.Input(data.train[0].shape[1:]),
+        models.dense(128, seed, activation="relu"),
+        models.dense(128, seed + 1, activation="relu"),
+        models.dense(1, seed + 2),
+    ]
+    return bases.sequential(layers, name="regression")
+
+
 def _text(bases: _Bases, data: Any, seed: int) -> keras.Model:
     """Returns a network on the mean embedding of the tokens; token 0 is padding."""
     layers = [
@@ -132,11 +143,22 @@ def _text(bases: _Bases, data: Any, seed: int) -> keras.Model:
 def _text_transformer(bases: _Bases, data: Any, seed: int) -> keras.Model:
     """Returns two encoder blocks on the tokens; padding is a token like others."""
     inputs = keras.Input(data.train[0].shape[1:], dtype="int32")
-    width = image_networks.WIDTH
-    x = image_networks.placed(_embedding(data, width, seed)(inputs), seed + 1)
-    return image_networks.encoder(
+    x = _tokens_in_place(inputs, data, seed)
+    return transformers.encoder(
         bases.model, inputs, x, data.classes, seed, "text_transformer"
     )
+
+
+def _decoder(bases: _Bases, data: Any, seed: int) -> keras.Model:
+    """Returns a language model: at each position the logits of the next token."""
+    inputs = keras.Input(data.train[0].shape[1:], dtype="int32")
+    x = _tokens_in_place(inputs, data, seed)
+    return transformers.decoder(bases.model, inputs, x, data.classes, seed)
+
+
+def _tokens_in_place(inputs, data: Any, seed: int):
+    embedded = _embedding(data, transformers.WIDTH, seed)(inputs)
+    return transformers.placed(embedded, seed + 1)
 
 
 def _word(bases: _Bases, data: Any, seed: int) -> keras.Model:
@@ -208,5 +230,7 @@ _BUILDERS: dict[str, tuple[str, Callable[[_Bases, Any, int], keras.Model]]] = {
     "text": ("text", _text),
     "text_transformer": ("text", _text_transformer),
     "word": ("word", _word),
+    "decoder": ("sequence", _decoder),
+    "regression": ("regression", _regression),
 }
 NAMES = tuple(_BUILDERS)

@@ -30,16 +30,41 @@ _HISTORY = (
 )
 
 
-def errors(model: keras.Model, split: sets.Split, classes: int) -> dict[str, float]:
-    """Returns the error and the mean over classes of the error within it, in %."""
-    wrong, (_, y) = is_wrong(model, split), split
+def errors(model: keras.Model, split: sets.Split, data: sets.Data) -> dict[str, float]:
+    """Returns what a model makes of a part of its data, by name of the metric.
+
+    Args:
+        model: trained.
+        split: that part.
+        data: whose `kind` says how it is measured, `classes` how many there are.
+
+    Returns:
+        "deviation", in percent, for a regression; "bits" a byte for sequences; else
+        "error" and "balanced_error", in percent.
+    """
+    x, y = split
+    if data.kind == "regression":
+        missed = _predicted(model, x) - y
+        return {"deviation": float(100 * np.sqrt(np.mean(np.square(missed))))}
+    if data.kind == "sequence":
+        found = _predicted(model, x)
+        nats = keras.losses.sparse_categorical_crossentropy(y, found, from_logits=True)
+        return {"bits": float(np.mean(nats) / math.log(2))}
+    wrong = is_wrong(model, split)
     within = [
-        wrong[y == label].mean() for label in range(classes) if (y == label).any()
+        wrong[y == label].mean() for label in range(data.classes) if (y == label).any()
     ]
     return {
         "error": float(100 * wrong.mean()),
         "balanced_error": float(100 * np.mean(within)),
     }
+
+
+def _predicted(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    parts = range(0, len(x), 1000)
+    return np.concatenate(
+        [model.predict_on_batch(x[part : part + 1000]) for part in parts]
+    )
 
 
 class Recorder(keras.callbacks.Callback):
@@ -100,7 +125,7 @@ class Recorder(keras.callbacks.Callback):
         entry = {name: self._last[name] for name in _HISTORY if name in self._last}
         entry["gain_ratio"] = gain
         if self._setting.purpose == "error":
-            found = errors(self.model, self._data.validation, self._data.classes)
+            found = errors(self.model, self._data.validation, self._data)
             entry["validation_error"] = found[self._data.metric]
         for name, value in entry.items():
             self._history[name].append(value)

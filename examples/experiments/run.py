@@ -1,6 +1,9 @@
 """Runs the experiments and writes their report.
 
-    python -m examples.experiments.run NAME       one study, `all`, or `report`
+    python -m examples.experiments.run target     time to target: all lengths, then
+    python -m examples.experiments.run control    the control, and
+    python -m examples.experiments.run seconds    the runs alone on the machine
+    python -m examples.experiments.run NAME       another study, `all`, or `report`
 
 A run is written to `results/runs.jsonl` when it ends and is not repeated: stop at any
 time and start again. Errors and steps come from runs side by side, one to a core;
@@ -16,11 +19,13 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from examples.common.records import Records
-from examples.experiments import reporting, sets
+from examples.experiments import reporting, sets, workloads
 from examples.experiments.conduct import Conductor
 from examples.experiments.methods import METHODS
 from examples.experiments.pool import Pool
 from examples.experiments.studies import STUDIES, Study, smoke
+
+_OF_WORKLOADS = ("target", "control", "seconds")
 
 
 def main() -> None:
@@ -31,7 +36,10 @@ def main() -> None:
         studies = {name: smoke(study) for name, study in studies.items()}
     records = Records(options.results / "runs.jsonl")
     names = {"all": list(studies), "report": []}.get(options.name, [options.name])
-    complete = all([_carry_out(studies[name], records, options) for name in names])
+    if options.name in _OF_WORKLOADS:
+        complete = _of_workloads(records, options)
+    else:
+        complete = all([_carry_out(studies[name], records, options) for name in names])
     reporting.write(
         records,
         studies,
@@ -42,6 +50,23 @@ def main() -> None:
     )
     print(f"Report: {options.results / 'report.md'}")
     sys.exit(0 if complete else "Some runs failed: see above. Start again to repeat.")
+
+
+def _of_workloads(records: Records, options: argparse.Namespace) -> bool:
+    """Makes the runs of the workloads at all lengths, the control's, or the timed."""
+    jobs = 1 if options.name == "seconds" else options.jobs
+    pool = Pool(jobs, options.smoke)
+    conductor = Conductor(records, pool, options.smoke)
+    chosen = [x for x in workloads.load() if options.only in (None, x.key)]
+    part = {
+        "target": lambda workload: conductor.to_target(workload, jobs),
+        "control": lambda workload: conductor.controlled(workload, jobs),
+        "seconds": conductor.timed_to_target,
+    }[options.name]
+    try:
+        return all([part(workload) for workload in chosen])
+    finally:
+        pool.close()
 
 
 def _title(name: str) -> str:
@@ -70,7 +95,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=(*STUDIES, "all", "report"))
+    names = (*_OF_WORKLOADS, *STUDIES, "all", "report")
+    parser.add_argument("name", choices=names)
+    keys = [workload.key for workload in workloads.load()]
+    parser.add_argument("--only", choices=keys, help="one workload of these")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="runs side by side"
     )

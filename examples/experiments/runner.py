@@ -1,13 +1,15 @@
 """One training run: a `Setting` in, what was measured out."""
 
+import dataclasses
 import functools
 import gc
+import math
 
 import keras
 
 import keras_osgd
 from examples.common import models
-from examples.experiments import cleaning, networks, rivals, sets, variance
+from examples.experiments import cleaning, control, networks, rivals, sets, variance
 from examples.experiments.methods import METHODS, Method
 from examples.experiments.recorder import Recorder, errors
 from examples.experiments.setting import Setting
@@ -25,7 +27,7 @@ def run(setting: Setting, smoke: bool = False) -> Record:
     Returns:
         What was measured: `steps`, `gradients`, `forward`,
         `epochs_processed`, `effective_epochs`, `seconds`, `first_step_seconds`,
-        `validation`, `test` where the purpose is "error", `history`, `n`, `failed` and
+        `validation`, `test` of a final run, `history`, `n`, `failed` and
         `measures`.
 
     Raises:
@@ -42,6 +44,8 @@ def run(setting: Setting, smoke: bool = False) -> Record:
             model = _train_rival(setting, data, recorder)
         elif method.cleans:
             model, measures = _train_twice(setting, method, data, recorder)
+        elif method.controlled:
+            model, measures = _train_with_control(setting, method, data, recorder)
         elif method.measured and setting.purpose == "error":
             x, y = data.train
             frozen = variance.FrozenVariance(x, y, setting.batch_size)
@@ -50,9 +54,9 @@ def run(setting: Setting, smoke: bool = False) -> Record:
         else:
             model = _train_in_fit(setting, method, data, recorder)
     measured = recorder.measured() | {"measures": measures}
-    measured["validation"] = errors(model, data.validation, data.classes)
-    if setting.purpose == "error":
-        measured["test"] = errors(model, data.test, data.classes)
+    measured["validation"] = errors(model, data.validation, data)
+    if setting.purpose in ("error", "target"):
+        measured["test"] = errors(model, data.test, data)
     return measured
 
 
@@ -67,10 +71,12 @@ def build(setting: Setting, base: type[keras.Model], data: sets.Data) -> keras.M
     return networks.build(setting.network, base, data, setting.seed)
 
 
-def compile_options(setting: Setting, n: int) -> dict[str, object]:
+def compile_options(setting: Setting, data: sets.Data) -> dict[str, object]:
     """Returns what every method's `compile` is given."""
-    rate = schedule(setting, n)
-    return {"optimizer": optimizer(setting.optimizer, rate), "loss": models.loss()}
+    rate = schedule(setting, len(data.train[0]))
+    is_regression = data.kind == "regression"
+    loss = keras.losses.MeanSquaredError() if is_regression else models.loss()
+    return {"optimizer": optimizer(setting.optimizer, rate), "loss": loss}
 
 
 def schedule(
@@ -114,9 +120,9 @@ def _train_in_fit(
         callbacks.append(keras_osgd.callbacks.SamplingMonitor())
     x, y = data.train
     model = build(setting, base, data)
-    alone = setting.purpose == "seconds"
+    alone = setting.purpose in ("seconds", "target")
     model.compile(
-        **compile_options(setting, len(x)),
+        **compile_options(setting, data),
         **options,
         steps_per_execution=1 if alone else method.steps_per_execution,
     )
@@ -149,10 +155,40 @@ def _train_twice(
     return _train_in_fit(setting, method, kept, recorder), measures
 
 
+def _train_with_control(
+    setting: Setting, method: Method, data: sets.Data, recorder: Recorder
+) -> tuple[keras.Model, Record]:
+    """Trains by RAIS, then plain Keras for as many steps: see `control`."""
+    (x, y), batch_size = data.train, setting.batch_size
+    in_epoch = math.ceil(len(x) / batch_size)
+    trained = []
+
+    def rais() -> keras.Model:
+        trained.append(_train_in_fit(setting, method, data, recorder))
+        return trained[0]
+
+    def plain(steps: int | None) -> keras.Model:
+        own = {} if steps is None else {"rate": setting.parameter}
+        length = setting.epochs if steps is None else steps / in_epoch
+        planned = dataclasses.replace(setting, **own, epochs=length)
+        model = build(setting, keras.Sequential, data)
+        model.compile(**compile_options(planned, data))
+        return model
+
+    measures = control.compared(
+        rais,
+        plain,
+        lambda model, steps: control.fit_for(model, x, y, batch_size, steps),
+        lambda model: errors(model, data.test, data),
+        most=2 * setting.epochs * in_epoch,
+    )
+    return trained[0], measures
+
+
 def _train_rival(setting: Setting, data: sets.Data, recorder: Recorder) -> keras.Model:
     x, _ = data.train
     model = build(setting, keras.Sequential, data)
-    model.compile(**compile_options(setting, len(x)))
+    model.compile(**compile_options(setting, data))
     recorder.set_model(model)
     recorder.clock.start()
     try:

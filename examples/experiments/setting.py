@@ -19,7 +19,8 @@ class Setting:
         batch_size: m.
         seed: of the initial weights and of every draw.
         purpose: "tune" (validation error only), "error" (test error once, at the end),
-            "seconds" (alone on the machine) or "overhead" (time of a step by part).
+            "seconds" (alone on the machine), "target" (both, for the time to a target)
+            or "overhead" (time of a step by part).
     """
 
     data: str

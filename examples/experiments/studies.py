@@ -194,9 +194,12 @@ STUDIES = {
         ),
         Study(
             "batch",
-            "Small batches",
-            "What is left where the gradient's variance is higher by far?",
-            group("fashion", "mlp", (("rais", 7),), (3, 4, 6, 9), batch_size=32),
+            "Small and large batches",
+            "What is left where the gradient's variance is higher or lower by far?",
+            (
+                *group("fashion", "mlp", (("rais", 7),), (3, 4, 6, 9), batch_size=32),
+                *group("fashion", "mlp", (("rais", 7),), (4, 7, 10), batch_size=512),
+            ),
             **_TEN,
         ),
         Study(

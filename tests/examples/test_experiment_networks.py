@@ -27,6 +27,8 @@ KINDS = {
     "text": "text",
     "text_transformer": "text",
     "word": "word",
+    "decoder": "sequence",
+    "regression": "regression",
 }
 BLOCKS = 2 * (4 * (32 * 32 + 32) + 2 * 64 + (32 * 64 + 64) + (64 * 32 + 32))
 # By hand, for the data below: weights of all layers, 5 classes.
@@ -48,6 +50,8 @@ PARAMETERS = {
     "text": 50 * 32 + (32 * 64 + 64) + (64 * 5 + 5),
     "text_transformer": (50 * 32 + 32 * 32 + 9 * 32) + BLOCKS + (64 + 32 * 5 + 5),
     "word": 20 * 16 + (48 * 64 + 64) + (64 * 64 + 64) + (64 * 5 + 5),
+    "decoder": (5 * 32 + 32 * 32 + 6 * 32) + BLOCKS + (64 + 32 * 5 + 5),
+    "regression": (7 * 128 + 128) + (128 * 128 + 128) + (128 + 1),
 }
 
 
@@ -58,14 +62,20 @@ def data(kind: str, **options) -> types.SimpleNamespace:
         "table": lambda: rng.normal(size=(120, 7)).astype("float32"),
         "text": lambda: rng.integers(0, 50, (120, 9)).astype("int32"),
         "word": lambda: rng.integers(0, 20, (120, 8)).astype("int32"),
+        "sequence": lambda: rng.integers(0, 5, (120, 6)).astype("int32"),
+        "regression": lambda: rng.normal(size=(120, 7)).astype("float32"),
     }[kind]()
+    y = {
+        "sequence": lambda: rng.integers(0, 5, (120, 6)).astype("int32"),
+        "regression": lambda: rng.normal(size=(120, 1)).astype("float32"),
+    }.get(kind, lambda: rng.integers(0, 5, 120).astype("int32"))()
     made = types.SimpleNamespace(
         kind=kind,
-        train=(x, rng.integers(0, 5, 120).astype("int32")),
-        classes=5,
+        train=(x, y),
+        classes=1 if kind == "regression" else 5,
         shift=0,
         flip=False,
-        vocabulary={"text": 50, "word": 20}.get(kind),
+        vocabulary={"text": 50, "word": 20, "sequence": 5}.get(kind),
     )
     vars(made).update(options)
     return made
@@ -73,7 +83,9 @@ def data(kind: str, **options) -> types.SimpleNamespace:
 
 def compiled(name: str, given, **options) -> keras.Model:
     model = networks.build(name, keras_osgd.Sequential, given, seed=0)
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), models.loss(), **options)
+    is_regression = given.kind == "regression"
+    loss = keras.losses.MeanSquaredError() if is_regression else models.loss()
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, **options)
     return model
 
 
@@ -115,7 +127,8 @@ def test_outputs_are_logits_and_parameters_as_many_as_counted_by_hand(name):
     given = data(KINDS[name])
     model = networks.build(name, keras.Sequential, given, seed=0)
     logits = model.predict(given.train[0][:6], verbose=0)
-    assert logits.shape == (6, 5) and not np.allclose(logits.sum(1), 1)
+    outputs = {"decoder": (6, 6, 5), "regression": (6, 1)}.get(name, (6, 5))
+    assert logits.shape == outputs and not np.allclose(logits.sum(1), 1)
     count = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     assert count == PARAMETERS[name]
 
@@ -192,6 +205,17 @@ def test_shifts_and_flips_are_all_equally_likely_and_flips_can_be_left_out():
     assert len(cells) == 18
     np.testing.assert_allclose(cells, 1000, atol=5 * np.sqrt(1000))
     assert not np.array(ShiftAndFlip(1, False, 0).draws(1000)[2]).any()
+
+
+def test_a_decoder_knows_of_no_byte_after_its_position():
+    given = data("sequence")
+    model = networks.build("decoder", keras.Model, given, seed=0)
+    x = given.train[0][:4].copy()
+    before = model.predict(x, verbose=0)
+    x[:, 3:] = 4 - x[:, 3:]
+    after = model.predict(x, verbose=0)
+    np.testing.assert_allclose(before[:, :3], after[:, :3], rtol=1e-5, atol=1e-6)
+    assert np.abs(before[:, 3:] - after[:, 3:]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.stats
 
+from examples.common.estimates import t_interval
 from examples.common.records import Records
 from examples.experiments import studies
 from examples.experiments.reporting import curves, write
@@ -151,22 +153,47 @@ def test_balanced_error_is_compared_where_it_is_the_metric(tmp_path):
     assert f"{2 * curve(800):.2f}" in text
 
 
-def test_intervals_cover_the_truth_as_often_as_they_claim():
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_intervals_cover_the_truth_as_often_as_they_claim(seeds):
     rng, covered, trials = np.random.default_rng(0), 0, 100
     contender = Contender("fashion", "cnn", "rais", 8)
     uniform = [Contender("fashion", "cnn", "uniform", epochs) for epochs in LENGTHS]
-    study = Study("main", "", "", (*uniform, contender), trials=1)
+    study = Study("main", "", "", (*uniform, contender), 1, tuple(range(seeds)))
     for _ in range(trials):
-        shared = rng.normal(0, 0.1, 5)  # what a seed does to every method alike
+        shared = rng.normal(0, 0.1, seeds)  # what a seed does to every method alike
         made = []
         for item in study.contenders:
             figures = SIX_TENTHS if item is contender else {}
-            noise = shared + rng.normal(0, 0.1, 5)
-            made += runs_of(item, noise=noise, rates=(0.04,), **figures)
+            noise = shared + rng.normal(0, 0.1, seeds)
+            given = {"seeds": study.seeds, "noise": noise, "rates": (0.04,)}
+            made += runs_of(item, **given, **figures)
         steps = only_comparison(study, made, resamples=200).steps
         covered += steps.low <= 0.6 <= steps.high
     # Two standard errors of 95 % in 100 trials are 4 %.
     assert covered / trials > 0.9
+
+
+@pytest.mark.parametrize("count", [9, 10])
+def test_one_run_of_ten_that_diverges_does_not_move_the_ratio(tmp_path, count):
+    uniform = [Contender("fashion", "cnn", "uniform", epochs) for epochs in LENGTHS]
+    contender = Contender("fashion", "cnn", "rais", 8)
+    study = Study("main", "", "", (*uniform, contender), seeds=tuple(range(count)))
+    made = runs_of(contender, seeds=study.seeds, **SIX_TENTHS)
+    for item in uniform:
+        noise = np.where(np.arange(count) == item.epochs // 2, 20.0, 0.0)
+        made += runs_of(item, seeds=study.seeds, noise=noise)
+    moved = only_comparison(study, made, resamples=20).steps.value
+    assert (moved == pytest.approx(0.6)) == (count == 10)
+    assert (f"{curve(600):.2f} (" in report(tmp_path, study, made)) == (count == 10)
+
+
+def test_a_mean_without_its_ends_has_the_interval_of_tukey_and_mclaughlin():
+    values = np.array([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 100])
+    winsorised = np.array([2.0, 2, 3, 4, 5, 6, 7, 8, 9, 9])
+    error = np.std(winsorised, ddof=1) / (0.8 * np.sqrt(10))
+    half = scipy.stats.t.ppf(0.975, 7) * error
+    assert t_interval(values) == pytest.approx([5.5 - half, 5.5 + half])
+    assert scipy.stats.trim_mean(values, 0.1) == 5.5
 
 
 def test_intervals_pair_the_seeds_that_methods_share():

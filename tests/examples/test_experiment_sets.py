@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from examples.experiments import debian, sets
-from examples.experiments.sets import images, tables
+from examples.experiments.sets import diamonds, images, source, tables
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.examples
@@ -21,8 +21,16 @@ SIZES = {
     "rotated-50k": (50_000, 10_000, 10_000),
     "shuttle": (34_800, 11_600, 11_600),
     "letter": (11_996, 4_002, 4_002),
+    "source": (24_000, 4_000, 4_000),
+    "diamonds": (32_364, 10_788, 10_788),
 }
-FORM = {"image": (28, 28, 1), "text": (16,), "word": (16,)}
+FORM = {
+    "image": (28, 28, 1),
+    "text": (16,),
+    "word": (16,),
+    "sequence": (32,),
+    "regression": (9,),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +64,12 @@ def test_every_set_has_the_form_that_its_kind_promises(name):
         assert len(x) == len(y)
         assert x.shape[1:] == FORM.get(loaded.kind, x.shape[1:])
         assert x.dtype == ("int32" if loaded.vocabulary else "float32")
-        assert (y.dtype, y.min(), y.max()) == ("int32", 0, loaded.classes - 1)
+        if loaded.kind == "regression":
+            assert (y.dtype, y.shape[1:]) == ("float32", (1,))
+        elif loaded.kind == "sequence":
+            np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+        else:
+            assert (y.dtype, y.min(), y.max()) == ("int32", 0, loaded.classes - 1)
         if loaded.kind == "image":
             assert 0 <= x.min() < 0.01 and 0.99 < x.max() <= 1
         if loaded.vocabulary:
@@ -70,7 +83,8 @@ def test_every_set_has_the_form_that_its_kind_promises(name):
 def test_the_small_part_has_its_sizes_and_every_class_and_comes_from_the_set(name):
     small = load(name, smoke=True)
     assert [len(y) for _, y in parts(small)] == [2000, 500, 500]
-    assert all(len(np.unique(y)) == small.classes for _, y in parts(small))
+    if small.kind not in ("regression", "sequence"):
+        assert all(len(np.unique(y)) == small.classes for _, y in parts(small))
     if name != "rotated-200k":
         assert rows(small.test[0]) <= rows(load(name).test[0])
     again = load(name, smoke=True)
@@ -180,3 +194,20 @@ def test_the_command_that_fetches_runs_by_itself(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.startswith("The program apt-get must be on this machine")
+
+
+def test_windows_of_source_text_are_of_files_of_one_part_alone():
+    texts = [bytes([file]) * 1000 for file in range(50)]
+    splits = source.prepared(texts, (10**6, 10**6, 10**6))
+    found = [set(np.unique(np.concatenate(split))) for split in splits]
+    assert [len(files) for files in found] == [40, 5, 5]
+    assert not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
+
+
+def test_prices_and_grades_are_those_of_the_first_diamonds_in_the_book():
+    # Wickham, "ggplot2": 0.23 carat, Ideal, E, SI2, 61.5, 55, 326 dollars, 3.95 ...
+    load("diamonds")
+    table = diamonds._read()
+    expected = [0.23, 4, 1, 1, 61.5, 55, 3.95, 3.98, 2.43]
+    np.testing.assert_allclose(table["x"][0], expected, rtol=1e-6)
+    assert (table["y"][0], len(table["y"])) == (326, 53_940)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -233,13 +234,34 @@ def test_a_line_cut_off_by_a_kill_costs_that_run_alone(tmp_path):
     assert [record["steps"] for record in Records(path).select()] == [1, 3]
 
 
+def test_bits_and_deviations_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    x = rng.integers(5, size=(1200, 3)).astype("int32")
+    y = rng.integers(5, size=(1200, 3)).astype("int32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Embedding(5, 5)])
+    p = np.exp(model.predict(x, verbose=0).astype(float))
+    p /= p.sum(axis=-1, keepdims=True)
+    bits = [-np.log2(p[i, t, y[i, t]]) for i in range(1200) for t in range(3)]
+    loaded = types.SimpleNamespace(kind="sequence")
+    found = runner.errors(model, (x, y), loaded)
+    assert found == {"bits": pytest.approx(np.mean(bits), rel=1e-5)}
+
+    numbers = rng.normal(size=(1200, 1)).astype("float32")
+    line = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    missed = (line.predict(x, verbose=0) - numbers)[:, 0]
+    found = runner.errors(line, (x, numbers), types.SimpleNamespace(kind="regression"))
+    expected = 100 * math.sqrt(sum(missed.tolist()[i] ** 2 for i in range(1200)) / 1200)
+    assert found == {"deviation": pytest.approx(expected, rel=1e-5)}
+
+
 def test_errors_are_those_of_a_slow_count():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2500, 4)).astype("float32")
     y = rng.choice(3, p=[0.9, 0.08, 0.02], size=2500).astype("int32")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     predicted = model.predict(x, verbose=0).argmax(axis=1)
-    found = runner.errors(model, (x, y), 3)
+    loaded = types.SimpleNamespace(kind="table", classes=3)
+    found = runner.errors(model, (x, y), loaded)
     wrong = [int(a != b) for a, b in zip(predicted, y, strict=True)]
     within = [
         np.mean([w for w, b in zip(wrong, y, strict=True) if b == k]) for k in range(3)

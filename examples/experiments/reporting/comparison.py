@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 
+from examples.common.estimates import centred
 from examples.experiments.reporting import curves
 from examples.experiments.reporting.runs import Group, Runs
 
@@ -158,14 +159,13 @@ class _Draws:
         return means[0], np.stack(means[1:], axis=1)
 
     def _means(self, item: Runs, values: Sequence[float]) -> np.ndarray:
-        values = np.array(values, float)
+        mean, deviations, freedom = centred(values)
         weights = np.stack([self._weights[seed] for seed in item.errors])
-        count = len(values)
-        deviations = (values - values.mean()) @ weights
+        moved, count = deviations @ weights, len(values)
         if count > 1:
-            chi_squared = scipy.stats.chi2.ppf(self._levels, count - 1)
-            deviations *= np.sqrt(1 / (count * chi_squared))
-        return values.mean() + deviations
+            chi_squared = scipy.stats.chi2.ppf(self._levels, freedom)
+            moved *= np.sqrt(freedom / (count * (count - 1) * chi_squared))
+        return mean + moved
 
     def step_seconds(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns seconds a step of both, `[1 + resamples]`; `None` if not timed."""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from examples.common.estimates import t_interval
+from examples.common.estimates import centred, t_interval
 from examples.common.palette import STYLES
 from examples.experiments.reporting.runs import Group, Runs
 from examples.experiments.reporting.wording import Titles
@@ -66,7 +66,7 @@ def save_errors(
 def _error(runs: Runs, metric: str) -> tuple[float, float]:
     """Returns the mean test error and half of its 95 % interval, 0 for one seed."""
     errors = runs.values("test", metric)
-    mean, interval = statistics.fmean(errors), t_interval(errors)
+    mean, interval = centred(errors)[0], t_interval(errors)
     return mean, 0.0 if interval is None else mean - interval[0]
 
 

@@ -104,7 +104,11 @@ class Group:
     @property
     def uniform(self) -> list[Runs]:
         """Uniform training that has been run, by increasing length."""
-        found = [runs for runs in self.runs if runs.method == "uniform" and runs.errors]
+        return self.of("uniform")
+
+    def of(self, method: str) -> list[Runs]:
+        """Returns what has been run of a method, by increasing length."""
+        found = [runs for runs in self.runs if runs.method == method and runs.errors]
         return sorted(found, key=lambda runs: runs.contender.epochs)
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Collection, Iterable
 
 from examples.common import markdown
-from examples.common.estimates import t_interval
+from examples.common.estimates import centred, t_interval
 from examples.experiments.reporting import wording
 from examples.experiments.reporting.comparison import Comparison
 from examples.experiments.reporting.runs import Group, Runs
@@ -47,14 +47,14 @@ def _row(group: Group, runs: Runs, titles: Titles) -> list[str]:
         return [*row, _remarks(runs)]
     for name in names:
         errors = runs.values("test", name)
-        row.append(markdown.with_interval(statistics.fmean(errors), t_interval(errors)))
+        row.append(markdown.with_interval(centred(errors)[0], t_interval(errors)))
     timed = runs.timed
     first = statistics.median(x["first_step_seconds"] for x in timed) if timed else None
     step = 1000 * statistics.median(runs.step_seconds) if timed else None
     forward = [run["forward"] / run["n"] for run in runs.errors.values()]
     return [
         *row,
-        f"{statistics.fmean(runs.values('validation', group.metric)):.2f}",
+        f"{centred(runs.values('validation', group.metric))[0]:.2f}",
         f"{statistics.fmean(runs.values('steps')):.0f}",
         f"{statistics.fmean(runs.values('epochs_processed')):.2f}",
         f"{statistics.fmean(runs.values('effective_epochs')):.2f}",

@@ -1,6 +1,10 @@
 """Rival methods, each from its paper, and the one loop that trains with any of them."""
 
 from examples.experiments.rivals.effective_minibatch import EffectiveMinibatch
+from examples.experiments.rivals.exponential_average import (
+    Biased,
+    ExponentialAverage,
+)
 from examples.experiments.rivals.infobatch import InfoBatch
 from examples.experiments.rivals.loop import Counts, Diverged, train
 from examples.experiments.rivals.online_batch_selection import OnlineBatchSelection
@@ -17,5 +21,7 @@ RIVALS: dict[str, type[Rival]] = {
     "selective_backprop": SelectiveBackprop,
     "infobatch": InfoBatch,
     "effective_minibatch": EffectiveMinibatch,
+    "exponential_average": ExponentialAverage,
+    "exponential_average_biased": Biased,
     "reshuffled": Reshuffled,
 }

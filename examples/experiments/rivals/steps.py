@@ -107,7 +107,7 @@ def _measured(model, x, y, weights, training: bool):
     with tf.GradientTape() as tape, last_layer.recording(model) as heads:
         y_pred = keras_compat.call_model(model, x, training=training)
         # One value an example: `call` leaves the reduction out, and the weights.
-        losses = model.loss.call(y, y_pred)
+        losses = _by_example(tf.reduce_mean, model.loss.call(y, y_pred))
         loss = tf.reduce_mean(weights * losses)
         if training:
             loss = tf.add_n([loss, *model.losses])
@@ -115,11 +115,17 @@ def _measured(model, x, y, weights, training: bool):
     gradients, delta = tape.gradient(loss, (variables, head.pre_activation))
     squared_gradient = last_layer.squared_gradient(head, delta)
     # Of f_i alone; no method gives a weight of 0.
-    delta *= tf.reshape(tf.cast(tf.size(weights), tf.float32) / weights, [-1, 1])
+    unit = tf.cast(tf.size(weights), tf.float32) / weights
+    delta *= tf.reshape(unit, [-1] + [1] * (delta.shape.rank - 1))
     norms = tf.sqrt(last_layer.squared_norms(head, delta))
-    pre_activation_norms = tf.sqrt(tf.reduce_sum(tf.square(delta), axis=1))
+    pre_activation_norms = tf.sqrt(_by_example(tf.reduce_sum, tf.square(delta)))
     measured = tf.concat([losses, norms, pre_activation_norms], axis=0)
     return gradients, measured, squared_gradient
+
+
+def _by_example(reduce: Callable, values: tf.Tensor) -> tf.Tensor:
+    """Returns `[m]` from `[m, ...]`: one value for all positions of an example."""
+    return reduce(values, axis=list(range(1, values.shape.rank)))
 
 
 def _observed(values: np.ndarray) -> Observed:

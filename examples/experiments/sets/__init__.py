@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from examples.experiments.debian import Missing
-from examples.experiments.sets import images, tables, texts, words
+from examples.experiments.sets import diamonds, images, source, tables, texts, words
 from examples.experiments.sets.data import Data, Split, smaller
 
 __all__ = ["NAMES", "Data", "Missing", "Split", "load", "metric"]
@@ -13,8 +13,15 @@ _LOADERS: dict[str, Callable[[str], Data]] = {
     **dict.fromkeys(tables.NAMES, tables.load),
     **dict.fromkeys(texts.NAMES, texts.load),
     **dict.fromkeys(words.NAMES, words.load),
+    **dict.fromkeys(source.NAMES, source.load),
+    **dict.fromkeys(diamonds.NAMES, diamonds.load),
 }
 NAMES: tuple[str, ...] = tuple(_LOADERS)
+_METRICS = {
+    **dict.fromkeys(tables.UNBALANCED, "balanced_error"),
+    **dict.fromkeys(source.NAMES, "bits"),
+    **dict.fromkeys(diamonds.NAMES, "deviation"),
+}
 
 
 def load(name: str, smoke: bool = False) -> Data:
@@ -39,7 +46,7 @@ def load(name: str, smoke: bool = False) -> Data:
 def metric(name: str) -> str:
     """Returns `Data.metric` of a set, without loading it."""
     _check(name)
-    return "balanced_error" if name in tables.UNBALANCED else "error"
+    return _METRICS.get(name, "error")
 
 
 def _check(name: str) -> None:

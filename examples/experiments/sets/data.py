@@ -30,8 +30,10 @@ class Data:
         train: `(x, y)`, y `[n]` int32 in 0..classes - 1.
         validation: likewise.
         test: likewise.
-        classes: number of classes.
-        metric: "error", or "balanced_error" (mean over classes of the error within).
+        classes: number of classes, 1 of a regression.
+        metric: "error", "balanced_error" (mean over classes of the error within),
+            "bits" a byte, or "deviation" (root of the mean squared error), in percent
+            of that of the training part's mean.
         shift: random shifts of up to so many pixels are drawn at every visit.
         flip: whether random horizontal flips are drawn at every visit.
         vocabulary: for tokens: one more than the largest possible one.
@@ -127,8 +129,10 @@ def _write(path: pathlib.Path, arrays: Arrays) -> None:
 
 
 def _some(y: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Returns `size` rows in random order; of each class at least one."""
+    """Returns `size` rows in random order; of classes at least one each."""
     order = np.random.default_rng(seed).permutation(len(y))
+    if y.ndim > 1:
+        return order[:size]
     _, first = np.unique(y[order], return_index=True)
     late = np.ones(len(order), bool)
     late[first] = False

@@ -63,14 +63,23 @@ def _read(name: str) -> Arrays:
 
 def _frame(path: pathlib.Path, name: str):
     """Returns the pandas table of that name in a file of R."""
+    with warnings.catch_warnings():
+        # The file does not state its encoding; its names are ASCII.
+        warnings.filterwarnings("ignore", message="Unknown encoding")
+        return reader().read_rda(path)[name]
+
+
+def reader():
+    """Returns the package `rdata`, which reads files of R.
+
+    Raises:
+        Missing: if it is not installed.
+    """
     try:
         import rdata
     except ImportError as error:
         raise debian.Missing(
-            f"Reading {path} takes the Python package rdata, which must be installed. "
-            f"Received: {error}. Run `pip install rdata`."
+            "Reading tables of R takes the Python package rdata, which must be "
+            f"installed. Received: {error}. Run `pip install rdata`."
         ) from error
-    with warnings.catch_warnings():
-        # The file does not state its encoding; its names are ASCII.
-        warnings.filterwarnings("ignore", message="Unknown encoding")
-        return rdata.read_rda(path)[name]
+    return rdata

@@ -1,0 +1,213 @@
+"""Time to target: the target, what is run for it, and the control, on made runs."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from examples.common import models
+from examples.experiments import (
+    conduct,
+    control,
+    runner,
+    sets,
+    target,
+    tuning,
+    workloads,
+)
+from examples.experiments.setting import Setting
+from keras_osgd.sampling import RAIS
+from tests.examples.test_experiment_report import runs_of
+
+pytestmark = pytest.mark.examples
+
+LENGTHS = {"uniform": (4, 6, 9, 13), "rais": (4, 6)}
+SEEDS = tuple(range(10))
+SPREAD = np.array([-1.0, -0.8, -0.5, -0.2, 0.0, 0.1, 0.3, 0.4, 0.7, 1.0])
+
+
+def workload(**changes):
+    made = workloads.Workload(
+        name="made",
+        place=("fashion", "cnn", "momentum", 64),
+        lengths=LENGTHS,
+        trials=3,
+        tuning_seeds=(100,),
+        seeds=SEEDS,
+        timed_seeds=(50, 51, 52),
+        is_control=True,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def records(of, errors, spread=0.1):
+    """Runs of each (method, epochs), whose validation error is `errors[...]` - 0.5."""
+    return [
+        run
+        for (method, epochs), error in errors.items()
+        for run in runs_of(
+            of.contender(method, epochs),
+            seeds=of.seeds,
+            noise=spread * SPREAD,
+            error=error,
+        )
+    ]
+
+
+UNIFORM = {
+    ("uniform", t): e for t, e in zip((4, 6, 9, 13), (12, 11, 10.5, 10.49), strict=True)
+}
+FAST = {("rais", 4): 10.8, ("rais", 6): 10.2}
+
+
+def test_the_target_is_where_training_longer_still_lowers_the_error():
+    made = workload()
+    group = target.group_of(records(made, UNIFORM | FAST), made)
+    # From 9 to 13 epochs it falls by 0.01, a quarter of a standard error.
+    assert target.target(group) == pytest.approx(11 + 0.1 * 0.05 - 0.5)
+    steeper = UNIFORM | {("uniform", 13): 10.3}
+    group = target.group_of(records(made, steeper | FAST), made)
+    assert target.target(group) == pytest.approx(10.5 + 0.1 * 0.05 - 0.5)
+
+
+def test_there_is_no_target_before_uniform_training_is_complete():
+    made = workload()
+    found = [r for r in records(made, UNIFORM) if r["key"]["seed"] != 9]
+    group = target.group_of(found, made)
+    assert target.target(group) is None
+    assert target.timed_settings(group, made) == {}
+    assert target.control_settings(group, made) == []
+
+
+def test_a_method_is_timed_at_the_first_length_at_which_seven_of_ten_reach_it():
+    made = workload()
+    group = target.group_of(records(made, UNIFORM | FAST), made)
+    found = target.timed_settings(group, made)
+    # 1/T from 10.8 at 4 to 10.2 at 6: 10.44 at 5, below 11 by far; 10.8 at 4 too.
+    assert {name: runs[0].epochs for name, runs in found.items()} == {
+        "uniform": 7,
+        "rais": 4,
+    }
+    assert [run.seed for run in found["rais"]] == [50, 51, 52]
+    assert {run.purpose for runs in found.values() for run in runs} == {"target"}
+
+
+def test_lengths_go_on_until_the_target_lies_between_two_and_twice_at_most():
+    made = workload()
+    slow = {("rais", 4): 12.5, ("rais", 6): 11.6}
+    lengths = [9, 14]
+    for number, error in enumerate((11.3, 11.2)):
+        group = target.group_of(records(made, UNIFORM | slow), made)
+        wanted = [r.contender.epochs for r in group.runs if r.method == "rais"]
+        assert wanted == [4, 6, *lengths[: number + 1]]
+        slow[("rais", lengths[number])] = error
+    group = target.group_of(records(made, UNIFORM | slow), made)
+    assert [r.contender.epochs for r in group.runs if r.method == "rais"] == [
+        4,
+        6,
+        9,
+        14,
+    ]
+    # It never reaches the target, and is not timed: its time is infinite.
+    assert "rais" not in target.timed_settings(group, made)
+    quick = {("rais", 4): 10.2, ("rais", 6): 10.1}
+    group = target.group_of(records(made, UNIFORM | quick), made)
+    assert [r.contender.epochs for r in group.runs if r.method == "rais"] == [4, 6, 2]
+
+
+def test_the_control_gets_the_rates_of_both_methods():
+    made = workload()
+    found = records(made, UNIFORM | FAST)
+    for run in found:
+        if run["key"]["method"] == "uniform" and run["key"]["epochs"] == 6:
+            run["key"]["rate"] *= 4
+    group = target.group_of(found, made)
+    (first, *_) = target.control_settings(group, made)
+    # RAIS took 600 steps, as uniform training of 6 epochs did.
+    assert (first.method, first.epochs) == ("rais_controlled", 6)
+    assert (first.rate, first.parameter) == (0.04, 0.16)
+    assert target.control_settings(group, workload(is_control=False)) == []
+
+
+def test_workloads_have_the_rates_that_tuning_tries_and_data_that_there_is():
+    found = workloads.load()
+    assert len(found) >= 10 and len({made.key for made in found}) == len(found)
+    for item, made in zip(workloads.contents()["workloads"], found, strict=True):
+        assert tuple(item["rates"]) == tuning.RATES[item["optimizer"]]
+        assert made.place[0] in sets.NAMES
+        assert not set(made.seeds) & {*made.timed_seeds, *made.tuning_seeds}
+        assert all(list(x) == sorted(set(x)) for x in made.lengths.values())
+    assert {made.name for made in found if made.is_control} == set(
+        workloads.contents()["control"]
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_plain_keras_takes_the_steps_of_rais_where_the_draws_are_equal(optimizer):
+    """With one example in all, whatever is drawn is the same."""
+    x = np.ones((64, 3), "float32")
+    y = np.zeros((64, 1), "float32")
+
+    def build(base, **options):
+        layers = [keras.Input((3,)), models.dense(1, 0)]
+        made = base(layers)
+        rate = keras.optimizers.schedules.CosineDecay(0.01, 16)
+        made.compile(runner.optimizer(optimizer, rate), "mse", **options)
+        return made
+
+    def rais():
+        import keras_osgd
+
+        model = build(keras_osgd.Sequential, sampling=RAIS(seed=0))
+        model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+        return model
+
+    trajectory = control.Trajectory(100)
+    with trajectory.recorded():
+        trained = rais()
+    steps = int(trained.optimizer.iterations)
+    gains = np.array([1.0, 2.0, 0.5, 3.0] + [1.5] * 96)
+    for values in (trajectory._values.numpy(), None):
+        replayed = build(keras.Sequential)
+        if values is None:  # another trajectory gives other weights
+            trajectory._values[:, 0].assign(gains)
+        trajectory.replay(replayed.optimizer)
+        control.fit_for(replayed, x, y, 8, steps)
+        assert int(replayed.optimizer.iterations) == steps
+        pairs = zip(trained.get_weights(), replayed.get_weights(), strict=True)
+        same = all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
+        assert same == (values is not None)
+
+
+def test_a_run_with_its_control_measures_all_three(monkeypatch):
+    setting = Setting(
+        "letter", "table", "rais_controlled", 2, 0.04, 0.08, seed=1, purpose="error"
+    )
+    made = runner.run(setting, smoke=True)["measures"]
+    assert set(made) == {"steps", "rais", "at_its_rates", "own_schedule"}
+    assert 0 < made["steps"] <= 64
+    assert all(0 < made[name]["error"] < 100 for name in list(made)[1:])
+
+
+def test_timed_runs_are_in_turn_and_go_back_and_forth(tmp_path):
+    made = workload()
+    path = tmp_path / "runs.jsonl"
+    found = conduct.Records(path)
+    for run in records(made, UNIFORM | FAST):
+        found.append(run["key"], {k: v for k, v in run.items() if k != "key"})
+
+    class Pool:
+        def __init__(self):
+            self.made = []
+
+        def run(self, setting):
+            self.made.append((setting.method, setting.seed))
+            return "done", {"validation": {"error": 10.0}, "steps": 3, "failed": None}
+
+    pool = Pool()
+    conductor = conduct.Conductor(found, pool, smoke=False)
+    assert conductor.timed_to_target(made)
+    order = [("uniform", 50), ("rais", 50), ("rais", 51), ("uniform", 51)]
+    assert pool.made == [*order, ("uniform", 52), ("rais", 52)]
+    assert conductor.timed_to_target(made) and len(pool.made) == 6
