@@ -113,6 +113,14 @@ class Blocks:
         index, drawn_credit, owed, visits = self._draw(owed, probability, size, aside)
         credit = max(drawn_credit, _LEAST_SCALE)
         scale = credit * n / self._n  # weights are 1/(n p) with the n of all data
+        shown = np.full(size, np.float32(credit)), np.zeros(size, np.float32)
+        if np.ptp(
+            candidate[candidate > 0]
+        ):  # else their mean is that of all, as in Keras
+            relative = n * probability[index]
+            shown = estimate_of_loss(
+                state.last_losses, aside, index, relative, credit, visits
+            )
         plan = Plan(
             start,
             index,
@@ -124,9 +132,7 @@ class Blocks:
             credit,
             drawn_credit * size / n,
             state.drawn,
-            *estimate_of_loss(
-                state.last_losses, aside, index, n * probability[index], credit, visits
-            ),
+            *shown,
             probability if importance or len(aside) else np.zeros(0),
             share,
         )

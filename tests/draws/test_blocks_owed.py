@@ -20,5 +20,5 @@ def test_a_plan_that_fails_after_its_draws_leaves_what_was_owed(monkeypatch):
     assert before.any()
     monkeypatch.setattr(blocks, "estimate_of_loss", None)
     with pytest.raises(TypeError, match="not callable"):
-        made.make(2, np.full(n, 1 / n), importance=False)
+        made.make(2, np.arange(1.0, n + 1) / (n * (n + 1) / 2), importance=False)
     np.testing.assert_array_equal(state.owed, before)

@@ -361,6 +361,19 @@ def test_a_plan_has_what_its_losses_are_weighted_by(kind, aside):
     np.testing.assert_allclose(plan.loss_baseline, mean - step * known, rtol=1e-4)
 
 
+@pytest.mark.parametrize("aside", [[], [1, 4]])
+def test_of_uniform_draws_the_mean_is_shown_whatever_their_last_losses(aside):
+    state, buffers = _state(9), PlanBuffers(50, M)
+    state.bad_examples.strikes.update(dict.fromkeys(aside, 3))
+    state.owed = _rng(1).normal(0, 9, 9)
+    state.last_losses[:] = _rng(2).uniform(1, 9, 9)
+    made = Blocks(RAIS(), state, buffers)
+    made.make(0, np.full(9, 1 / 9), False)
+    plan = made.last_plan
+    np.testing.assert_allclose(plan.loss_factor / (9 * plan.probability), 1, rtol=1e-6)
+    np.testing.assert_array_equal(plan.loss_baseline, 0)
+
+
 def test_a_factor_that_would_be_large_is_cut():
     draw, last = np.array([0]), np.float32([1.0, 2.0])
     factor, baseline = estimate_of_loss(last, [], draw, np.ones(1), 2.0, 1e-310)
