@@ -220,7 +220,7 @@ SHOWN = {  # options of `compile` and of `fit`
 
 
 def test_in_the_uniform_first_pass_the_loss_is_the_mean_of_the_steps_as_in_keras():
-    x, y = np.random.default_rng(0).normal(size=(2, 256, 1))
+    x, y = np.random.default_rng(0).normal(size=(2, 2048, 1))
     model = keras_osgd.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     error = keras.metrics.MeanSquaredError("same")
     model.compile(keras.optimizers.SGD(0.2), "mse", metrics=[error], sampling="rais")
