@@ -113,10 +113,9 @@ class Blocks:
         index, drawn_credit, owed, visits = self._draw(owed, probability, size, aside)
         credit = max(drawn_credit, _LEAST_SCALE)
         scale = credit * n / self._n  # weights are 1/(n p) with the n of all data
+        # The mean of uniform draws is shown as it is, as in Keras.
         shown = np.full(size, np.float32(credit)), np.zeros(size, np.float32)
-        if np.ptp(
-            candidate[candidate > 0]
-        ):  # else their mean is that of all, as in Keras
+        if np.ptp(candidate[candidate > 0]):
             relative = n * probability[index]
             shown = estimate_of_loss(
                 state.last_losses, aside, index, relative, credit, visits
