@@ -115,7 +115,7 @@ class Blocks:
         scale = credit * n / self._n  # weights are 1/(n p) with the n of all data
         # The mean of uniform draws is shown as it is, as in Keras.
         shown = np.full(size, np.float32(credit)), np.zeros(size, np.float32)
-        if np.ptp(candidate[candidate > 0]):
+        if candidate.max() > _least(candidate, aside):
             relative = n * probability[index]
             shown = estimate_of_loss(
                 state.last_losses, aside, index, relative, credit, visits
