@@ -23,6 +23,7 @@ from examples.experiments import reporting, sets, workloads
 from examples.experiments.conduct import Conductor
 from examples.experiments.methods import METHODS
 from examples.experiments.pool import Pool
+from examples.experiments.reporting import time_to_target
 from examples.experiments.studies import STUDIES, Study, smoke
 
 _OF_WORKLOADS = ("target", "control", "seconds")
@@ -47,6 +48,9 @@ def main() -> None:
         metric_of=sets.metric,
         title_of=_title,
         rivals={name for name, method in METHODS.items() if method.rival},
+        first=time_to_target.sections(
+            records, workloads.load(), options.results, _title
+        ),
     )
     print(f"Report: {options.results / 'report.md'}")
     sys.exit(0 if complete else "Some runs failed: see above. Start again to repeat.")

@@ -1,12 +1,14 @@
 """Time to target: the target, what is run for it, and the control, on made runs."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
 import pytest
 
 from examples.common import models
+from examples.common.records import Records
 from examples.experiments import (
     conduct,
     control,
@@ -16,6 +18,7 @@ from examples.experiments import (
     tuning,
     workloads,
 )
+from examples.experiments.reporting import time_to_target
 from examples.experiments.setting import Setting
 from keras_osgd.sampling import RAIS
 from tests.examples.test_experiment_report import runs_of
@@ -211,3 +214,109 @@ def test_timed_runs_are_in_turn_and_go_back_and_forth(tmp_path):
     order = [("uniform", 50), ("rais", 50), ("rais", 51), ("uniform", 51)]
     assert pool.made == [*order, ("uniform", 52), ("rais", 52)]
     assert conductor.timed_to_target(made) and len(pool.made) == 6
+
+
+def stored(tmp_path, runs):
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    return Records(path)
+
+
+def of_curve(made, method, lengths, factor):
+    """Runs whose error is 9 + 12/(steps/100), in `factor` of the usual steps."""
+    return [
+        run
+        for epochs in lengths
+        for run in runs_of(
+            made.contender(method, epochs),
+            seeds=made.seeds,
+            noise=0.05 * SPREAD,
+            error=9 + 12 / epochs,
+            steps=round(100 * factor * epochs),
+        )
+    ]
+
+
+def timed(made, records, validation, seconds):
+    """Adds the timed runs: seconds and validation errors of each seed, by method."""
+    group = target.group_of(records.select(), made)
+    for method, settings in target.timed_settings(group, made).items():
+        for setting, value in zip(settings, validation[method], strict=True):
+            records.append(
+                setting.key,
+                {
+                    "first_step_seconds": 1.0,
+                    "seconds": seconds[method],
+                    "steps": 100 * setting.epochs,
+                    "failed": None,
+                    "validation": {"error": value},
+                    "test": {"error": value + 0.5},
+                },
+            )
+
+
+def world(tmp_path):
+    made = workload()
+    runs = of_curve(made, "uniform", LENGTHS["uniform"], 1.0)
+    runs += of_curve(made, "rais", (4, 6, 9, 13), 0.6)
+    made = workload(lengths={"uniform": LENGTHS["uniform"], "rais": (4, 6, 9, 13)})
+    return made, stored(tmp_path, runs)
+
+
+def test_a_method_of_six_tenths_of_the_steps_has_that_ratio_at_the_target(tmp_path):
+    made, found = world(tmp_path)
+    (outcome,) = time_to_target.outcomes(found, [made], resamples=200)
+    steps = outcome.steps["rais"]
+    assert steps.value == pytest.approx(0.6, rel=1e-6)
+    assert steps.low < 0.6 < steps.high and steps.high - steps.low < 0.1
+    assert outcome.seconds["rais"] is None
+
+
+def test_a_run_that_misses_takes_for_ever_and_the_median_counts(tmp_path):
+    made, found = world(tmp_path)
+    goal = target.target(target.group_of(found.select(), made))
+    low, high = goal - 0.01, goal + 0.01
+    validation = {"uniform": [low, high, low], "rais": [high, low, high]}
+    timed(made, found, validation, {"uniform": 9.0, "rais": 3.0})
+    (outcome,) = time_to_target.outcomes(found, [made], resamples=50)
+    assert outcome.times("uniform") == [10.0, np.inf, 10.0]
+    assert outcome.median("uniform") == 10.0 and outcome.median("rais") == np.inf
+    text = "\n".join(time_to_target.sections(found, [made], tmp_path, str))
+    assert "| 10.0 (2 of 3) | missed (1 of 3) |" in text
+    # Of methods that miss, the mean knows no more than that.
+    assert "| geometric mean of the ratios | 1.00 | 4.00 |" in text
+    assert (tmp_path / "profile.png").stat().st_size > 5000
+
+
+def test_the_ratio_of_seconds_counts_tracing_and_the_seconds_of_a_step(tmp_path):
+    made, found = world(tmp_path)
+    goal = target.target(target.group_of(found.select(), made))
+    validation = dict.fromkeys(("uniform", "rais"), [goal] * 3)
+    timed(made, found, validation, {"uniform": 9.0, "rais": 3.0})
+    (outcome,) = time_to_target.outcomes(found, [made], resamples=20)
+    at_target = 100 * 9  # epochs of the target
+    epochs = {name: runs[0]["key"]["epochs"] for name, runs in outcome.timed.items()}
+    own = 1 + 0.6 * at_target * 3.0 / (100 * epochs["rais"])
+    theirs = 1 + at_target * 9.0 / (100 * epochs["uniform"])
+    assert outcome.seconds["rais"].value == pytest.approx(own / theirs, rel=0.02)
+
+
+def test_the_control_is_paired_by_seed(tmp_path):
+    made, found = world(tmp_path)
+    group = target.group_of(found.select(), made)
+    luck = dict(zip((50, 51, 52), (0.0, 3.0, -2.0), strict=True))
+    for setting in target.control_settings(group, made):
+        error = 10 + luck[setting.seed]
+        found.append(
+            setting.key,
+            {
+                "measures": {
+                    "steps": 700,
+                    "rais": {"error": error},
+                    "at_its_rates": {"error": error + 0.4},
+                    "own_schedule": {"error": error + 0.3},
+                }
+            },
+        )
+    text = "\n".join(time_to_target.sections(found, [made], tmp_path, str))
+    assert "| made | 3 | 700 | 10.33 | 10.73 | 10.63 | -0.40 (-0.40 to -0.40) |" in text

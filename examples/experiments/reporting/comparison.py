@@ -76,31 +76,35 @@ def compare(group: Group, resamples: int = RESAMPLES) -> list[Comparison]:
 def _compare(
     group: Group, runs: Runs, uniform: Sequence[Runs], resamples: int
 ) -> Comparison:
-    draws = _Draws([runs, *uniform], resamples)
-    steps, curve_steps = draws.table("steps")
-    seconds = draws.step_seconds()
+    draws = Draws([runs, *uniform], resamples)
+    (steps,), curve_steps = (
+        draws.table([runs], "steps").T,
+        draws.table(uniform, "steps"),
+    )
+    seconds = draws.step_seconds(runs, uniform[0])
     ratios = []
     for part in ("test", "validation"):
-        errors, curve_errors = draws.table(part, group.metric)
-        curve = curves.fitted(curve_steps, curve_errors)
+        (errors,) = draws.table([runs], part, group.metric).T
+        curve = curves.fitted(curve_steps, draws.table(uniform, part, group.metric))
         matched, side = curve.steps(errors)
         in_steps = steps / matched
         # More steps of uniform training than are known: the ratio may be lower.
-        ratios.append(_estimate(in_steps, -side, draws.has_interval))
+        ratios.append(estimated(in_steps, -side, draws.has_interval))
         if seconds is None:
             ratios.append(None)
             continue
         own, uniform_seconds = seconds
         in_seconds = in_steps * own / uniform_seconds
-        ratios.append(_estimate(in_seconds, -side, draws.has_interval))
-    errors, curve_errors = draws.table("test", group.metric)
+        ratios.append(estimated(in_seconds, -side, draws.has_interval))
+    (errors,) = draws.table([runs], "test", group.metric).T
+    curve = curves.fitted(curve_steps, draws.table(uniform, "test", group.metric))
     # At fewer steps than are known, uniform training would have a higher error.
-    expected, side = curves.fitted(curve_steps, curve_errors).error(steps)
-    difference = _estimate(errors - expected, side, draws.has_interval)
+    expected, side = curve.error(steps)
+    difference = estimated(errors - expected, side, draws.has_interval)
     return Comparison(group, runs, *ratios, difference)
 
 
-def _estimate(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Estimate:
+def estimated(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Estimate:
     """Returns the first value with the percentiles of the others.
 
     Args:
@@ -125,7 +129,7 @@ def _estimate(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Est
     return Estimate(float(values[0]), sign, *ends)
 
 
-class _Draws:
+class Draws:
     """Means over seeds as they could have been: a bootstrap with normal weights.
 
     Every seed gets one normal weight, the same for all methods that ran it: so methods
@@ -137,7 +141,6 @@ class _Draws:
 
     def __init__(self, items: Sequence[Runs], resamples: int) -> None:
         rng = np.random.default_rng(0)
-        self._items = items
         self._rng = rng
         seeds = sorted(set().union(*(item.errors for item in items)))
         self._weights = {
@@ -147,16 +150,17 @@ class _Draws:
         self.has_interval = all(len(item.errors) > 1 for item in items)
 
     def table(
-        self, part: str, name: str | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `[1 + resamples]` of the contender, `[1 + resamples, k]` of uniform.
+        self, items: Sequence[Runs], part: str, name: str | None = None
+    ) -> np.ndarray:
+        """Returns the means of `k` items, `[1 + resamples, k]`.
 
         Args:
+            items: among those that these draws are of.
             part: name of a figure, or "test" or "validation".
             name: of the error in those.
         """
-        means = [self._means(item, item.values(part, name)) for item in self._items]
-        return means[0], np.stack(means[1:], axis=1)
+        means = [self._means(item, item.values(part, name)) for item in items]
+        return np.stack(means, axis=1)
 
     def _means(self, item: Runs, values: Sequence[float]) -> np.ndarray:
         mean, deviations, freedom = centred(values)
@@ -167,15 +171,17 @@ class _Draws:
             moved *= np.sqrt(freedom / (count * (count - 1) * chi_squared))
         return mean + moved
 
-    def step_seconds(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def step_seconds(
+        self, runs: Runs, uniform: Runs
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns seconds a step of both, `[1 + resamples]`; `None` if not timed."""
         # The timed runs of a method are one sample for all its lengths.
-        own, uniform = self._items[0].step_seconds, self._items[1].step_seconds
-        if not own or not uniform:
+        if not runs.step_seconds or not uniform.step_seconds:
             return None
-        return self._medians(own), self._medians(uniform)
+        return self.medians(runs.step_seconds), self.medians(uniform.step_seconds)
 
-    def _medians(self, values: Sequence[float]) -> np.ndarray:
+    def medians(self, values: Sequence[float]) -> np.ndarray:
+        """Returns the median of timed runs as it could have been, `[1 + resamples]`."""
         values = np.array(values)
         shape = (len(self._levels) - 1, len(values))
         drawn = self._rng.integers(len(values), size=shape)

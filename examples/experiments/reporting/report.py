@@ -42,6 +42,7 @@ def write(
     *,
     rivals: Collection[str] | None = None,
     targets: Iterable[Target] = TARGETS,
+    first: Sequence[str] = (),
 ) -> None:
     """Writes `report.md` and PNG figures into `folder`, from the records alone.
 
@@ -55,6 +56,7 @@ def write(
         rivals: names of the methods by others; all but uniform training and those whose
             names begin with "rais" if `None`.
         targets: what was to be shown.
+        first: sections before all others.
     """
     groups = group_runs(records.select(), studies.values(), metric_of)
     methods = list(
@@ -68,6 +70,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     sections = [
         "# Experiments",
+        *first,
+        *(["## Studies at equal test error"] if first else []),
         verdicts.headline(groups, comparisons, look.titles),
         "## Targets\n\n" + targets_table(targets, comparisons, rivals, look.titles),
         *_summary_figures(comparisons, look),
