@@ -167,7 +167,9 @@ class Uses:
             if isinstance(weight, keras.Variable)
         ]
         if own.keys() <= {reference for reference, _ in known}:
-            if not frame.rule.forms.__module__.startswith(f"{_PACKAGE}."):
+            # A function that was compiled or partly applied may name no module.
+            module = getattr(frame.rule.forms, "__module__", None) or ""
+            if not module.startswith(f"{_PACKAGE}."):
                 self._theirs |= own.keys()
             yield from (
                 (reference, self._checked(frame, reference, form))

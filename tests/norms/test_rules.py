@@ -110,6 +110,15 @@ def test_a_rule_holds_for_subclasses_without_a_call_of_their_own():
     assert_exact(functional((5,), Plain(), own), values(5), values(5), [own])
 
 
+def test_a_rule_that_names_no_module_is_taken_for_the_user_s_own():
+    def rule(call):
+        return scale_rule(call)
+
+    rule.__module__ = None
+    norms.register(Scale)(rule)
+    assert_exact(functional((5,), Scale()), values(5), values(5))
+
+
 class Activated(Scale):
     def __init__(self, activation):
         super().__init__()
