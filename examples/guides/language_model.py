@@ -8,10 +8,10 @@ Needs: nothing beyond keras_osgd; two minutes on two CPU cores.
 """
 ## Introduction
 
-A language model has a loss at each position. What is drawn is a whole window of the
-text, and its importance is the norm of the gradient of all its positions together. So
-windows that repeat what the model knows, such as runs of spaces and tables, are drawn
-rarely, and windows that still surprise it often.
+A language model has a loss at each position of a text. The examples that are drawn are
+windows of the text, and the importance of a window is the gradient norm of all its
+positions together. So windows that the model can foretell, such as runs of spaces, are
+drawn rarely, and windows that still surprise it are drawn often.
 """
 
 """
@@ -30,7 +30,9 @@ from keras import layers
 import keras_osgd
 
 """
-The text is at hand: the standard library's own source files, as bytes.
+The text is on every machine with Python: the source files of the standard library, as
+bytes. They are cut into windows, and each window predicts its next byte at each
+position.
 """
 
 length, width, batch_size = 64, guide_data.size(64, smoke=16), 32
@@ -39,14 +41,15 @@ files = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
 text = np.frombuffer(b"".join(file.read_bytes() for file in files), "uint8")
 windows = text[: len(text) // (length + 1) * (length + 1)].reshape(-1, length + 1)
 windows = np.random.default_rng(0).permutation(windows).astype("int32")
-x, y = windows[:n, :-1], windows[:n, 1:]  # the next byte, at each position
+x, y = windows[:n, :-1], windows[:n, 1:]
 x_test, y_test = windows[-tests:, :-1], windows[-tests:, 1:]
 
 """
 ## The model
 
-Two blocks of causal attention. The loss is a mean over windows and positions; masks and
-weights of positions as a `sample_weight` of shape `[n, length]`, are taken as in Keras.
+The model has two blocks of causal attention. The loss is a mean over windows and
+positions. Masks are taken as in Keras, and so are weights of positions, by a
+`sample_weight` of shape `[n, length]`.
 """
 
 
@@ -78,7 +81,7 @@ def make_model(sampling, epochs):
 """
 ## Train
 
-Uniformly for two lengths, and by importance.
+The model is trained uniformly, for two lengths, and by importance.
 """
 
 
@@ -98,11 +101,14 @@ for epochs in guide_data.size(4, smoke=1), guide_data.size(6, smoke=2):
 model = train("rais", epochs)
 
 """
-Compare it with uniform training of as many epochs, which takes more steps, and of
-fewer. Whether it pays depends on how many windows become easy, and on how many passes
-over the text are made. `estimate_speedup` tells before a long run.
+Compare RAIS with uniform training of as many epochs, which takes more steps, and of
+fewer epochs. The gain depends on how many windows become easy, and on the number of
+passes over the text. `keras_osgd.estimate_speedup` tells what to expect before a long
+run.
 
 ## What is drawn
+
+The three windows that were drawn most, and the three that were drawn least.
 """
 
 drawn = model.sampling.most_sampled(n)
@@ -127,8 +133,8 @@ print(written.decode(errors="replace"))
 """
 ## More to know
 
-- Longer documents: cut them into windows, as here, and each window has its own score.
-- A corpus that is read once, as a stream, has no windows to come back to. See
-  `sampling="presample"`, or train uniformly: few passes over much text gain nothing.
-- KerasHub's models: `fine_tuning_keras_hub.py`.
+- Cut longer documents into windows, as here. Each window has its own score.
+- A text that is read only once, as a stream, has no windows to come back to. Train on
+  it uniformly, or with `sampling="presample"`.
+- The guide `fine_tuning_keras_hub.py` trains a model of KerasHub.
 """
