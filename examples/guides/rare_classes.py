@@ -8,13 +8,14 @@ Needs: matplotlib; two minutes on two CPU cores.
 """
 ## Introduction
 
-Uniform training sees a rare class rarely. As long as its examples have large gradients,
-importance sampling draws them more often, without being told which class is rare, and
-weights them down again: the loss that is minimised is the same.
+Uniform training sees a rare class rarely. Importance sampling draws its rows more often
+as long as their gradients are large, without being told which class is rare. Each draw
+then counts for less, so that the same loss is minimised. This guide counts the draws of
+each class, and measures what that does to the errors of the rare ones.
 
-The Shuttle data have seven classes; four fifths of the rows belong to one of them. They
-are a Debian package: `python -m examples.experiments.debian` brings it. Without it
-this guide makes classes of images rare.
+The Shuttle data have seven classes, and four fifths of the rows belong to one of them.
+The command `python -m examples.experiments.debian` brings them from a Debian package.
+Without them this guide takes images, and makes some classes of them rare.
 """
 
 """
@@ -40,8 +41,9 @@ print(f"{name}: {n} rows, by class {counts.tolist()}, to test on {tests.tolist()
 """
 ## The right measure
 
-Whoever always says "the most frequent class" is right four times out of five. The
-balanced error is the mean of the classes' own error rates: each class counts the same.
+Always predicting the most frequent class would be right for four of five Shuttle rows.
+So the measure here is the balanced error: the mean of the error rates of the classes,
+in which each class counts the same.
 """
 
 
