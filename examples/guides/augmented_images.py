@@ -122,8 +122,8 @@ for name, (steps, error) in results.items():
 
 """
 Compare the steps of each pair: RAIS saves fewer of them with augmentation than without.
-The errors are those of one seed, which is partly luck. Augmentation does not lower them
-here, since it needs more passes than eight epochs to do so.
+The errors are those of one seed, which is partly luck. Eight epochs are too few here
+for augmentation to lower them.
 
 ## More to know
 
