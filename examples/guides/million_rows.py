@@ -109,13 +109,13 @@ for epochs in guide_data.size(3, smoke=1), guide_data.size(6, smoke=2):
 model = train("rais", epochs)
 
 """
-RAIS of six epochs took fewer steps here than three epochs of uniform training, and ends
-far below them in loss. It ends a little above uniform training of six, which took three
+RAIS of six epochs takes fewer steps here than uniform training of three, and ends at a
+far lower loss. It ends somewhat above uniform training of six epochs, which takes three
 times its steps. Seconds include compiling, and whatever else the machine did.
 
-A warning may say that a hundredth of the rows take a quarter of all draws, and that
-their labels may be wrong. Where a hundredth of the rows are positive, that is to be
-expected. Look at some of them once, and go on.
+A warning says that a hundredth of the rows take a quarter of all draws, and that their
+labels may be wrong. Where a hundredth of the rows are positive, that is to be expected.
+Look at some of them once, and go on.
 
 ## Who is drawn
 
