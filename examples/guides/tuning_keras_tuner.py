@@ -63,7 +63,7 @@ def build(hp):
         with hp.conditional_scope("sampling", ["rais"]):
             floor = hp.Choice("floor", [0.05, 0.1, 0.2])
         sampling = keras_osgd.sampling.RAIS(floor=floor, seed=0)
-    rate = hp.Float("rate", 0.003, 0.1, sampling="log")
+    rate = hp.Float("rate", 0.01, 0.3, sampling="log")
     steps = epochs * math.ceil(len(x_train) / batch_size)
     rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(

@@ -92,8 +92,9 @@ def validation_error(trial):
 """
 ## Search
 
-The first four trials are random and run to their end. The others follow from what was
-found, and end when they are worse than the median of the trials before.
+The first four trials have random values and run to their end. Optuna chooses the values
+of the others by what it has found so far. From the second epoch on it ends a trial that
+is worse than the median of the trials before.
 """
 
 study = optuna.create_study(
