@@ -37,7 +37,7 @@ CLAIMS = {
         "as Sequential; same predictions: True",
     ],
     "label_errors": ["mislabelled; of all 5%", "least probable label"],
-    "language_model": ["rais, 2 epochs", "least b'", "def __init__(self, "],
+    "language_model": ["rais, 2 epochs", "least   b'", "def __init__(self, "],
     "million_rows": ["rais, 2 epochs", "Positive: "],
     "own_layer_norms": [
         "With the rule: ",
