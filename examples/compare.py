@@ -53,7 +53,7 @@ def train(method, seed, epochs, train_data, test_data):
     x, y = train_data
     keras.utils.set_random_seed(seed)
     model, curve = quickstart.build(x), Curve()
-    # RAIS reads the schedule by its progress, which takes it fewer steps an epoch.
+    # RAIS reads the schedule at its progress: these are the steps of uniform training.
     steps = epochs * math.ceil(len(x) / BATCH_SIZE)
     model.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(RATE, steps)),

@@ -51,4 +51,5 @@ if __name__ == "__main__":
     model = build(x)
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(x, y, batch_size=64, epochs=5, validation_data=(x_test, y_test))
-    model.export("quickstart_model")  # a SavedModel, which needs no keras_osgd
+    # A SavedModel, which needs no keras_osgd.
+    model.export("quickstart_model", verbose=False)

@@ -8,10 +8,10 @@ Needs: nothing beyond keras_osgd; two minutes on two CPU cores.
 """
 ## Introduction
 
-With augmentation no image is seen twice. What was learned about an image comes from
-other versions of it, and foretells the gradient of the next one less well: expect less
-of importance sampling, though not nothing. This guide shows where augmentation may
-stand, and measures what it leaves.
+With augmentation no version of an image is seen twice. The gradient of its last version
+predicts the gradient of the next one less well, so importance sampling gains less. This
+guide shows the two places for augmentation, and measures the steps that are still
+saved.
 """
 
 """
@@ -65,8 +65,8 @@ def train(sampling, data, augmentation=()):
 """
 ## In layers
 
-Keras' preprocessing layers are part of the model and act in training only. Prefer them:
-nothing else is to be done.
+Keras' preprocessing layers are part of the model and act in training only. Prefer them,
+since they need nothing else.
 """
 
 
@@ -88,15 +88,15 @@ results = {
 """
 ## In the dataset
 
-A dataset is read once, so that its examples are at hand to be drawn. One that augments
-gives other images when it is read again. This is found out, and such a dataset trains
-as in Keras, after a line that says so. So take the augmentation out of the dataset:
-`indexed` gets the examples, and as `map` what is to be done at each visit of one.
+`fit` reads a dataset once and keeps its examples to draw from. Random operations in it
+would be frozen by that. So a dataset with random operations trains as in Keras, after a
+line that says so. Take them out of the dataset, and pass them to `indexed` as `map`:
+then they run at every visit of an example.
 """
 
 
 def augment(image, label, seed):
-    """Flips and shifts an image; `seed` is another one at each visit."""
+    """Flips and shifts an image by a `seed` that differs at each visit."""
     seeds = tf.unstack(tf.random.split(seed))
     wide = tf.pad(image, [[2, 2], [2, 2], [0, 0]])
     shifted = tf.image.stateless_random_crop(wide, image.shape, seeds[0])
@@ -109,10 +109,9 @@ results["in the dataset, uniform"] = train("uniform", [examples])
 results["in the dataset, RAIS"] = train("rais", [examples])
 
 """
-`seed` may be left out, and the images are then drawn by TensorFlow's own generator.
-With it, two runs with the same seed see the same images, and an interrupted run goes on
-with those that it would have seen. The threads of `tf.data` augment beside the training
-step, as they do in Keras.
+The argument `seed` may be left out. With it, two runs with the same seed see the same
+images, and an interrupted run goes on with those that it would have seen. As in Keras,
+the threads of `tf.data` augment beside the training step.
 
 ## What is left to gain
 """
@@ -122,15 +121,15 @@ for name, (steps, error) in results.items():
     print(f"{name:24}{steps:7}{error:15.2f}")
 
 """
-Eight epochs are short for augmented images: they need more passes than plain ones to
-end below them. Look at the steps, in pairs: RAIS saves fewer of them with augmentation
-than without. Differences of error below 0.5 points are the luck of one seed here.
+Compare the steps of each pair: RAIS saves fewer of them with augmentation than without.
+The errors are those of one seed, which is partly luck. Eight epochs are too few here
+for augmentation to lower them.
 
 ## More to know
 
-- Mixing examples (mixup, CutMix) makes the loss of one depend on the others of its
-  batch. It has no importance of its own then: such data train as in Keras, and `check`
-  says so.
-- The stronger the augmentation, the less is gained. `estimate_speedup` looks at your
-  own model and data for some seconds before a long run.
+- Mixing examples (mixup, CutMix) makes the loss of an example depend on the others of
+  its batch, so it has no importance of its own. Such data train as in Keras, and
+  `keras_osgd.check` says so.
+- The stronger the augmentation, the smaller the gain. `keras_osgd.estimate_speedup`
+  tells what to expect of your own model and data before a long run.
 """

@@ -8,9 +8,9 @@ Needs: keras-hub (`pip install keras-hub`); two minutes on two CPU cores.
 """
 ## Introduction
 
-A task of KerasHub, such as `BertTextClassifier`, takes raw texts: its `fit` applies its
-preprocessor. `keras_osgd.accelerate` lets the task draw by importance, raw texts and
-all. A text is tokenized once, when it is read, and not again at every visit.
+A task of KerasHub, such as `BertTextClassifier`, takes raw texts, and its `fit` applies
+its preprocessor. After `keras_osgd.accelerate` the task trains by importance, still
+from raw texts. Each text is tokenized once, and not again at every visit.
 """
 
 """
@@ -18,6 +18,7 @@ all. A text is tokenized once, when it is read, and not again at every visit.
 """
 
 import collections
+import math
 import pathlib
 import re
 import sysconfig
@@ -34,8 +35,8 @@ except ImportError as error:
 import keras_osgd
 
 """
-The texts are at hand: pieces of three lines from seven modules of the standard library.
-Which module is a piece from?
+The texts are pieces of three lines from seven modules of Python's standard library. The
+task is to tell which module a piece is from.
 """
 
 MODULES = ["argparse", "doctest", "inspect", "pydoc", "tarfile", "turtle", "typing"]
@@ -56,15 +57,15 @@ print(f"{len(y_train)} pieces of {len(MODULES)} modules, such as:\n{x_train[0]}"
 """
 ## The task
 
-With a network at hand, one line is enough:
+For real fine-tuning one line loads a trained model:
 `BertTextClassifier.from_preset("bert_tiny_en_uncased", num_classes=7)`. This guide
-downloads nothing, and builds a small one with random weights and its own vocabulary.
+downloads nothing, and builds a small model with random weights and a vocabulary of its
+own.
 """
 
 words = collections.Counter(re.findall(r"\w+|[^\w\s]", " ".join(x_train)))
 special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 vocabulary = special + [word for word, _ in words.most_common(5000)]
-
 
 keras.utils.set_random_seed(0)
 task = keras_hub.models.BertTextClassifier(
@@ -83,9 +84,9 @@ task = keras_hub.models.BertTextClassifier(
 )
 
 """
-## All of it
+## Train all weights
 
-`accelerate` changes the task in place. Everything else is as KerasHub has it.
+`accelerate` changes the task in place. Everything else is as in KerasHub.
 """
 
 keras_osgd.accelerate(task)
@@ -101,21 +102,23 @@ def fit_and_test(name, rate, epochs):
     task.fit(x_train, y_train, batch_size=batch_size, epochs=epochs, verbose=0)
     accuracy = task.evaluate(x_test, y_test, batch_size=250, verbose=0)[1]
     trained = sum(int(np.prod(w.shape)) for w in task.trainable_weights)
-    epoch, steps = -(-len(y_train) // batch_size), int(task.optimizer.iterations)
+    steps = int(task.optimizer.iterations)
+    uniform = epochs * math.ceil(len(y_train) / batch_size)
     print(
-        f"{name}: {trained} trained weights, {epochs} epochs of {epoch} uniform steps "
-        f"in {steps}, test accuracy {accuracy:.3f}"
+        f"{name}: {trained} trained weights, {epochs} epochs in {steps} steps "
+        f"(uniformly {uniform}), test accuracy {accuracy:.3f}"
     )
 
 
-fit_and_test("all of it", 0.001, guide_data.size(6, smoke=2))
+fit_and_test("All weights", 0.001, guide_data.size(6, smoke=2))
 
 """
-## LoRA
+## Train by LoRA alone
 
-`enable_lora` freezes the backbone's kernels and trains small matrices beside some of
-them. An example's importance is then the gradient of what still trains. Compile again,
-as always when `trainable` changes; the scores go on, as the data are the same.
+`enable_lora` freezes kernels of the backbone, and trains small matrices beside them.
+The importance of an example is then the gradient norm of the weights that still train.
+Compile again, as always when `trainable` changes. The scores go on, since the data are
+the same.
 """
 
 task.backbone.enable_lora(rank=4)
@@ -134,9 +137,10 @@ print(f"'import tarfile': {MODULES[int(np.argmax(probabilities))]}")
 """
 ## More to know
 
-- With `preprocessor=None`, pass what the preprocessor returns; all else is the same.
-- Causal language models (`GPT2CausalLM` and its like) train in this way too; what is
-  drawn is a whole text. See `language_model.py`.
-- Fine-tuning is short. In two or three passes there is little to gain, as each score is
-  one visit old: ask `estimate_speedup`, with what the preprocessor returns.
+- With `preprocessor=None`, pass the output of the preprocessor to `fit`. All else is
+  the same.
+- Causal language models, such as `GPT2CausalLM`, train in this way too. The examples
+  that are drawn are whole texts.
+- Fine-tuning is short, and in two or three passes there is little to gain. Ask
+  `keras_osgd.estimate_speedup` before a long run, with the output of the preprocessor.
 """

@@ -8,14 +8,10 @@ Needs: nothing beyond keras_osgd; a minute or two on two CPU cores.
 """
 ## Introduction
 
-After a few epochs a network knows most of its training examples: their gradients are
-small, and steps spent on them teach it little. keras_osgd draws examples in proportion
-to how much they still have to teach, and weights each by the inverse of how often it is
-expected to be drawn, so that the gradient stays right on average. What is gained is
-lower variance, and that is turned into a larger learning rate: as much progress in
-fewer steps.
-
-This guide trains the same network in Keras' way and in this one, and compares them.
+This guide trains one network by importance sampling (RAIS) and by Keras' own training.
+RAIS draws the examples with large gradients more often, and each counts for less, so
+that the gradient stays the same on average. At the end stands a table of steps, seconds
+and test accuracy.
 """
 
 """
@@ -31,19 +27,25 @@ import numpy as np
 
 import keras_osgd
 
-n, epochs, batch_size = guide_data.size(50_000, smoke=400), guide_data.size(8, 2), 64
+n, epochs = guide_data.size(50_000, smoke=400), guide_data.size(8, smoke=2)
+batch_size = 64
 (x_train, y_train), (x_test, y_test), class_names = guide_data.images(n)
 steps_per_epoch = math.ceil(n / batch_size)
 
 """
+`guide_data.py`, beside this script, loads Fashion-MNIST for all guides. Its `size` is
+the first number, or `smoke` if you set `KERAS_OSGD_SMOKE=1` to see a guide run in
+seconds.
+
 ## The model
 
 The class is the only difference: `keras_osgd.Sequential` for `keras.Sequential`, or
-`keras_osgd.Model` for `keras.Model`. A model that you have already becomes one by
+`keras_osgd.Model` for `keras.Model`. A model that you have already joins by
 `keras_osgd.accelerate(model)`.
 
-`sampling` is RAIS unless something else is said. `"uniform"` is Keras' own training,
-bit for bit.
+The argument `sampling` is here for the comparison. `"rais"` draws by importance, and
+`"uniform"` is Keras' own training, bit for bit. Without the argument, `fit` draws by
+importance where it can and where it may pay.
 """
 
 
@@ -71,8 +73,8 @@ def make_model(sampling, epochs=epochs):
 """
 ## Ask before training
 
-`check` names everything that would stand in the way, each with its remedy. `fit` asks
-the same questions; here you get the answers without it.
+`check` names everything that would stand in the way of importance sampling, each with
+its remedy. `fit` makes the same checks before its first step.
 """
 
 model = make_model("rais")
@@ -80,8 +82,8 @@ findings = keras_osgd.check(model, x_train, y_train, batch_size=batch_size)
 print(f"{len(findings)} findings, {sum(f.kind == 'error' for f in findings)} errors")
 
 """
-`estimate_speedup` trains a copy for a moment and says what importance sampling may save
-here; the model stays as it is.
+`estimate_speedup` trains a copy of the model for some seconds, and says how many steps
+and seconds importance sampling may save.
 """
 
 print(keras_osgd.estimate_speedup(model, x_train, y_train, batch_size=batch_size))
@@ -89,9 +91,9 @@ print(keras_osgd.estimate_speedup(model, x_train, y_train, batch_size=batch_size
 """
 ## Train
 
-`fit` is called as always. `epochs` means epochs' worth of progress: while examples are
-drawn well, an epoch ends after fewer steps. The callbacks are optional: one measures
-the time, the other puts what the sampler does into `history`.
+`fit` is called as always. An epoch means an epoch's worth of progress, and ends after
+fewer steps where each step makes more progress. Both callbacks are optional: `Seconds`
+measures the time, and `SamplingMonitor` adds the gain ratio and more to `history`.
 """
 
 
@@ -125,15 +127,16 @@ for epoch, taken in enumerate(steps):
     print(f"{epoch + 1:5}  {taken:5}  {ratio:10.2f}  {accuracy:8.3f}")
 
 """
-The first epoch is Keras' own: nothing is known of the examples yet. From then on the
-gain ratio says how much progress a step makes, in steps of uniform training. At 2 an
-epoch takes half of the steps.
+The gain ratio is the progress of a step, in steps of uniform training. At a gain ratio
+of 2 the learning rate is twice yours, and an epoch takes half of the steps. In the
+first epoch nothing is known of the examples yet: the draws are uniform, and the ratio
+is 1.
 
 ## Compare
 
-The same network, trained by Keras' own code: for as many epochs, and for as many steps
-as RAIS took, rounded up to whole epochs, with a schedule of that length. The second is
-the fair comparison: whoever wants to save steps can shorten uniform training as well.
+Now Keras' own training of the same network, twice: for as many epochs as RAIS, and for
+about as many steps as RAIS took, with a schedule of that length. The second is the fair
+comparison, since uniform training can be shortened as well.
 """
 
 results = [("RAIS", model, steps.sum(), rais_seconds.taken)]
@@ -157,15 +160,15 @@ for name, trained, taken, seconds in results:
     print(f"{name:17}  {taken:5}  {seconds:7.1f}  {each:9.2f}  {accuracy:13.4f}")
 
 """
-Alone on the machine a step of RAIS takes 1.1 to 1.4 times as long as one of Keras, so
-that not all that is saved in steps is saved in time. Where other programs run beside
-it, the seconds of a single run may differ by more than that. Differences of accuracy
-below 0.003 are the luck of one seed, in either direction. Many seeds, on several
-networks and data, are in `examples/experiments/results/report.md`.
+A step of RAIS takes longer than one of Keras, so that the saving in time is smaller
+than the saving in steps. Seconds also depend on what else the machine does, and the
+accuracy of one seed depends on luck: take neither from a single run.
+`examples/compare.py` trains three seeds of each, and `examples/experiments/README.md`
+has the results of many seeds, networks and data sets.
 
 ## Keep it
 
-Files and exports know nothing of the sampling: what loads them needs Keras alone.
+The file holds an ordinary Keras model. Loading it needs Keras alone.
 """
 
 model.save("first_run.keras")

@@ -1,7 +1,7 @@
-"""What all guides share: their data, and how much of it they take.
+"""The data of all guides, and how much of it they take.
 
-With `KERAS_OSGD_SMOKE=1` in the environment a guide takes next to nothing: that shows
-that it runs, and its figures mean nothing.
+With `KERAS_OSGD_SMOKE=1` in the environment a guide runs in seconds, on next to no
+data. Its figures then mean nothing.
 """
 
 import functools
@@ -25,7 +25,7 @@ _DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 
 
 def size(full: int, smoke: int) -> int:
-    """Returns `full`, or `smoke` if this is to show only that the guide runs."""
+    """Returns `full`, or `smoke` where `KERAS_OSGD_SMOKE` is set."""
     return smoke if os.environ.get("KERAS_OSGD_SMOKE") else full
 
 

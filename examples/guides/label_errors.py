@@ -8,11 +8,11 @@ Needs: matplotlib (`pip install 'keras_osgd[plot]'`); 20 seconds on two CPU core
 """
 ## Introduction
 
-A mislabelled example keeps a large gradient: the network is sure of something else, and
+A mislabelled example keeps a large gradient: the network is sure of another class, and
 no other example helps it to learn the label. So importance sampling draws it again and
-again, and its counts are a list of suspects that costs nothing.
+again, and the number of its draws makes it a suspect.
 
-Here we flip some labels of Fashion-MNIST and see how many of them are found.
+This guide flips some labels of Fashion-MNIST and counts how many of them are found.
 """
 
 """
@@ -30,7 +30,7 @@ n, epochs = guide_data.size(20_000, smoke=400), guide_data.size(8, smoke=2)
 (x_train, y_true), _, class_names = guide_data.images(n)
 
 """
-Every twentieth label becomes another class, drawn at random.
+One label in twenty becomes another class, drawn at random.
 """
 
 rng = np.random.default_rng(0)
@@ -42,8 +42,8 @@ y_train = np.where(is_wrong, shifted, y_true).astype("int32")
 """
 ## Train
 
-Nothing is special here. A network that is large enough learns wrong labels by heart in
-the end; a few epochs, and Dropout, leave it less time and room for that.
+Train as always. A large network learns wrong labels by heart in the end. Few epochs and
+Dropout make that less likely.
 """
 
 keras.utils.set_random_seed(0)
@@ -66,7 +66,8 @@ model.fit(x_train, y_train, batch_size=64, epochs=epochs, verbose=0)
 """
 ## The examples drawn most
 
-`most_sampled(k)` has their rows, labels, shares of the draws, and gradient norms.
+`most_sampled(k)` returns the rows, labels, shares of the draws and gradient norms of
+the k examples that were drawn most.
 """
 
 k = n // 20
@@ -77,17 +78,16 @@ print(
 )
 
 """
-The others are hard or rare: shirts that look like coats. `find_label_errors` is to tell
-them apart. It puts together the draws, in which a wrong label leaves its trace even
-when the network has learned it by heart, and the predictions, which are trusted as far
-as they have not learned what is drawn most.
+The others are labelled rightly, and hard or rare, such as shirts that look like coats.
+`find_label_errors` tells the two apart better, because it takes the draws together with
+the network's predictions.
 """
 
 suspects = keras_osgd.find_label_errors(model, x_train, y_train, k=k)
 
 """
-Was that worth the trouble? The simplest ranking needs no draws at all: the model's
-probability of the given label, least first.
+The simplest ranking needs no draws at all: by the network's probability of the given
+label, lowest first. Here are the three rankings side by side.
 """
 
 probabilities = model.predict(x_train, verbose=0)
@@ -106,14 +106,14 @@ print(f"In {right.mean():.0%} of those found the suggestion is the true label.")
 
 """
 Which of the last two finds more depends on the data, and on how much the network has
-learned by heart: `examples/results/label_errors.md` has both, and others, for short and
-long trainings and for flips to any class and to a similar one.
+learned by heart. `examples/results/label_errors.md` compares them, and others, after
+short and long trainings, with labels flipped to any class and to a similar one.
 
 ## Look at them
 
-Eighteen of the suspects, evenly from the first of the list to the last. Above each: its
-row, the label that it has, and the class that the network suggests for it. A thick
-frame marks what we flipped; with data of your own there is none to tell you.
+The picture has eighteen of the suspects, at equal distances from the first to the last.
+Above each stand its row, its label and the class that the network suggests for it. A
+thick red frame marks a flipped label, which nobody can mark in data of your own.
 """
 
 figure, panels = plt.subplots(3, 6, figsize=(9.6, 6.5), layout="constrained")
@@ -133,12 +133,12 @@ figure.savefig("label_errors.png")
 
 ## Keep the list
 
-For whoever looks through the labels: a table with the rows.
+A CSV file with the rows is for the person who looks through the labels.
 """
 
 suspects.to_csv("label_errors.csv")
 
 """
-What to do with the suspects is for a person to decide. To leave out all of them also
-leaves out hard examples that are labelled rightly.
+Leave the decision to that person. Training without all suspects would also leave out
+hard examples that are labelled rightly.
 """

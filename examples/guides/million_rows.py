@@ -8,10 +8,11 @@ Needs: nothing beyond keras_osgd; two minutes on two CPU cores.
 """
 ## Introduction
 
-Draws need something known of every row. This guide trains on a million rows of a table
-and looks at what that takes: memory, time beside the steps, and passes. Few passes are
-the rule with so much data, and each score is then old when it is used. Importance
-sampling pays there only where most rows are easy, as where few of them are positive.
+This guide trains on a million rows of a table, and looks at what importance sampling
+costs and gains with so many. The cost is memory and time for each row. The gain is
+smaller than elsewhere, as so much data is mostly trained on in few passes, and a row's
+score is only known after its first visit. It is worth it where most rows are easy, as
+in this table, in which few labels are positive.
 """
 
 """
@@ -28,9 +29,9 @@ import numpy as np
 import keras_osgd
 
 """
-Rows of twenty numbers, and a label that is rare and hidden in products of columns. They
-are made here; yours may be a NumPy file, which is read where it lies:
-`x = np.load("x.npy", mmap_mode="r")`.
+Each row has twenty random numbers and a label, which depends on products of columns and
+is rarely positive. Your own table may be a NumPy file larger than memory, which is read
+from the disk: `x = np.load("x.npy", mmap_mode="r")`.
 """
 
 n, columns = guide_data.size(1_000_000, smoke=4000), 20
@@ -72,8 +73,8 @@ def make_model(sampling, epochs):
 """
 ## Ask first
 
-`estimate_speedup` trains a copy for a moment, times uniform and sampled steps in turn,
-and says what to expect. It is cheap beside a run on a million rows.
+`estimate_speedup` takes some seconds to say what to expect, which is little beside a
+run on a million rows.
 """
 
 print(keras_osgd.estimate_speedup(make_model("rais", 4), x, y, batch_size=batch_size))
@@ -81,9 +82,9 @@ print(keras_osgd.estimate_speedup(make_model("rais", 4), x, y, batch_size=batch_
 """
 ## Train
 
-`fit` as always. The first draws are uniform, until something is known. With more than
-100,000 rows that is after 20,000 draws, not after a whole pass; what was not seen yet
-has the mean of its class as a prediction.
+The first draws are uniform. With more than 100,000 rows that is so for 20,000 draws,
+and not for a whole pass: from then on, a row that was not seen yet counts as the
+average row of its class.
 """
 
 
@@ -108,13 +109,13 @@ for epochs in guide_data.size(3, smoke=1), guide_data.size(6, smoke=2):
 model = train("rais", epochs)
 
 """
-RAIS of six epochs took fewer steps here than three epochs of uniform training, and ends
-far below them. It ends a little above uniform training of six, which took three times
-its steps. Seconds include compiling, and whatever else the machine did.
+RAIS of six epochs takes fewer steps here than uniform training of three, and ends at a
+far lower loss. It ends somewhat above uniform training of six epochs, which takes three
+times its steps. Seconds include compiling, and whatever else the machine did.
 
-A warning may say that a hundredth of the rows take a quarter of all draws, and that
-their labels may be wrong. Where a hundredth of the rows are positive, that is to be
-expected. Look at some of them once, and go on.
+A warning says that a hundredth of the rows take a quarter of all draws, and that their
+labels may be wrong. Where a hundredth of the rows are positive, that is to be expected.
+Look at some of them once, and go on.
 
 ## Who is drawn
 
@@ -130,15 +131,14 @@ print(f"The tenth of the rows that was drawn most took {tenth:.0%} of the draws"
 """
 ## What it costs
 
-Some 36 bytes a row are kept: 36 MB for a million rows, beside the table itself. Draws
-are planned in a second thread, for many steps at a time, so that a step waits for
-nothing: a plan for a million rows takes a fraction of a second, and comes rarely.
-
-- Importance sampling adds a part of a millisecond to each step. Where a step takes one
-  or two, as with a small network, that may be all that is gained.
-- Two passes gain little: in the first one nearly all is new. If the table is so large
-  that one or two are all you can afford, train uniformly.
+- Scores and plans take 58 bytes of memory for each row, beside the table itself, and
+  more while they are made: `examples/results/README.md` has the measurements.
+- The draws are planned in a second thread, for many steps at a time, so that a step
+  does not wait for them.
+- A step takes a fraction of a millisecond more. Where a step of Keras takes only one or
+  two, as with a small network, that may be all that is gained.
+- Two passes gain little, since in the first one nearly all rows are new. If one or two
+  passes are all that you can afford, train uniformly.
 - `steps_per_epoch` sets shorter epochs, for validation and callbacks in between.
-- Rows that are larger than memory: `keras_osgd.data.records`, or a NumPy file opened
-  with `mmap_mode="r"`.
+- For rows on the disk that are not in a NumPy file there is `keras_osgd.data.records`.
 """

@@ -8,11 +8,12 @@ Needs: nothing beyond keras_osgd; 20 seconds on two CPU cores.
 """
 ## Introduction
 
-RAIS needs no exact gradient norms: it takes those of the last layer, which cost nothing
-and work for every model. `keras_osgd.gradient_norms`, `RAIS(norm="exact")` and
-`sampling="oracle"` take the norm of each example's whole gradient, from one backward
-pass. For that they must know each layer's formula. For a layer of your own they work
-the examples out one by one, which is right but slow, unless you give them a rule.
+Most users need none of this: RAIS takes the gradient norms of the last layer, which
+cost nothing and work for every model. `keras_osgd.gradient_norms`, `RAIS(norm="exact")`
+and `sampling="oracle"` take exact norms, of each example's gradient with respect to all
+weights. One backward pass gives them for all layers whose formula is known. For a layer
+of your own the examples are worked out one by one, which is exact but slow. This guide
+gives such a layer a rule, which makes it fast.
 """
 
 """
@@ -34,7 +35,7 @@ n = guide_data.size(20_000, smoke=60)
 
 @keras.saving.register_keras_serializable("guides")
 class ScaledDense(keras.layers.Layer):
-    """y = (x kernel) * scale, with a scale for each unit."""
+    """y = (x @ kernel) * scale, with a scale for each unit."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -67,9 +68,10 @@ model.compile(
 """
 ## Without a rule
 
-It works, and says once that it is slow: each example's gradient with respect to the
-kernel is made, as large as the kernel itself. A first call on few examples keeps what
-TensorFlow does but once out of the seconds.
+A warning says, once, that no rule is known for the layer. Without one, each example's
+gradient with respect to the kernel is computed, which is as large as the kernel. The
+first call is on few examples: TensorFlow traces its functions then, and that shall not
+count in the seconds.
 """
 
 
@@ -86,18 +88,20 @@ print(f"{n} norms, one example at a time: {slow_seconds:.2f} s")
 """
 ## The rule
 
-The function gets a call of the layer: `call.inputs`, `[m, features]`; `call.delta`, the
-loss's gradient with respect to the layer's output; `call.layer`. It returns, beside
-each weight, the gradient of every example with respect to it, in one of three forms.
+A rule is a function of one call of the layer with m examples. The call has the inputs
+`call.inputs`, `[m, features]`; the loss's gradient with respect to the output,
+`call.delta`, `[m, units]`; and the layer, `call.layer`. The rule returns a list of
+pairs: a weight, and the gradients of all m examples with respect to it. They take one
+of three forms.
 
-- `PerExample` holds the gradients as they are, `[m, *weight.shape]`. Here
-  d loss / d scale = delta * (x kernel), for each example.
-- `Products` is for weights that the input is multiplied with. It takes inputs and the
-  gradient with respect to the products, here delta * scale, both `[m, positions, ...]`;
-  there is one position. It never makes the m gradients: the norm of a product is the
-  product of the norms. `split` and `order` say how the weight lies: deltas by inputs,
-  transposed.
-- `Gathered` is for tables, as an embedding.
+- `PerExample` holds the gradients themselves, `[m, *weight.shape]`. For the scale, the
+  gradient of an example is `delta * (x @ kernel)`.
+- `Products` is for a weight that multiplies the inputs, such as the kernel. It takes
+  the inputs, and the gradient with respect to the products, here `delta * scale`. Both
+  are `[m, positions, ...]`, here with one position. The m gradients are never computed:
+  each is an outer product, whose norm is the product of two norms. `split` and `order`
+  say how these products lie in the weight: as (units, features), transposed.
+- `Gathered` is for tables whose rows are looked up, such as an embedding.
 """
 
 
@@ -118,8 +122,8 @@ print(f"Largest relative difference: {np.abs(norms / slow_norms - 1).max():.0e}"
 """
 ## Is it right?
 
-You need not take its word for it. This is the definition: one gradient for each
-example.
+By definition the norm is that of a single example's gradient. Here it is computed so,
+for ten examples.
 """
 
 
@@ -134,11 +138,10 @@ expected = np.array([norm_of(i) for i in range(10)])
 print(f"Against single gradients: {np.abs(norms[:10] / expected - 1).max():.0e}")
 
 """
-You are not asked to make this comparison each time: every call of `gradient_norms`, and
-every `fit` that takes exact norms, begins with it on three examples, and compares the
-sum of their gradients with that of the batch. Where they differ, it ends with a
-`ValueError` that names the weights, before anything is trained. Here the rule forgets
-the scale:
+You need not compare by hand. Every call of `gradient_norms`, and every `fit` with exact
+norms, first makes this comparison on three examples. Where the norms differ, a
+`ValueError` names the weights, before anything is trained. The next rule is wrong,
+since it forgets the scale:
 """
 
 
@@ -158,12 +161,12 @@ except ValueError as error:
 keras_osgd.norms.register(ScaledDense)(scaled_dense)
 
 """
-The weights must be such that the mistake shows: had all scales been 1, as they often
-are before training, the wrong rule would have given the same numbers.
+A mistake is found only with weights that show it. Had all scales been 1, as such
+weights often are before training, the wrong rule would have given the same norms.
 
 ## Train with it
 
-Exact norms are taken in the backward pass of training, as scores of RAIS.
+`RAIS(norm="exact")` takes the exact norms in the backward pass of training.
 """
 
 model.compile(

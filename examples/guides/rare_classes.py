@@ -8,13 +8,14 @@ Needs: matplotlib; two minutes on two CPU cores.
 """
 ## Introduction
 
-Uniform training sees a rare class rarely. As long as its examples have large gradients,
-importance sampling draws them more often, without being told which class is rare, and
-weights them down again: the loss that is minimised is the same.
+Uniform training sees a rare class rarely. Importance sampling draws its rows more often
+as long as their gradients are large, without being told which class is rare. Each draw
+then counts for less, so that the same loss is minimised. This guide counts the draws of
+each class, and measures what that does to the errors of the rare ones.
 
-The Shuttle data have seven classes; four fifths of the rows belong to one of them. They
-are a Debian package: `python -m examples.experiments.debian` brings it. Without it
-this guide makes classes of images rare.
+The Shuttle data have seven classes, and four fifths of the rows belong to one of them.
+The command `python -m examples.experiments.debian` brings them from a Debian package.
+Without them this guide takes images, and makes some classes of them rare.
 """
 
 """
@@ -25,10 +26,10 @@ import math
 
 import guide_data
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 
 import keras_osgd
-from keras_osgd.plots.style import DARK, STYLES, finish, legend, new_figure
 
 name, (x_train, y_train), (x_test, y_test) = guide_data.shuttle()
 n, classes = len(x_train), int(y_test.max()) + 1
@@ -40,8 +41,9 @@ print(f"{name}: {n} rows, by class {counts.tolist()}, to test on {tests.tolist()
 """
 ## The right measure
 
-Whoever always says "the most frequent class" is right four times out of five. The
-balanced error is the mean of the classes' own error rates: each class counts the same.
+Always predicting the most frequent class would be right for four of five Shuttle rows.
+So the measure here is the balanced error: the mean of the error rates of the classes,
+in which each class counts the same.
 """
 
 
@@ -85,16 +87,17 @@ longer = [train("rais", 3 * epochs, seed) for seed in seeds]
 equal = [train("rais", epochs, seed) for seed in seeds]
 
 """
-Warnings of two kinds come here. One says that a hundredth of the rows take a quarter of
-all draws and more, and that their labels may be wrong. With the Shuttle data the rows
-drawn most have among them all those of the four rarest classes, as you will see below.
-The other says that the gain ratio stayed at its cap of 8: a few examples make up almost
-the whole gradient, since training is nearly done or since they are faulty. Neither ends
-the training; look at the rows (`label_errors.py` tells how), and go on if they are
-right.
+Warnings of two kinds come here with the Shuttle data. Neither ends the training. Look
+at the rows that they name, and go on if their labels are right.
 
-RAIS was given as many epochs as uniform training, and three times as many. Uniform
-training is also shortened to about as many steps as the latter took.
+- A hundredth of the rows take a quarter of all draws. The cause is the rare classes:
+  the last lines that this guide prints show that these rows have all of the four rarest
+  ones among them.
+- The gain ratio stayed at its cap of 8. A few examples make up almost the whole
+  gradient by then, since all others are learned.
+
+RAIS was trained for 10 epochs and for 30. Uniform training follows for 10 epochs, and
+for about as many steps as RAIS took for its 30.
 """
 
 
@@ -118,61 +121,49 @@ for title, models, taken in (
     print(f"{title:18}{taken:5}  {errors}")
 
 """
-The seeds differ widely. The test part has few rows of the rarest classes, and one row
-more or less moves the balanced error by points: three seeds prove little.
+With the Shuttle data RAIS of 30 epochs ends below uniform training of about as many
+steps. At equal epochs it is *not* better: RAIS of 10 epochs takes about a quarter of
+the steps of uniform training, and mostly ends above it. An epoch means equal progress
+of the loss over all rows, in which rare classes hardly count. So give RAIS more epochs
+where rare classes matter.
 
-With the Shuttle data RAIS of 30 epochs ended below uniform training of about as many
-steps with each of the three seeds, and with two of the three below that of 10 epochs,
-which had more steps.
-
-Of equal epochs RAIS is *not* better: at 10 it ended above uniform training with each
-seed. For an epoch means progress with the loss over all rows, in which rare classes
-hardly count, and RAIS ended its 10 epochs after about a quarter of the steps. Where
-rare classes matter, give RAIS more epochs; they are short.
+The seeds differ widely. The test rows have two or three of each of the rarest classes,
+so that one row more or less moves the balanced error by points. Three seeds prove
+little.
 
 ## Who was drawn
 
-`most_sampled(n)` has the draws of all rows. Summed by class and divided by what uniform
-draws would have given, they say how much more often than that a class was seen.
+`most_sampled(n)` returns the share of the draws of each of the n rows. Here the shares
+are summed by class, and divided by the class's share of the rows. The result says how
+many times as often as by uniform draws a row of the class was drawn.
 """
 
 drawn = longer[0].sampling.most_sampled(n)
-share = np.zeros(classes)
-np.add.at(share, drawn.label, drawn.share_of_draws)
-with np.errstate(invalid="ignore"):
-    factor = share / (counts / n)
-for c in np.argsort(counts):
-    if counts[c]:
-        print(f"class {c}: {counts[c]:6} rows, drawn {factor[c]:5.1f} times as often")
+share = np.bincount(drawn.label, drawn.share_of_draws, minlength=classes)
+rarest_first = [c for c in np.argsort(counts) if counts[c]]
+times = share[rarest_first] / (counts[rarest_first] / n)
+names = [f"class {c}, {counts[c]} rows" for c in rarest_first]
+for name, factor in zip(names, times, strict=True):
+    print(f"{name:20} drawn {factor:5.1f} times as often")
 most = np.bincount(drawn.label[: n // 100], minlength=classes)
 print(f"The {n // 100} rows drawn most, by class: {most.tolist()}")
 
-figure = new_figure(5.6, 4.2)
-axes, there = figure.subplots(), counts > 0
-axes.loglog(counts[there], factor[there], STYLES[0][1], color=STYLES[0][0])
-for c in np.flatnonzero(there):
-    place = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 8}
-    axes.annotate(f"class {c}", (counts[c], factor[c]), color=DARK, **place)
-look = {"color": DARK, "linestyle": (0, (4, 2)), "linewidth": 1.0}
-one = axes.axhline(1, **look)
-axes.margins(0.15)
-for axis in (axes.xaxis, axes.yaxis):
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("")
-finish(axes, "training rows of the class", "times as often as uniform draws")
-legend(figure, [(one, "uniform draws")])
-figure.savefig("rare_classes.png")
+figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+axes.plot(times, names, "o")
+axes.axvline(1, color="black", linestyle="--", label="uniform draws")
+axes.set(xscale="log", xlabel="draws of a row, times those of uniform draws")
+axes.xaxis.set_major_formatter("{x:g}")
+axes.invert_yaxis()
+axes.grid(color="0.92")
+axes.legend(loc="lower right")
+figure.savefig("rare_classes.png", dpi=150)
 
 """
 ![Rare classes are drawn more often](rare_classes.png)
 
 ## If a class is to count for more
 
-Importance sampling changes how fast the loss is minimised, not the loss. To make rare
-classes count for more, say so to Keras, as always; draws then follow the weighted
-gradients:
-
-```python
-model.fit(x_train, y_train, class_weight={0: 0.3, 1: 10.0, ...})
-```
+Importance sampling does not change the loss that is minimised. To make rare classes
+count for more, give `fit` a `class_weight`, as in Keras: the guide `class_weight.py`
+does.
 """

@@ -8,9 +8,9 @@ Needs: matplotlib (`pip install 'keras_osgd[plot]'`); a minute on two CPU cores.
 """
 ## Introduction
 
-`SamplingMonitor(log_dir=...)` writes a run's files, for uniform training too.
-`keras_osgd.plots` draws them, and `python -m keras_osgd report` makes one page of it
-all.
+The callback `SamplingMonitor` writes down what a run does, also a run of uniform
+training. This guide draws its files with `keras_osgd.plots`, says how to read each
+picture, and makes one page of them all.
 """
 
 """
@@ -32,8 +32,8 @@ batch_size, seeds = guide_data.size(64, smoke=16), guide_data.size(2, smoke=1)
 """
 ## Train, with files
 
-Two seeds in each way. Event files for TensorBoard are written beside the others unless
-`tensorboard=False`.
+Two seeds by RAIS and two by uniform training, each run with a directory of its own.
+Without `tensorboard=False`, the directory gets event files for TensorBoard too.
 """
 
 
@@ -78,13 +78,16 @@ for seed in range(seeds):
 """
 ## Did it pay?
 
-Learning curves against all that one may count. Against *steps* and *seconds* the lower
-curve is the better one; the seconds have the first step's tracing in them, and whatever
-else the machine was doing. Against *effective epochs* the two should end near each
-other, since an epoch means equal progress; on the way they may differ. If RAIS ends
-clearly above there, its learning rate is raised too far. The panels *epochs* and
-*effective epochs* show the same here, since with RAIS an epoch ends when its progress
-is made. Bands go from one seed to the other.
+The same learning curves, against four measures of how long a run took. A line is the
+mean of the seeds, and its band goes from the lowest seed to the highest.
+
+- *Steps* and *seconds*: the lower curve is the better one. The seconds include the
+  first step, in which TensorFlow traces the model, and whatever else the machine did.
+- *Effective epochs*: the progress made. Equal progress should mean about equal loss at
+  the end; on the way the curves may differ. If RAIS ends clearly above uniform
+  training here, its learning rate is too high: halve it.
+- *Epochs*: as `fit` counts them. Here they equal the effective epochs, since with RAIS
+  an epoch ends when its progress is made.
 """
 
 plots.learning_curves(runs, "val_loss").savefig("curves.png")
@@ -94,13 +97,10 @@ plots.learning_curves(runs, "val_loss").savefig("curves.png")
 
 ## The gain ratio
 
-How much progress a step makes, in steps of uniform training. It is 1 in the first
-epoch, and grows while the easy examples are learned. A ratio that stays near 1 says
-that all examples are equally hard, or change too fast to know.
-
-Early in training, right after the first epoch, a notice may say that the gain ratio is
-below 1.03 and importance sampling does not pay at this moment. That is no fault: draws
-are uniform until it pays, and then follow the scores again.
+The gain ratio is the progress of a step, in steps of uniform training. It is 1 in the
+first epoch, whose draws are uniform, and grows while the easy examples are learned. If
+it stays near 1, then all examples have gradients of about the same size, or their
+gradients change too fast to be predicted.
 """
 
 plots.gain_ratio({"RAIS": runs["RAIS"]}).savefig("gain_ratio.png")
@@ -110,12 +110,15 @@ plots.gain_ratio({"RAIS": runs["RAIS"]}).savefig("gain_ratio.png")
 
 ## Who is drawn
 
-How often examples are drawn, beside uniform draws, by the last plan. The bars at the
-left are the examples that the network knows. Two things keep them from 0: the sampler
-adds to each predicted norm what it is unsure by; and a share of the draws, `floor`, by
-default 0.05, goes to all examples alike. So n p never falls below `floor`, and here
-stays above it. At the right are the hard ones. A bar at 1 alone would mean uniform
-draws.
+The picture shows the probabilities p of the last draws, for all n examples. The axis
+has n p, which says how many times as often as by uniform draws an example is drawn. At
+the left are the examples that the network knows, and at the right the hard ones. With
+uniform draws there would be a single bar at 1.
+
+No example is forgotten. A share of the draws, the argument `floor` of RAIS, goes to all
+examples alike, so that n p is never below `floor`, which is 0.05 by default. The
+sampler also adds its uncertainty to each predicted norm, which here keeps n p above
+that.
 """
 
 plots.probabilities(model.sampling.probabilities()).savefig("probabilities.png")
@@ -123,8 +126,9 @@ plots.probabilities(model.sampling.probabilities()).savefig("probabilities.png")
 """
 ![Probabilities](probabilities.png)
 
-The same over time, as percentiles. It widens while the network learns. If the uppermost
-goes on climbing while the others stay, look at these examples: they may be mislabelled.
+The next picture shows n p over time, as percentiles of the examples. They spread while
+the network learns. If only the largest goes on climbing, look at the examples that are
+drawn most: they may be mislabelled.
 """
 
 plots.probabilities_over_time(directory).savefig("over_time.png")
@@ -132,8 +136,9 @@ plots.probabilities_over_time(directory).savefig("over_time.png")
 """
 ![Probabilities over time](over_time.png)
 
-The share of the draws that the most drawn examples took, the first epoch's uniform
-draws among them: the further from the diagonal, the less uniform the draws were.
+The last picture of the draws counts those of the whole run. Read it as "the 20 % of the
+examples that were drawn most took this share of all draws". The further the curve is
+from the diagonal, the less uniform the draws were.
 """
 
 plots.share_of_draws({"RAIS": runs["RAIS"]}).savefig("share_of_draws.png")
@@ -143,17 +148,15 @@ plots.share_of_draws({"RAIS": runs["RAIS"]}).savefig("share_of_draws.png")
 
 ## Is the sampler right about them?
 
-Each point is a draw: the gradient norm that was predicted, and the one observed. The
-closer the points are to a rising line, the better the sampler knows whom to draw. That
-line is a little steeper than the diagonal: large norms lie above it, small ones below.
-For a prediction mixes what was last seen of an example, which is partly chance, with
-means over its past, its class and all examples. So it leans towards the middle, as is
-right for noisy values: regression to the mean.
+Each point is a draw, with its predicted and its observed gradient norm. The closer the
+points are to a rising line, the better the sampler knows which examples to draw. Large
+norms lie a little above the diagonal and small ones below it: a prediction mixes the
+last norm seen of an example with means over its past, its class and all examples. So it
+lies nearer to the middle than the example's own norm.
 
-The band shows how unsure the sampler is, by the size of the prediction. It is no
-interval for each point: the uncertainty set bounds a weighted mean, over all draws, of
-squared errors in units of the squared band, by 1. Many points outside at one place are
-made up for by points well inside elsewhere.
+The band shows how unsure the sampler is of a prediction of this size. It holds for the
+average of all draws, not for each point: many points outside it at one place are made
+up for by points well inside it elsewhere.
 """
 
 plots.predicted_norms(directory).savefig("predicted_norms.png")
@@ -163,9 +166,10 @@ plots.predicted_norms(directory).savefig("predicted_norms.png")
 
 ## The hardest examples
 
-Those drawn most. Each has its row, its label and its share of all draws; uniform draws
-would give each 0.005 %. Where the network now predicts something else than the label,
-that stands behind a cross, and the picture is framed: here, all twelve.
+The examples that were drawn most, each with its row, its label and its share of all
+draws. Of 20,000 examples, uniform draws would give each 0.005 %. Where the network now
+predicts another class than the label, that class stands behind a cross, and the picture
+has a frame.
 """
 
 most = model.sampling.most_sampled(12)
@@ -177,8 +181,9 @@ plots.gallery(x_train[most.index], most, predicted, class_names).savefig("hardes
 
 ## All of it on one page
 
-It opens without a network, and has tables of runs, alarms and settings beside the
-pictures. In a shell: `python -m keras_osgd report runs/* --output report.html`.
+The page is one file, which opens without a network. Beside the pictures it has tables
+of runs, alarms and settings. The command for it is
+`python -m keras_osgd report runs/* --output report.html`, and in Python:
 """
 
 everything = [directory for group in runs.values() for directory in group]

@@ -8,9 +8,10 @@ Needs: nothing beyond keras_osgd; 20 seconds on two CPU cores.
 """
 ## Introduction
 
-A run with importance sampling is more than weights: what is known of every example, the
-draws that are planned, the place in the plan. `keras_osgd.callbacks.Checkpoint` saves
-all of it, and the very same call of `fit` goes on from there: bit for bit on a CPU.
+To go on after a crash, training by importance needs more than the weights: the scores
+of all examples, the draws that are planned, and the place in the plan. The callback
+`keras_osgd.callbacks.Checkpoint` saves all of it. The same call of `fit` then goes on
+from the last checkpoint, on a CPU bit for bit.
 """
 
 """
@@ -30,8 +31,8 @@ n, epochs = guide_data.size(10_000, smoke=400), guide_data.size(6, smoke=3)
 every, crash = guide_data.size(100, smoke=5), guide_data.size(450, smoke=12)
 
 """
-The whole script is one function. Calling it again is what you do after a crash: there
-is no `if` for resuming in it.
+The function `script` stands for your whole training script. After a crash you run it
+again, unchanged: nothing in it asks whether it is the first time.
 """
 
 
@@ -61,14 +62,13 @@ def script(directory, *more_callbacks):
 
 
 """
-`every` is a number of steps, `"epoch"`, or a `datetime.timedelta`. The training thread
-only copies the variables; another one writes them, to a temporary file that is renamed
-when it is complete.
+`every` is a number of steps, `"epoch"`, or a `datetime.timedelta`. Training waits only
+while the variables are copied; a second thread writes them to the disk.
 
 ## A crash
 
-Power failures are hard to come by in a script, so a callback raises an error at some
-step. `kill -9` leaves the same behind.
+A callback that raises an error takes the place of the crash. `kill -9` leaves the same
+files behind.
 """
 
 
@@ -91,7 +91,8 @@ except RuntimeError as error:
 """
 ## Going on
 
-The same script again. It begins at the last checkpoint, in the middle of an epoch.
+The same script again. It goes on from the last checkpoint, in the middle of an epoch. A
+second run, which nothing interrupts, is there for comparison.
 """
 
 
@@ -113,8 +114,8 @@ print(
 """
 ## Is it the same?
 
-Compared with a run that nothing interrupted: the weights, and how often each example
-was drawn.
+The weights and the draws of every example are compared with those of the uninterrupted
+run.
 """
 
 pairs = zip(resumed.get_weights(), uninterrupted.get_weights(), strict=True)
@@ -126,10 +127,11 @@ print(f"Equal bit for bit: weights {same_weights}, draws {same_draws}.")
 """
 ## More to know
 
-- Ctrl-C and SIGTERM end training after the step that is under way, with a checkpoint.
-- The same script with more `epochs` goes on where the shorter one ended.
-- Other data are refused, since the scores are of these examples. To keep the weights
-  alone: `Checkpoint(directory, scores="reset")`.
-- A damaged checkpoint is warned of and passed over; that is what `keep=2` is for.
-- To load the newest checkpoint without training: `checkpoint.restore(model)`.
+- Ctrl-C and SIGTERM end training after the present step, with a checkpoint.
+- The same script with more `epochs` goes on where the shorter run ended.
+- Other data are refused, since the scores belong to these examples.
+  `Checkpoint(directory, scores="reset")` keeps the weights alone.
+- With `keep=2` the last two checkpoints are kept. If the newest one is damaged, a
+  warning says so, and training goes on from the other.
+- `checkpoint.restore(model)` loads the newest checkpoint without training.
 """

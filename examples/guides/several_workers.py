@@ -8,12 +8,12 @@ Needs: nothing beyond keras_osgd; a minute or two on two CPU cores.
 """
 ## Introduction
 
-`tf.distribute.MultiWorkerMirroredStrategy` trains one model in several processes, on
-one machine or on many. Each draws from its own share of the rows, with scores of its
-own. With many machines one of them fails every so often, and TensorFlow cannot go on
-without it. `keras_osgd.callbacks.Checkpoint` saves what all of them know, at one and
-the same step, so that the same script, started again on all of them, goes on as if
-nothing had happened.
+`tf.distribute.MultiWorkerMirroredStrategy` trains one model in several processes,
+called workers, on one machine or on many. Each worker draws from its own share of the
+rows. If one of them dies, TensorFlow cannot go on without it, and training ends on all.
+`keras_osgd.callbacks.Checkpoint` saves the state of all workers at the same step. The
+same script, started again on all of them, goes on from there as if nothing had
+happened.
 """
 
 """
@@ -41,16 +41,16 @@ every, crash = guide_data.size(50, smoke=4), guide_data.size(230, smoke=12)
 """
 ## What every worker runs
 
-TensorFlow finds out from the environment variable `TF_CONFIG` who the workers are and
-which one this is. On real machines the scheduler sets it, or you do:
+The environment variable `TF_CONFIG` tells TensorFlow who the workers are, and which of
+them this process is. On real machines the scheduler sets it, or you do:
 
     {"cluster": {"worker": ["host-a:2222", "host-b:2222"]},
      "task": {"type": "worker", "index": 0}}
 
-with another `index` on each machine. The strategy must be made before any computation,
-and the model and `compile` go into its scope. All workers call the same `fit` on the
-same data; the batch is that of all workers. The directory must be one that all of them
-see, such as a network file system: one that some do not see is refused.
+Each machine has another `index`. The strategy must be made before any computation, and
+model and `compile` go into its scope. All workers call the same `fit` on the same data,
+and `batch_size` counts the examples of all workers together. All workers must see the
+directory of the checkpoints, as on a network file system; otherwise it is refused.
 """
 
 
@@ -83,8 +83,8 @@ def worker(directory):
 """
 ## A machine that fails
 
-To see it happen, a worker that is told to kills itself at some step, as `kill -9` or a
-power failure would. You need nothing of this.
+This callback is for the demonstration alone: where `CRASH` is set in the environment,
+the worker kills itself at some step, as `kill -9` or a power failure would.
 """
 
 
@@ -132,13 +132,14 @@ def start(directory, who_crashes=None):
 """
 ## A crash, and going on
 
-First a run that nothing interrupts. Then one in which worker 0 dies, and worker 1 ends
-with an error that says what to do. Then the very same call again.
+The first run is not interrupted. In the second one worker 0 dies, and worker 1 ends
+with an error that says what to do. The third one is the same call as the second, again,
+and goes on where it ended.
 
-A scheduler that restarts a job as a whole (Slurm's `--requeue`, a Kubernetes Job with
-its `restartPolicy`, a cloud's spot machines) does the second call by itself: `fit`
-ended with an error on every worker, so that all processes end. If it warns by SIGTERM
-beforehand, all workers save and end at the same step, whichever of them got it.
+Many schedulers make that call by themselves, as they restart a job whose processes have
+ended: Slurm with `--requeue`, a Kubernetes Job by its `restartPolicy`, or a cloud's
+spot machines. If the scheduler sends SIGTERM beforehand, to any of the workers, all of
+them save and end at the same step.
 """
 
 
@@ -173,10 +174,10 @@ if __name__ == "__main__":
 """
 ## More to know
 
-- With another number of workers, one included, the same script goes on too: each row's
-  score goes to the row's new owner. The draws are then other ones, and `fit` says so.
+- The same script goes on with another number of workers too, also with one. Each row's
+  score goes to the worker that draws the row now. The draws differ from those of an
+  uninterrupted run, and `fit` says so.
 - `every` may be a `datetime.timedelta`: the workers agree on the step.
-- A full disk on one worker is told of on all, and training goes on. A checkpoint counts
-  only when every part of it is on the disk.
-- For a checkpoint the workers tell each other a few numbers every 8 steps.
+- If a disk is full on one worker, a warning says so on all, and training goes on. A
+  checkpoint counts only when all its parts are on the disk.
 """

@@ -8,10 +8,10 @@ Needs: optuna (`pip install 'keras_osgd[tuning]'`); a minute on two CPU cores.
 """
 ## Introduction
 
-Optuna calls a function with a trial and gets a number back. Nothing in it is special
-for keras_osgd but one thing, and that comes for free: pruning compares trials at the
-same epoch, and an epoch is the same progress for all of them, however many steps it
-took.
+This guide searches for the learning rate and the momentum with Optuna. Optuna calls
+your function with a trial, and gets the validation error back. Poor trials end early:
+pruning compares trials at the same epoch, which is fair, since an epoch means the same
+progress in all of them, however many steps it takes.
 """
 
 """
@@ -54,8 +54,8 @@ Raising an error in a callback ends `fit`, as in Keras.
 
 ## One trial
 
-In training the learning rate is multiplied by the gain ratio, which is 8 at most. So
-tune it anew: the best rate for uniform training need not be the best one here.
+RAIS multiplies the learning rate by the gain ratio, which is 8 at most. So the best
+rate for uniform training need not be the best one here: tune it anew.
 """
 
 
@@ -91,11 +91,15 @@ def validation_error(trial):
 
 """
 ## Search
+
+The first four trials have random values and run to their end. Optuna chooses the values
+of the others by what it has found so far. From the second epoch on it ends a trial that
+is worse than the median of the trials before.
 """
 
 study = optuna.create_study(
-    sampler=optuna.samplers.TPESampler(seed=0),
-    pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+    sampler=optuna.samplers.TPESampler(n_startup_trials=4, seed=0),
+    pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
 )
 study.optimize(validation_error, n_trials=guide_data.size(10, smoke=1))
 
@@ -109,6 +113,7 @@ for trial in study.trials:
 print("Best:", {name: round(value, 3) for name, value in study.best_params.items()})
 
 """
-To go on later, give `create_study` a `storage`; to go on with a trial that was killed,
-give `fit` a `keras_osgd.callbacks.Checkpoint` with a directory for each trial.
+To go on with a study later, give `create_study` a `storage`. To go on with a trial that
+was killed, give `fit` a `keras_osgd.callbacks.Checkpoint`, with a directory for each
+trial.
 """
