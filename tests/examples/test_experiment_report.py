@@ -13,7 +13,7 @@ from examples.common.estimates import t_interval
 from examples.common.records import Records
 from examples.experiments import studies
 from examples.experiments.reporting import curves, write
-from examples.experiments.reporting.comparison import compare
+from examples.experiments.reporting.comparison import compare, ratio
 from examples.experiments.reporting.runs import group_runs
 from examples.experiments.studies import Contender
 
@@ -264,7 +264,7 @@ def test_a_curve_that_does_not_fall_gives_bounds():
         assert made.steps(np.full(2, error))[1].tolist() == [side, side]
 
 
-def test_the_first_paragraph_names_what_loses_and_what_does_not_differ(tmp_path):
+def test_the_first_table_names_what_loses_and_what_does_not_differ(tmp_path):
     win, made = world({("rais", 8): SIX_TENTHS})
     loss, lost = world({("rais", 8): SIX_TENTHS | {"steps": 960}}, data="words")
     draw, drawn = world(
@@ -272,36 +272,40 @@ def test_the_first_paragraph_names_what_loses_and_what_does_not_differ(tmp_path)
     )
     every = (*win.contenders, *loss.contenders, *draw.contenders)
     study = dataclasses.replace(win, contenders=every)
-    paragraph = first_paragraph(report(tmp_path, study, made + lost + drawn))
+    text = report(tmp_path, study, made + lost + drawn)
+    paragraph = first_paragraph(text)
     assert "in 3 comparisons" in paragraph
     assert "**Steps**: fewer in 1, not shown to differ in 1, more in 1." in paragraph
-    assert "More: words, cnn (T = 8) 1.20 (1.20 to 1.20)." in paragraph
-    assert "More: words, cnn (T = 8) 1.32 (1.32 to 1.32)." in paragraph
-    assert "Not shown to differ: letter, cnn (T = 8) 1.00 (0.9" in paragraph
-    assert "fashion" not in paragraph
+    table = text.split("\n\n")[2].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells[0][:3] == ["words, cnn (T = 8)", "1.20 (1.20 to 1.20)", "**more**"]
+    assert cells[0][3:5] == ["1.32 (1.32 to 1.32)", "**more**"]
+    assert cells[1][0] == "letter, cnn (T = 8)" and cells[1][2] == "not shown to differ"
+    assert cells[2][0] == "fashion, cnn (T = 8)" and cells[2][2] == "fewer"
 
 
-def test_targets_say_met_or_missed_and_by_how_much(tmp_path):
+def test_the_best_rival_of_a_group_is_named(tmp_path):
     text = report(
         tmp_path,
         *world({("rais", 8): SIX_TENTHS, ("infobatch", 8): SLOW}),
         rivals={"infobatch"},
     )
-    lines = [line for line in text.splitlines() if line.startswith("| fashion, cnn:")]
-    lines = [line.replace(" (0.60 to 0.60)", "") for line in lines]
-    lines = [line.replace(" (0.66 to 0.66)", "") for line in lines]
-    assert lines[0].endswith(
-        "| 0.55 | fashion, cnn (T = 8) | 0.60 | **missed** by 0.050 |"
-    )
-    assert lines[1].endswith(
-        "| 0.60 | fashion, cnn (T = 8) | 0.66 | **missed** by 0.060 |"
-    )
-    assert "| fashion, mlp: steps at equal test error | 0.55 | - | - | not meas" in text
-    assert (
-        "| 1.03 | fashion, cnn (T = 8) | 0.66 (0.66 to 0.66) | met by 0.370 |" in text
-    )
-    assert "| 1.00 | fashion, cnn (T = 8) | 0.73 | met by 0.267 |" in text
     assert "Best rival: infobatch, T = 8, with 0.90 (0.90 to 0.90) of unif" in text
+
+
+def test_a_ratio_that_resamples_below_0_has_no_lower_end():
+    values, bounds = np.array([0.6, *np.linspace(-1, 2, 100)]), np.zeros(101)
+    found = ratio(values, bounds, True)
+    assert (found.value, found.low) == (0.6, -np.inf) and 1.9 < found.high < 2
+    assert ratio(np.abs(values), bounds, True).low > 0
+
+
+def test_what_was_planned_and_never_begun_takes_one_line(tmp_path):
+    study, made = world({("rais", 8): SIX_TENTHS})
+    unrun = Contender("words", "cnn", "rais", 8)
+    study = dataclasses.replace(study, contenders=(*study.contenders, unrun))
+    text = report(tmp_path, study, made)
+    assert "Planned, not run: words, cnn." in text and "### words" not in text
 
 
 def test_missing_runs_failures_and_edges_are_shown(tmp_path):
@@ -443,7 +447,7 @@ def test_nothing_recorded_is_still_a_report(tmp_path):
     study, _ = world({("rais", 8): {}})
     text = report(tmp_path, study, [])
     assert "in 0 comparisons" in first_paragraph(text)
-    assert "0 of 5 runs done" in text
+    assert "Planned, not run: fashion, cnn." in text
 
 
 def test_a_method_without_uniform_training_to_compare_with_is_still_shown(tmp_path):

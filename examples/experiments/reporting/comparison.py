@@ -89,19 +89,27 @@ def _compare(
         matched, side = curve.steps(errors)
         in_steps = steps / matched
         # More steps of uniform training than are known: the ratio may be lower.
-        ratios.append(estimated(in_steps, -side, draws.has_interval))
+        ratios.append(ratio(in_steps, -side, draws.has_interval))
         if seconds is None:
             ratios.append(None)
             continue
         own, uniform_seconds = seconds
         in_seconds = in_steps * own / uniform_seconds
-        ratios.append(estimated(in_seconds, -side, draws.has_interval))
+        ratios.append(ratio(in_seconds, -side, draws.has_interval))
     (errors,) = draws.table([runs], "test", group.metric).T
     curve = curves.fitted(curve_steps, draws.table(uniform, "test", group.metric))
     # At fewer steps than are known, uniform training would have a higher error.
     expected, side = curve.error(steps)
     difference = estimated(errors - expected, side, draws.has_interval)
     return Comparison(group, runs, *ratios, difference)
+
+
+def ratio(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Estimate:
+    """Returns `estimated`; a ratio has no lower end where resamples fall below 0."""
+    found = estimated(values, bounds, has_interval)
+    if found.low is not None and found.low <= 0:
+        return dataclasses.replace(found, low=-math.inf)
+    return found
 
 
 def estimated(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Estimate:

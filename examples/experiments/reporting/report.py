@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from examples.common.records import Records
 from examples.experiments.reporting import plots, summary_plot, verdicts
@@ -15,7 +15,6 @@ from examples.experiments.reporting.tables import (
     comparisons_table,
     runs_table,
 )
-from examples.experiments.reporting.targets import TARGETS, Target, targets_table
 from examples.experiments.reporting.wording import Titles
 from examples.experiments.studies import Study
 
@@ -30,7 +29,8 @@ of a step of runs alone on the machine, times the mean number of steps, without 
 first step's tracing. Ratios are to uniform training of equal error, read off the \
 curve a + b/steps^c through its errors at all its T; "at most" and "at least" stand \
 where that curve ends too early. Their 95 % intervals are a bootstrap over seeds, \
-paired."""
+paired; "below 0.86" says that no lower end could be found, because the curve says \
+nothing beyond the lengths that were run, and "no bound" that there is neither."""
 
 
 def write(
@@ -41,7 +41,6 @@ def write(
     title_of: Callable[[str], str],
     *,
     rivals: Collection[str] | None = None,
-    targets: Iterable[Target] = TARGETS,
     first: Sequence[str] = (),
 ) -> None:
     """Writes `report.md` and PNG figures into `folder`, from the records alone.
@@ -55,7 +54,6 @@ def write(
             title; must return names without a title as they are.
         rivals: names of the methods by others; all but uniform training and those whose
             names begin with "rais" if `None`.
-        targets: what was to be shown.
         first: sections before all others.
     """
     groups = group_runs(records.select(), studies.values(), metric_of)
@@ -73,9 +71,9 @@ def write(
         *first,
         *(["## Studies at equal test error"] if first else []),
         verdicts.headline(groups, comparisons, look.titles),
-        "## Targets\n\n" + targets_table(targets, comparisons, rivals, look.titles),
-        *_summary_figures(comparisons, look),
+        verdicts.overview(comparisons, look.titles),
         _LEGEND,
+        *_summary_figures(comparisons, look),
     ]
     for study in studies.values():
         members = {group: compared[group] for group in groups if group.study is study}
@@ -109,7 +107,11 @@ def _study(
     sections = [f"## {study.title}", study.question]
     is_plotted = study.name in _PLOTTED
     for group, comparisons in groups.items():
-        sections += _group(group, comparisons, look)
+        if not any(runs.trials or runs.measured for runs in group.runs):
+            sections.append(f"Planned, not run: {look.titles.group(group)}.")
+            continue
+        if any(runs.errors for runs in group.runs):
+            sections += _group(group, comparisons, look)
         if is_plotted and group.uniform:
             sections += _figures(group, look)
     # Runs are shared, and their further figures belong to the special studies.

@@ -18,7 +18,7 @@ from examples.experiments.reporting.comparison import (
     RESAMPLES,
     Draws,
     Estimate,
-    estimated,
+    ratio,
 )
 from examples.experiments.reporting.runs import Group, Runs
 from examples.experiments.workloads import Workload
@@ -118,12 +118,12 @@ def _outcome(
         draws = Draws([*runs, *uniform], resamples)
         own, theirs = (_at(draws, items, group, goal) for items in (runs, uniform))
         side = np.sign(own[1] - theirs[1])
-        steps[method] = estimated(own[0] / theirs[0], side, draws.has_interval)
+        steps[method] = ratio(own[0] / theirs[0], side, draws.has_interval)
         seconds[method] = None
         if timed[method] and timed["uniform"]:
-            ratio = _seconds(draws, timed[method], own[0])
-            ratio = ratio / _seconds(draws, timed["uniform"], theirs[0])
-            seconds[method] = estimated(ratio, side, draws.has_interval)
+            ours = _seconds(draws, timed[method], own[0])
+            quotient = ours / _seconds(draws, timed["uniform"], theirs[0])
+            seconds[method] = ratio(quotient, side, draws.has_interval)
     return Outcome(workload, group.metric, goal, timed, steps, seconds)
 
 
@@ -237,10 +237,10 @@ def _of_methods(found: Sequence[Outcome], title_of: Callable[[str], str]) -> str
 def _over_uniform(item: Outcome, method: str) -> float:
     if method == "uniform":
         return 1.0
-    ratio = item.seconds.get(method)
-    if ratio is None or not math.isfinite(item.median(method)):
+    found = item.seconds.get(method)
+    if found is None or not math.isfinite(item.median(method)):
         return _MISS
-    return ratio.value
+    return found.value
 
 
 def _save_profile(

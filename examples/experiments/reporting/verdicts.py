@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from examples.common import markdown
 from examples.experiments.reporting import wording
 from examples.experiments.reporting.comparison import Comparison, Estimate
 from examples.experiments.reporting.runs import Group
@@ -36,16 +37,16 @@ def best_rival(
 def headline(
     groups: Iterable[Group], comparisons: Sequence[Comparison], titles: Titles
 ) -> str:
-    """Returns the first paragraph: every comparison that RAIS does not win by name."""
+    """Returns the first paragraph: how often RAIS wins, and what is missing."""
     ours = [item for item in distinct(comparisons) if item.runs.method == OURS]
     name = titles.of(OURS)
     text = (
         f"{name} against uniform training at equal test error, in {len(ours)} "
         f"comparison{'' if len(ours) == 1 else 's'} (a network on its data, at one "
-        "length T; 95 % intervals)."
+        "length T). Lengths of one network share their baseline."
     )
     for figure in ("steps", "seconds"):
-        text += " " + _figure(figure, ours, titles)
+        text += " " + _counted(figure, ours)
     missing = _missing(groups, ours, titles)
     if missing:
         text += f" Not compared yet: {'; '.join(missing)}."
@@ -58,32 +59,44 @@ def headline(
     return text
 
 
-def _figure(figure: str, ours: Sequence[Comparison], titles: Titles) -> str:
-    """Returns how many comparisons need fewer of `figure`, and which do not."""
-    measured = [
-        (item, getattr(item, figure))
-        for item in ours
-        if getattr(item, figure) is not None
+def overview(comparisons: Sequence[Comparison], titles: Titles) -> str:
+    """Returns a table of all comparisons of RAIS, the most steps first.
+
+    Empty before the first one.
+    """
+    ours = [item for item in distinct(comparisons) if item.runs.method == OURS]
+    if not ours:
+        return ""
+    columns = ["where", "steps", "", "seconds", "", "points at equal steps"]
+    rows = [
+        [
+            titles.comparison(item),
+            wording.estimate(item.steps),
+            _word(item.steps),
+            wording.estimate(item.seconds),
+            _word(item.seconds),
+            wording.estimate(item.difference),
+        ]
+        for item in sorted(ours, key=lambda item: -item.steps.value)
     ]
-    fewer, equal, more = (
-        [pair for pair in measured if verdict(pair[1]) == which]
-        for which in ("fewer", "equal", "more")
-    )
+    return markdown.table(columns, rows)
+
+
+def _word(figure: Estimate | None) -> str:
+    words = {"fewer": "fewer", "more": "**more**", "equal": "not shown to differ"}
+    return "" if figure is None else words[verdict(figure)]
+
+
+def _counted(figure: str, ours: Sequence[Comparison]) -> str:
+    """Returns in how many comparisons fewer of `figure` are needed, or more."""
+    measured = [getattr(item, figure) for item in ours]
+    found = [verdict(value) for value in measured if value is not None]
     text = (
-        f"**{figure.capitalize()}**: fewer in {len(fewer)}, not shown to differ in "
-        f"{len(equal)}, more in {len(more)}."
+        f"**{figure.capitalize()}**: fewer in {found.count('fewer')}, not shown to "
+        f"differ in {found.count('equal')}, more in {found.count('more')}."
     )
-    untimed = len(ours) - len(measured)
-    if untimed:
-        text += f" Not timed: {untimed}."
-    for title, pairs in (("More", more), ("Not shown to differ", equal)):
-        if pairs:
-            named = [
-                f"{titles.comparison(item)} {wording.estimate(value)}"
-                for item, value in pairs
-            ]
-            text += f" {title}: {'; '.join(named)}."
-    return text
+    untimed = len(measured) - len(found)
+    return f"{text} Not timed: {untimed}." if untimed else text
 
 
 def verdict(figure: Estimate) -> str:
