@@ -19,7 +19,6 @@ from keras_osgd.data.uneven_columns import is_uneven
 from keras_osgd.data.weights import leaves_of
 from keras_osgd.draws.pipeline import Sample
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.step.own_train_step import own_train_step
 
 __all__ = [
     "build",
@@ -69,14 +68,10 @@ def _problems(model, sampling, name: str) -> list[tuple[bool, str]]:
             f'Received: {name}. Use one of these, or compile with sampling="uniform".',
         ),
         (
-            sampling.norm == "exact",
-            f"Exact norms need one replica. Received: sampling={sampling!r} under "
-            f"{name}. Compile with sampling=RAIS(), or train without a strategy.",
-        ),
-        (
-            own_train_step(model) is not None,
-            "A `train_step` of your own needs one replica. Received: one under "
-            f"{name}. Override `compute_loss` instead, or train without a strategy.",
+            isinstance(sampling, Oracle),
+            "The oracle needs one replica: several read a batch ahead of its scores. "
+            f"Received: sampling={sampling!r} under {name}. Compile with "
+            'sampling=RAIS(norm="exact"), or train without a strategy.',
         ),
         (
             steps > 1,

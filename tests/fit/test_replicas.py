@@ -37,9 +37,13 @@ def _in_scope(make, strategy=None):
         return make()
 
 
-def _rais(**options):
+def _rais(cls=keras_osgd.Sequential, **options):
     options = {"sampling": RAIS(seed=5, retreat_below=0), **options}
-    return replayed.model(keras_osgd.Sequential, **options)
+    return replayed.model(cls, **options)
+
+
+def _exact(**options):
+    return _rais(sampling=RAIS(seed=5, retreat_below=0, norm="exact"), **options)
 
 
 def _trained(model, x=replayed.X, y=replayed.Y, epochs=EPOCHS, **options):
@@ -47,19 +51,25 @@ def _trained(model, x=replayed.X, y=replayed.Y, epochs=EPOCHS, **options):
     return model
 
 
-@pytest.fixture(scope="module")
-def on_two():
-    """A model trained on two replicas, its draws and what it started from."""
-    model, draws = _in_scope(_rais), replayed.Draws()
+def _on_two(make):
+    """Returns a model trained on two replicas, its draws and what it started from."""
+    model, draws = _in_scope(make), replayed.Draws()
     start = model.get_weights()
     _trained(model, callbacks=[draws])
     return model, draws.arrays(), start
 
 
-def test_two_replicas_train_as_one_on_the_same_draws(on_two):
-    model, drawn, start = on_two
+@pytest.fixture(scope="module")
+def on_two():
+    return _on_two(_rais)
+
+
+@pytest.mark.parametrize("kind", ["default", "exact", "own"])
+def test_two_replicas_train_as_one_on_the_same_draws(on_two, kind):
+    others = {"exact": _exact, "own": lambda: _rais(replayed.Own)}
+    model, drawn, start = _on_two(others[kind]) if kind in others else on_two
     index, p = drawn["index"], drawn["probability"]
-    expected = replayed.replay(start, index, p)
+    expected = replayed.replay(start, index, p, exact=kind == "exact")
     np.testing.assert_allclose(small.flat(model), expected.weights, rtol=0, atol=2e-5)
     np.testing.assert_allclose(drawn["norms"], expected.norms, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(drawn["gains"], expected.gains, rtol=1e-4)
@@ -254,8 +264,7 @@ def test_a_run_interrupted_inside_the_scope_goes_on_bit_for_bit_outside_of_it(
     [
         ({"steps_per_execution": 2}, 8, "`steps_per_execution` must be 1.*=2"),
         ({"jit_compile": True}, 8, "`jit_compile` must be False.*=True"),
-        ({"sampling": "oracle"}, 8, "Exact norms need one replica.*Oracle"),
-        ({"sampling": RAIS(norm="exact")}, 8, "Exact norms need one replica"),
+        ({"sampling": "oracle"}, 8, "The oracle needs one replica.*Oracle"),
         ({}, 7, "multiple of the number of replicas.*batch_size=7 for 2"),
     ],
 )
