@@ -73,7 +73,58 @@ def test_two_replicas_train_as_one_on_the_same_draws(on_two, kind):
     np.testing.assert_allclose(small.flat(model), expected.weights, rtol=0, atol=2e-5)
     np.testing.assert_allclose(drawn["norms"], expected.norms, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(drawn["gains"], expected.gains, rtol=1e-4)
-    assert expected.gains.max() > 1.02
+    assert expected.gains.max() > (1.02 if kind != "exact" else 1.005)
+    if kind == "own":  # of the same draws
+        shown, by_ours = (m.history.history["accuracy"] for m in (model, on_two[0]))
+        np.testing.assert_allclose(shown, by_ours, rtol=1e-5)
+
+
+def _with_terms(*layers, optimizer=None):
+    """Returns a model with exact norms, whose loss has other terms than examples'."""
+    keras.utils.set_random_seed(0)
+    shapes = [keras.Input((4,)), keras.layers.Reshape((2, 2, 1))]
+    options = {"kernel_regularizer": keras.regularizers.L2(0.1), "activation": "tanh"}
+    shapes += [keras.layers.Conv2D(3, 2, **options), *layers, keras.layers.Flatten()]
+    dense = [keras.layers.Dense(5, **options), keras.layers.Dense(3)]
+    model = keras_osgd.Sequential([*shapes, *dense])
+    optimizer = optimizer or keras.optimizers.SGD(0.3, momentum=0.9, clipnorm=0.2)
+    sampling = RAIS(norm="exact", seed=0, retreat_below=0)
+    model.compile(optimizer, small.crossentropy(), sampling=sampling)
+    return model
+
+
+def _on_one_and_two(make):
+    """Returns the models trained on one replica and on two, and their norms."""
+    draws = [replayed.Draws(), replayed.Draws()]
+    models = make(), _in_scope(make)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for model, own in zip(models, draws, strict=True):
+            _trained(model, epochs=1, callbacks=[own])
+    return models, [own.arrays()["norms"] for own in draws]
+
+
+@pytest.mark.parametrize("terms", ["of weights", "of the batch"])
+def test_exact_norms_know_terms_of_the_loss_and_clipping_as_on_one_replica(terms):
+    def make():
+        activity = [keras.layers.ActivityRegularization(0.1)]
+        return _with_terms(*(activity if terms == "of the batch" else []))
+
+    (one, two), norms = _on_one_and_two(make)
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
+    np.testing.assert_allclose(small.flat(two), small.flat(one), rtol=1e-4, atol=1e-6)
+    moments = [model.sampling_run.gain.averages for model in (one, two)]
+    np.testing.assert_allclose(moments[1], moments[0], rtol=1e-4)
+
+
+def test_exact_norms_with_statistics_held_are_those_on_one_replica():
+    def make():
+        held = keras.layers.BatchNormalization(momentum=1.0)
+        return _with_terms(held, optimizer=keras.optimizers.SGD(0.0))
+
+    _, norms = _on_one_and_two(make)
+    assert (norms[0] > 0).all()
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
 
 
 def test_the_first_block_is_drawn_as_without_a_strategy(on_two):
@@ -105,12 +156,12 @@ def test_the_loss_shown_is_that_of_all_examples_on_several_replicas():
     np.testing.assert_allclose(shown[-1], expected, rtol=1e-5)
 
 
-def _normalized():
+def _normalized(cls=keras_osgd.Sequential):
     keras.utils.set_random_seed(0)
     layers = [keras.Input((4,)), keras.layers.Dense(5)]
     layers += [keras.layers.BatchNormalization(), keras.layers.Dense(3)]
-    model = keras_osgd.Sequential(layers)
-    model.compile("sgd", small.crossentropy(), sampling=RAIS(seed=0))
+    model, options = cls(layers), {"metrics": ["mse"], "sampling": RAIS(seed=0)}
+    model.compile("sgd", small.crossentropy(), **options)
     return model
 
 
@@ -143,15 +194,16 @@ def test_blocks_of_threads_that_overlap_leave_a_layer_its_own_call():
     assert "call" not in vars(layer)
 
 
-def test_a_step_that_is_not_finite_on_one_replica_changes_nothing_on_any():
+@pytest.mark.parametrize("cls", [keras_osgd.Sequential, replayed.Own])
+def test_a_step_that_is_not_finite_on_one_replica_changes_nothing_on_any(cls):
     x = replayed.X.copy()
     x[17, 2] = np.nan
-    model = _in_scope(_normalized)
+    model = _in_scope(lambda: _normalized(cls))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _trained(model, x, epochs=1)
     assert list(model.sampling_state.bad_examples.strikes) == [17]
-    for weight in model.weights:
+    for weight in (*model.weights, *model.metrics_variables):
         copies = [
             v.numpy() for v in _mirrored().experimental_local_results(weight.value)
         ]
@@ -207,6 +259,26 @@ def test_half_precision_scales_its_loss_on_two_replicas():
     assert model.sampling_state.observed == replayed.BATCH_SIZE * (
         model.sampling_run.clock.step
     )
+
+
+def test_an_overflow_on_one_replica_lowers_the_scale_and_changes_nothing(on_two):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = _in_scope(_rais)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x, row = replayed.X.copy(), on_two[1]["index"][0][-1]  # on the last replica
+    assert row not in on_two[1]["index"][0][:4]
+    x[row] *= 100  # times a scale of 2^15 it is too large for float16
+    start, seen = small.flat(model), []
+    keep = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(small.flat(model))
+    )
+    scale = float(model.optimizer.initial_scale)
+    _trained(model, x, epochs=1, callbacks=[keep])
+    np.testing.assert_array_equal(seen[0], start)
+    assert np.isfinite(seen).all() and float(model.optimizer.dynamic_scale) < scale
+    assert model.sampling_run.told == []
 
 
 def test_metrics_on_two_replicas_are_those_on_one():
