@@ -160,7 +160,9 @@ def _normalized(cls=keras_osgd.Sequential):
     keras.utils.set_random_seed(0)
     layers = [keras.Input((4,)), keras.layers.Dense(5)]
     layers += [keras.layers.BatchNormalization(), keras.layers.Dense(3)]
-    model, options = cls(layers), {"metrics": ["mse"], "sampling": RAIS(seed=0)}
+    model = cls(layers)
+    metric = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    options = {"metrics": [metric], "sampling": RAIS(seed=0)}
     model.compile("sgd", small.crossentropy(), **options)
     return model
 
@@ -267,15 +269,15 @@ def test_an_overflow_on_one_replica_lowers_the_scale_and_changes_nothing(on_two)
         model = _in_scope(_rais)
     finally:
         keras.config.set_dtype_policy("float32")
-    x, row = replayed.X.copy(), on_two[1]["index"][0][-1]  # on the last replica
+    row = on_two[1]["index"][0][-1]  # on the last replica
     assert row not in on_two[1]["index"][0][:4]
-    x[row] *= 100  # times a scale of 2^15 it is too large for float16
+    users = np.where(np.arange(replayed.N) == row, 200.0, 1.0)  # for float16 too large
     start, seen = small.flat(model), []
     keep = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append(small.flat(model))
     )
     scale = float(model.optimizer.initial_scale)
-    _trained(model, x, epochs=1, callbacks=[keep])
+    _trained(model, epochs=1, callbacks=[keep], sample_weight=users)
     np.testing.assert_array_equal(seen[0], start)
     assert np.isfinite(seen).all() and float(model.optimizer.dynamic_scale) < scale
     assert model.sampling_run.told == []
