@@ -53,7 +53,7 @@ def files(directory):
 
 
 def test_workers_go_on_from_a_checkpoint_that_all_can_use(tmp_path, monkeypatch):
-    path, *_ = (write(tmp_path, number, keep=3) for number in (1, 2, 3))
+    one, two, _ = (write(tmp_path, number, keep=3) for number in (1, 2, 3))
     others = iter([[2, 1], "damaged, torn", ""])  # of the first worker: 3 is unseen yet
 
     def told_by_all(strategy, own):
@@ -61,7 +61,8 @@ def test_workers_go_on_from_a_checkpoint_that_all_can_use(tmp_path, monkeypatch)
 
     monkeypatch.setattr(checkpoint_files, "told_by_all", told_by_all)
     with pytest.warns(UserWarning, match="00000002.npz: damaged, torn"):
-        assert checkpoint_files.newest(tmp_path).path == path
+        saved = checkpoint_files.newest(tmp_path)
+    assert saved.path == one and saved.passed_over == (two,)
 
 
 def test_what_is_written_is_read_back_and_the_oldest_ones_go(tmp_path):
