@@ -18,6 +18,7 @@ from keras_osgd.data.training_data import TrainingData
 from keras_osgd.data.uneven_columns import is_uneven
 from keras_osgd.data.weights import leaves_of
 from keras_osgd.draws.pipeline import Sample
+from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.sampling import RAIS, Oracle
 
 __all__ = [
@@ -61,6 +62,7 @@ def require_strategy(
 
 def _problems(model, sampling, name: str) -> list[tuple[bool, str]]:
     steps, jit_compile = model.steps_per_execution, model.jit_compile
+    accumulated = inner_optimizer(model.optimizer).gradient_accumulation_steps
     return [
         (
             not isinstance(model.distribute_strategy, _TAKEN),
@@ -77,6 +79,12 @@ def _problems(model, sampling, name: str) -> list[tuple[bool, str]]:
             steps > 1,
             f"`steps_per_execution` must be 1: Keras makes no more under {name}. "
             f"Received: steps_per_execution={steps}. Leave it out of `compile`.",
+        ),
+        (
+            bool(accumulated),
+            "`gradient_accumulation_steps` must be None: Keras cannot accumulate under "
+            f"{name}. Received: gradient_accumulation_steps={accumulated}. Use a "
+            "larger batch instead.",
         ),
         (
             bool(jit_compile),

@@ -362,6 +362,22 @@ def test_one_replica_trains_and_goes_on_as_without_a_strategy(kind, tmp_path):
     np.testing.assert_array_equal(small.flat(again), small.flat(outside))
 
 
+def test_accumulated_gradients_are_refused_and_fail_in_keras_too():
+    """Where Keras' part fails, Keras is mended: lift the refusal."""
+
+    def accumulating(cls, **options):
+        optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+        model = cls([keras.Input((4,)), keras.layers.Dense(3)])
+        model.compile(optimizer, small.crossentropy(), **options)
+        return model
+
+    ours = _in_scope(lambda: accumulating(keras_osgd.Sequential, sampling="rais"))
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps` must be None"):
+        _trained(ours)
+    with pytest.raises(RuntimeError, match="merge_call"):
+        _trained(_in_scope(lambda: accumulating(keras.Sequential)), epochs=1)
+
+
 # The rows of each process
 
 
