@@ -36,6 +36,7 @@ def _saved(workers, x=X):
             "state": state.state_dict(),
             "variables": {"metrics": metrics, "model": {"0": np.zeros(2)}},
             "replicas": {"metrics": {"0": np.float32([1 + rank])}},
+            "probes": np.array([rank]),
         }
         details = {"n": data.n, "workers": workers}
         parts.append(Saved(pathlib.Path("checkpoint-00000001.npz"), arrays, details))
@@ -84,6 +85,8 @@ def test_the_same_number_of_workers_has_its_own_parts():
     found = together.of_worker(saved, Share(2, 1))
     assert found.arrays["state"] is saved.parts[1].arrays["state"]
     assert found.arrays["variables"]["metrics"] == {"0": 2.0}
+    assert found.arrays["replicas"]["metrics"] == {"0": [2.0]}
+    assert found.arrays["probes"] == [1]
     assert found.arrays["variables"]["model"] is not None
     assert found.details["n"] == N // 2
 
