@@ -38,7 +38,9 @@ def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def wrapped(owner: Any, method: str, wrap: Callable[[Callable], Callable]) -> Iterator:
+def wrapped(
+    owner: Any, method: str, wrap: Callable[[Callable], Callable]
+) -> Iterator[None]:
     """Replaces a method by `wrap(method)` for this thread's calls during the block.
 
     Replicas are threads that take turns, so their blocks overlap: each has a wrapper
