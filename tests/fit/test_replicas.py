@@ -263,6 +263,20 @@ def test_half_precision_scales_its_loss_on_two_replicas():
     )
 
 
+def test_updates_that_leave_infinite_weights_are_taken_back_on_both_replicas():
+    model = _in_scope(_rais)
+    start, model.optimizer.learning_rate = small.flat(model), np.inf
+    with (
+        pytest.raises(RuntimeError, match="The learning rate is now inf"),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        _trained(model)
+    for weight in model.weights:
+        for copy in _mirrored().experimental_local_results(weight.value):
+            assert np.isfinite(copy.numpy()).all()
+    np.testing.assert_array_equal(small.flat(model), start)
+
+
 def test_an_overflow_on_one_replica_lowers_the_scale_and_changes_nothing(on_two):
     keras.config.set_dtype_policy("mixed_float16")
     try:
