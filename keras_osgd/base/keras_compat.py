@@ -319,17 +319,16 @@ def global_seeds_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unsummed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Lets `optimizer` apply a single replica's gradients as they are, in the block.
+    """Lets `optimizer` apply gradients as they are, in the block: they are summed.
 
-    TensorFlow's sum over replicas registers a gradient of its own for each graph, and
-    so keeps the graph for ever, even where there is but one replica.
+    The step sums them over all replicas before the optimizer, so that clipping and the
+    search for overflows see the whole gradient. TensorFlow's sum also registers a
+    gradient of its own for each graph, and so keeps the graph for ever, even where
+    there is but one replica.
 
     Args:
         optimizer: the one that applies the gradients (inside a `LossScaleOptimizer`).
     """
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        yield
-        return
     as_they_are = {"_all_reduce_sum_gradients": lambda gradients: gradients}
     with replaced(optimizer, as_they_are):
         yield

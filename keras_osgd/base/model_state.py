@@ -38,14 +38,17 @@ def state_kept(model: keras.Model) -> Iterator[None]:
     """Restores weights, seeds, statistics and metrics at the end of the block.
 
     TensorFlow's own variables, as attributes of the model or a layer, are restored too.
-    Weights are included since SpectralNormalization assigns its layer's kernel. A
-    `keras.StatelessScope` would not do: Keras 3.15 hands `None` to regularizers in it.
+    Weights are included since SpectralNormalization assigns its layer's kernel. Each
+    replica's copy gets its own value back. A `keras.StatelessScope` would not do: Keras
+    3.15 hands `None` to regularizers in it.
     """
     layers = [model, *keras_compat.layers_of(model)]
     metrics = [v for layer in layers for v in layer.metrics_variables]
     plain = [v for layer in layers for v in vars(layer).values()]
     plain = [v for v in plain if isinstance(v, tf.Variable)]
-    variables = {id(v): v for v in [*model.variables, *metrics, *plain]}
+    variables = [*map(keras_compat.tensor_of, [*model.variables, *metrics]), *plain]
+    copies = map(model.distribute_strategy.experimental_local_results, variables)
+    variables = {id(v): v for of_all in copies for v in of_all}
     held = [(v, tf.identity(v)) for v in variables.values()]
     try:
         yield

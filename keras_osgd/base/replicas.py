@@ -5,8 +5,9 @@ With one replica, and outside of strategies, every function here is the plain ca
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -21,6 +22,7 @@ __all__ = [
     "copies",
     "count",
     "everywhere",
+    "on_one",
     "once",
     "share_of",
     "summed",
@@ -85,6 +87,8 @@ def share_of(strategy: tf.distribute.Strategy) -> Share:
 def summed(values: Any) -> Any:
     """Returns tensors, nested or not, summed over all replicas; each must call it.
 
+    `tf.IndexedSlices` stay such, and `None` stays `None`.
+
     Example:
         >>> float(summed(tf.constant(2.0)))
         2.0
@@ -92,8 +96,10 @@ def summed(values: Any) -> Any:
     if _alone():
         return values
     flat = keras.tree.flatten(values)
+    given = [value for value in flat if value is not None]
     context = tf.distribute.get_replica_context()
-    total = context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+    total = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given))
+    total = [value if value is None else next(total) for value in flat]
     return keras.tree.pack_sequence_as(values, total)
 
 
@@ -149,6 +155,30 @@ def once(function: Callable, *args: Any) -> Any:
         return function(lambda f, *of_all: strategy.run(f, args=of_all), *values)
 
     return tf.distribute.get_replica_context().merge_call(merged, args=args)
+
+
+@contextlib.contextmanager
+def on_one(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Runs the block on the first replica of this process alone, as a part of a step.
+
+    Nothing in it may need the other replicas, as `summed` does.
+
+    Args:
+        strategy: of the model.
+
+    Example:
+        >>> with on_one(tf.distribute.get_strategy()):
+        ...     tf.distribute.in_cross_replica_context()
+        False
+    """
+    share = share_of(strategy)
+    if share.all_replicas == 1:
+        yield
+        return
+    first = share.rank * share.replicas
+    device = strategy.extended.worker_devices[0]
+    with tf.distribute.ReplicaContext(strategy, first), tf.device(device):
+        yield
 
 
 def assign_each(variable: tf.Variable, values: Any) -> None:

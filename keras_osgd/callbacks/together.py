@@ -22,7 +22,7 @@ from keras_osgd.scores.dealt import dealt
 
 __all__ = ["of_worker", "require_shared"]
 
-_OF_PART = ("replicas", "probes", "stream")
+_OF_PART = ("replicas", "probes")
 _PATIENCE = 5.0  # seconds until a file must be seen on a file system that is shared
 _OF_RUN = ("state", "clock", "log", "last_layer_gain", "planner")  # of `Run.state_dict`
 

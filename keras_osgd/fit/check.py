@@ -291,9 +291,8 @@ def _examine(
         refusals.tried(refresh_steps, method, *sizes)
     if not model.built:
         return Examined(data, described, (), False, None, line)
-    alone, handed = strategies.replicas_of(model) == 1, True
-    shown = _shown(model, described, data, earlier)
-    if described and model.trainable_weights and alone:
+    shown, handed = _shown(model, described, data, earlier), True
+    if described and model.trainable_weights:
         given = data.arrays[2] is not None
         tried = model, described, shown, data, method.norm, given
         handed = bool(refusals.tried(own_train_step.verify, *tried))

@@ -18,8 +18,8 @@ from keras_osgd.data.training_data import TrainingData
 from keras_osgd.data.uneven_columns import is_uneven
 from keras_osgd.data.weights import leaves_of
 from keras_osgd.draws.pipeline import Sample
+from keras_osgd.gain.learning_rate import inner_optimizer
 from keras_osgd.sampling import RAIS, Oracle
-from keras_osgd.step.own_train_step import own_train_step
 
 __all__ = [
     "build",
@@ -62,6 +62,7 @@ def require_strategy(
 
 def _problems(model, sampling, name: str) -> list[tuple[bool, str]]:
     steps, jit_compile = model.steps_per_execution, model.jit_compile
+    accumulated = inner_optimizer(model.optimizer).gradient_accumulation_steps
     return [
         (
             not isinstance(model.distribute_strategy, _TAKEN),
@@ -69,19 +70,21 @@ def _problems(model, sampling, name: str) -> list[tuple[bool, str]]:
             f'Received: {name}. Use one of these, or compile with sampling="uniform".',
         ),
         (
-            sampling.norm == "exact",
-            f"Exact norms need one replica. Received: sampling={sampling!r} under "
-            f"{name}. Compile with sampling=RAIS(), or train without a strategy.",
-        ),
-        (
-            own_train_step(model) is not None,
-            "A `train_step` of your own needs one replica. Received: one under "
-            f"{name}. Override `compute_loss` instead, or train without a strategy.",
+            isinstance(sampling, Oracle),
+            "The oracle needs one replica: several read a batch ahead of its scores. "
+            f"Received: sampling={sampling!r} under {name}. Compile with "
+            'sampling=RAIS(norm="exact"), or train without a strategy.',
         ),
         (
             steps > 1,
             f"`steps_per_execution` must be 1: Keras makes no more under {name}. "
             f"Received: steps_per_execution={steps}. Leave it out of `compile`.",
+        ),
+        (
+            bool(accumulated),
+            "`gradient_accumulation_steps` must be None: Keras cannot accumulate under "
+            f"{name}. Received: gradient_accumulation_steps={accumulated}. Use a "
+            "larger batch instead.",
         ),
         (
             bool(jit_compile),

@@ -195,15 +195,16 @@ def beside(
 ) -> tf.Tensor:
     """Returns `[]`, the part of the loss that no example's weight multiplies.
 
-    It is the sum of `model.losses`, such as regularisation. A user's `compute_loss`
-    returns it for weights of 0.
+    It is the sum of `model.losses`, such as regularisation, of which each replica has
+    an even share. A user's `compute_loss` returns it for weights of 0.
     """
     if has_own(model):
         size = tf.shape(keras.tree.flatten(y_pred)[0])[0]
         zeros = weights_for(described, tf.zeros([size], keras.config.floatx()), None)
         return keras_compat.untracked_loss(model, x, y, y_pred, zeros)
     terms = [tf.reduce_sum(tf.cast(t, keras.config.floatx())) for t in model.losses]
-    return tf.add_n([tf.zeros([], keras.config.floatx()), *terms])
+    terms = tf.add_n([tf.zeros([], keras.config.floatx()), *terms])
+    return terms / tf.cast(replicas.count(), terms.dtype)
 
 
 def unmasked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.replacing import wrapped
 from keras_osgd.norms import rules
 from keras_osgd.norms.forms import rows_from
 
@@ -155,41 +157,11 @@ def replaced_calls(
     Calls from other threads still go to the layer's own `call`: they do not belong to
     this forward pass, and tapes of two threads must not be nested.
     """
-    thread = threading.get_ident()
-
-    def replaced(layer: keras.Layer) -> Callable:
-        original = layer.call
-        wrapped = wrap(layer, original)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            ours = threading.get_ident() == thread
-            return (wrapped if ours else original)(*args, **kwargs)
-
-        call.replaces, call.ended = vars(layer).get("call"), False
-        return call
-
-    calls = []
-    try:
+    with contextlib.ExitStack() as blocks:
         for layer in layers:
-            calls.append((layer, replaced(layer)))
-            vars(layer)["call"] = calls[-1][1]
+            own = functools.partial(wrap, layer)
+            blocks.enter_context(wrapped(layer, "call", own))
         yield
-    finally:
-        for layer, call in calls:
-            call.ended = True
-            _take_off_ended(layer)
-
-
-def _take_off_ended(layer: keras.Layer) -> None:
-    """Removes calls whose blocks have ended, and restores the call before them.
-
-    Replicas are threads whose blocks may overlap: the block begun first may end first.
-    """
-    own = vars(layer)
-    while getattr(own.get("call"), "ended", False):
-        before = own.pop("call").replaces
-        if before is not None:
-            own["call"] = before
 
 
 class Axes(NamedTuple):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_osgd.base import keras_compat
+from keras_osgd.base import keras_compat, replicas
 from keras_osgd.base.model_state import state_kept
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import OutputLoss, weights_for
@@ -96,7 +96,9 @@ class Scorer:
         for first in range(0, n, batch_size):
             # Earlier rows fill up the last batch, which saves a second trace.
             rows = slice(max(0, min(first, n - batch_size)), first + batch_size)
-            found.append(self(*data.batch(rows)).numpy()[first - rows.start :])
+            with replicas.on_one(self.model.distribute_strategy):
+                norms = self(*data.batch(rows)).numpy()
+            found.append(norms[first - rows.start :])
             progress(min(first + batch_size, n))
         return np.concatenate(found)
 
@@ -155,7 +157,8 @@ class Scorer:
         weights = weights_for(self.losses, ones, weights)
         loss = keras_compat.untracked_loss(self.model, x, y, y_pred, weights)
         loss -= beside(self.model, self.losses, x, y, y_pred)
-        return loss / scale(self.losses, size)
+        # On one of several replicas Keras divides a mean by their number too.
+        return loss / scale(self.losses, size * replicas.count())
 
     @contextlib.contextmanager
     def in_mode(self, training: bool) -> Iterator[None]:

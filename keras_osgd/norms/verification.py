@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.refusals import NOT_REASONS, line_of, refuse
+from keras_osgd.base.replicas import on_one
 from keras_osgd.base.warn import warn_once
 from keras_osgd.norms.exact import Measured, refusal
 from keras_osgd.norms.scorer import Scorer
@@ -53,12 +54,13 @@ def verify(scorer: Scorer, in_training: bool) -> None:
         ValueError: naming all weights where they differ, and listing every layer that
             has no per-example gradients in either mode.
     """
-    obstacles, wrong_norms, wrong_sums = _found_wrong(scorer)
-    if in_training and not scorer.holds_statistics:
-        with scorer.in_mode(training=True):
-            measured, gradients = scorer.measured(*scorer.probe)
-        obstacles += measured.obstacles
-        wrong_sums |= _wrong_sums(scorer, measured, gradients)
+    with on_one(scorer.model.distribute_strategy):
+        obstacles, wrong_norms, wrong_sums = _found_wrong(scorer)
+        if in_training and not scorer.holds_statistics:
+            with scorer.in_mode(training=True):
+                measured, gradients = scorer.measured(*scorer.probe)
+            obstacles += measured.obstacles
+            wrong_sums |= _wrong_sums(scorer, measured, gradients)
     wrong_sums -= wrong_norms
     refuse(
         [

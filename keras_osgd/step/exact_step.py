@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_osgd.base import keras_compat
+from keras_osgd.base import keras_compat, replicas
 from keras_osgd.losses import shares
 from keras_osgd.norms.calls import Frame
 from keras_osgd.norms.forms import widened
@@ -21,10 +21,11 @@ class Backward(NamedTuple):
     """Gradients and exact norms from one backward pass.
 
     Attributes:
-        gradients: of the loss, for each trainable weight; `None` where it has none.
+        gradients: of the loss, for each trainable weight, summed over all replicas;
+            `None` where it has none.
         deltas: gradients of the loss without regularisation, for each tensor asked for.
-        squared_norms: `[m]`, of each example's w f, squared gradient-norm units.
-        squared_gradient: `[]`, of the mean of w f, same units.
+        squared_norms: `[k]`, of each w f of this replica, squared gradient-norm units.
+        squared_gradient: `[]`, of the mean of w f over all replicas, same units.
     """
 
     gradients: list[Any]
@@ -45,24 +46,27 @@ def backward(
     """Returns gradients and exact norms of the forward pass that `tape` recorded.
 
     A convolution's per-example gradients add up to the batch's gradient, which then
-    need not be computed again: in a graph TensorFlow omits unused operations.
+    need not be computed again: in a graph TensorFlow omits unused operations. Several
+    replicas sum each gradient once, for the update and for ||g||^2.
 
     Args:
         model: in training.
         scorer: knows which calls have a batch axis.
         tape: persistent.
         frames: recorded calls.
-        losses: `[]` each, the batch's loss with and without regularisation, both
-            importance-weighted and scaled for the optimizer. They are the same tensor
-            where regularisation depends on the weights alone.
+        losses: `[]` each, this replica's part of the batch's loss with and without
+            regularisation, both importance-weighted and scaled for the optimizer. They
+            are the same tensor where regularisation depends on the weights alone.
         tensors: further tensors whose gradients are wanted.
-        held: `[m]`, squared norms from another pass, with BatchNormalization's
+        held: `[k]`, squared norms from another pass, with BatchNormalization's
             statistics held; `None` where this pass gives the norms.
     """
     (loss, of_data), variables = losses, model.trainable_weights
     watched = [keras_compat.tensor_of(v) for v in variables]
     references = [v.ref() for v in watched]
-    uses = scorer.uses(frames if held is None else [], training=True)
+    size = scorer.batch_size
+    part = size // replicas.count()
+    uses = scorer.uses(frames if held is None else [], training=True, size=part)
     sources = (watched, tensors, uses.outputs)
     own, deltas, of_outputs = tape.gradient(of_data, sources)
     known = dict(zip(references, own, strict=True)) if held is None else {}
@@ -72,8 +76,7 @@ def backward(
         regular = [_of_regularizer(variable, scale) for variable in variables]
         gradients, own = _apart(references, own, regular, measured.gradients)
     else:
-        gradients = tape.gradient(loss, watched)
-    size = scorer.batch_size
+        gradients, own = replicas.summed([tape.gradient(loss, watched), own])
     unit = scale(tf.constant(shares.scale(scorer.losses, size)))
     norms = tf.cast(measured.squared_norms, tf.float32) / tf.square(unit)
     squared = _squared_norm(own) / tf.square(unit * size)
@@ -86,15 +89,25 @@ def _apart(
     regular: Sequence[Any],
     free: dict[Any, tf.Tensor],
 ) -> tuple[list[Any], list[Any]]:
-    """Returns the gradients with and without regularisation, in the cheaper way."""
-    whole, own = list(gradients), list(gradients)
-    for i, (gradient, added) in enumerate(zip(gradients, regular, strict=True)):
-        if gradient is None:
+    """Returns the gradients with and without regularisation, in the cheaper way.
+
+    They are summed over all replicas, whose losses share the regularisation evenly.
+    """
+    without = [
+        gradient is not None and reference in free and not tf.executing_eagerly()
+        for reference, gradient in zip(references, gradients, strict=True)
+    ]
+    parts = zip(references, gradients, without, strict=True)
+    found = replicas.summed(
+        [tf.cast(free[r], g.dtype) if known else g for r, g, known in parts]
+    )
+    whole, own = list(found), list(found)
+    for i, (gradient, added) in enumerate(zip(found, regular, strict=True)):
+        if gradient is None or added is None:
             continue
-        if references[i] in free and not tf.executing_eagerly():
-            own[i] = tf.cast(free[references[i]], gradient.dtype)
-            whole[i] = own[i] if added is None else own[i] + added
-        elif added is not None:
+        if without[i]:
+            whole[i] = gradient + added
+        else:
             own[i] = tf.convert_to_tensor(gradient) - added
     return whole, own
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.keras_compat import MetricUpdate
-from keras_osgd.base.replacing import replaced
+from keras_osgd.base.replacing import wrapped
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses.described import metric_weights
@@ -81,7 +81,7 @@ def update(model: keras.Model, importance: Importance, y: Any, y_pred: Any) -> N
 
 @contextlib.contextmanager
 def weighted(model: keras.Model, importance: Importance) -> Iterator[None]:
-    """Weights every update of the metrics of `compile` during the block.
+    """Weights every update of the metrics of `compile`, of this thread, in the block.
 
     Keras, and a user's own `train_step`, update them by the single metric that holds
     them.
@@ -94,7 +94,7 @@ def weighted(model: keras.Model, importance: Importance) -> Iterator[None]:
     if held is None:
         yield
         return
-    with replaced(held, {"update_state": update_state}):
+    with wrapped(held, "update_state", lambda own: update_state):
         yield
 
 

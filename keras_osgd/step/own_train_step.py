@@ -14,7 +14,8 @@ import tensorflow as tf
 from keras_osgd.base import keras_compat
 from keras_osgd.base.model_state import state_kept
 from keras_osgd.base.refusals import NOT_REASONS, Refused, line_of
-from keras_osgd.base.replacing import replaced
+from keras_osgd.base.replacing import wrapped
+from keras_osgd.base.replicas import on_one
 from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses import coupling, own_metrics
@@ -60,18 +61,18 @@ def taking_part(
     model: keras.Model,
     sample_weight: Any,
     at_loss: Callable[[Any, tf.Tensor, Callable[[Any], tf.Tensor]], None],
-    at_update: Callable[[Callable[[], Any], list, list | None], None],
+    at_update: Callable[[Callable[[list], Any], list, list | None], None],
     handed: bool = True,
     with_masks: Callable[[Any, Any], Any] | None = None,
 ) -> Iterator[None]:
     """Hooks into a user's step, where it computes the loss and applies the gradients.
 
     Args:
-        model: whose step runs in the block.
+        model: whose step runs in the block, in this thread.
         sample_weight: weights of the batch.
         at_loss: called after `compute_loss` with outputs, loss, and a function that
             returns the loss for other weights.
-        at_update: called with a function that applies the gradients, the gradients
+        at_update: called with a function that applies gradients, the step's gradients
             and their variables, instead of `optimizer.apply`.
         handed: whether the weights were handed to the step; else they are given to
             `compute_loss` here.
@@ -82,10 +83,9 @@ def taking_part(
         ValueError: unless the step computes the loss once, with these weights, and
             then applies gradients once.
     """
-    compute_loss, apply = model.compute_loss, model.optimizer.apply
     done, refusals = [], []
 
-    def computing(*args: Any, **kwargs: Any) -> tf.Tensor:
+    def computing(compute_loss: Callable, *args: Any, **kwargs: Any) -> tf.Tensor:
         if done:
             raise _refused(model, "which calls `compute_loss` more than once")
         call = _signature_of(compute_loss, model).bind(*args, **kwargs)
@@ -101,19 +101,18 @@ def taking_part(
         at_loss(y_pred, loss, weighted)
         return loss
 
-    def applying(grads: Any, trainable_variables: Any = None) -> None:
+    def applying(apply: Callable, grads: Any, trainable_variables: Any = None) -> None:
         if not done:
             raise _refused(model, "which applies gradients without `compute_loss`")
         if len(done) > 1:
             raise _refused(model, "which applies gradients more than once")
         done.append("update")
         variables = None if trainable_variables is None else list(trainable_variables)
-        grads = list(grads)
-        at_update(lambda: apply(grads, variables), grads, variables)
+        at_update(lambda grads: apply(grads, variables), list(grads), variables)
 
     with (
-        replaced(model, {"compute_loss": _noting(computing, refusals)}),
-        replaced(model.optimizer, {"apply": _noting(applying, refusals)}),
+        wrapped(model, "compute_loss", _noting(computing, refusals)),
+        wrapped(model.optimizer, "apply", _noting(applying, refusals)),
         _raised_as_noted(refusals),
     ):
         yield
@@ -124,16 +123,19 @@ def taking_part(
 
 
 def _noting(function: Callable, refusals: list[Refused]) -> Callable:
-    """Returns `function`, which notes what it refuses."""
+    """Returns a wrapper of methods for `function`, which notes what it refuses."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Refused as refusal:
-            refusals.append(refusal)
-            raise
+    def wrap(method: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(method, *args, **kwargs)
+            except Refused as refusal:
+                refusals.append(refusal)
+                raise
 
-    return call
+        return call
+
+    return wrap
 
 
 @contextlib.contextmanager
@@ -255,7 +257,11 @@ def _try_out(model, step, found: tuple, batch: tuple, handed: bool) -> None:
     weights = weights_for(described, ones, users)
     importance = Importance(ones, users, metrics, tf.ones([]))
     try:
-        with state_kept(model), tf.GradientTape(persistent=True) as tape:
+        with (
+            on_one(model.distribute_strategy),
+            state_kept(model),
+            tf.GradientTape(persistent=True) as tape,
+        ):
             trial = _Trial(model, described, batch, tape)
             with (
                 replaced_calls(keras_compat.layers_of(model), trial.called),

@@ -179,7 +179,8 @@ class Recovery:
         )
 
     def _advice(self) -> str:
-        rate = float(inner_optimizer(self._model.optimizer).learning_rate)
+        rate = inner_optimizer(self._model.optimizer).learning_rate
+        rate = float(tf.convert_to_tensor(rate))  # also of several replicas
         return (
             f"No example is blamed. The learning rate is now {rate:g}: lower it, look "
             "for a callback that sets it or weights, or train in a wider float type."

@@ -122,10 +122,8 @@ def own_sampled_step(
         seen["pass"] = Pass(y_pred, loss, [], last, None)
 
     def at_update(apply: Callable, gradients: list, variables: list | None) -> None:
-        done = seen["pass"]._replace(gradients=gradients)
-        seen["counts"], seen["gain"] = update(
-            model, state, sample, done, lambda _: apply()
-        )
+        done = seen["pass"]._replace(gradients=replicas.summed(gradients))
+        seen["counts"], seen["gain"] = update(model, state, sample, done, apply)
 
     def with_masks(y: Any, y_pred: Any) -> Any:
         return _with_masks(model, state, (y, y_pred, sample), weights)[0]
@@ -163,6 +161,7 @@ def _forward_and_backward(model, state, data, weights) -> Pass:
     if scorer is None:
         sources = model.trainable_weights, outputs
         gradients, deltas = tape.gradient(scaled, sources)
+        gradients = replicas.summed(gradients)
     else:
         done = exact_step.backward(
             model, scorer, tape, frames, (scaled, of_data), outputs, held
@@ -216,7 +215,7 @@ class Pass(NamedTuple):
     Attributes:
         y_pred: the model's outputs.
         loss: `[]`, of the batch, as trained on.
-        gradients: one for each trainable weight.
+        gradients: one for each trainable weight, summed over all replicas.
         last_layer: squared norms `[m]` and ||g||^2 `[]` of the last layer.
         exact: the same over all trainable weights, or `None`.
         left: `[]`, sum of the weights that masked losses were divided by, or `None`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -164,13 +164,21 @@ def put_back(before: Sequence[tuple[keras.Variable, Any]]) -> None:
 def put_back_unless(
     counts: tf.Tensor, before: Sequence[tuple[keras.Variable, Any]]
 ) -> None:
-    """Restores variables unless the step `counts` (`[]`); not for use on replicas."""
+    """Restores variables unless the step `counts`, `[]` bool; each replica calls it.
 
-    def undo() -> tf.Tensor:
-        put_back(before)
-        return counts
+    Args:
+        counts: the same on all replicas.
+        before: from `state_before`.
+    """
 
-    tf.cond(counts, lambda: counts, undo)
+    def conclude(each: Callable, old: Any) -> tf.Tensor:
+        def undo() -> tf.Tensor:
+            put_back([(v, value) for (v, _), value in zip(before, old, strict=True)])
+            return counts
+
+        return tf.cond(counts, lambda: counts, undo)
+
+    replicas.once(conclude, [value for _, value in before])
 
 
 def shown(logs: dict[str, Any], results: dict[str, Any]) -> dict[str, tf.Tensor]:

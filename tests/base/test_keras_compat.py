@@ -111,7 +111,7 @@ NAMES = {  # name: (where it is looked for, what breaks without it)
     },
     "_all_reduce_sum_gradients": (
         keras.optimizers.SGD,
-        "unsummed: the graphs of trained models are kept for ever",
+        "unsummed: gradients are summed twice, graphs of models are kept for ever",
     ),
     "_rng": (
         lambda: (tf.random.set_seed(0), context.context())[1],

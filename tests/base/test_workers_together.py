@@ -46,3 +46,15 @@ def test_a_lost_worker_is_told_of_only_where_there_are_several(monkeypatch):
     lost, must = workers.lost_workers_told(ALONE), "All 2 workers must stay alive"
     with pytest.raises(RuntimeError, match=f"{must}.*than worker 1 ended"), lost:
         raise LOST
+
+
+def test_each_worker_s_values_are_taken_once_however_many_replicas_it_has(monkeypatch):
+    others = iter([[1], [7.0]])
+    monkeypatch.setattr(workers, "share_of", lambda strategy: Share(2, 0, replicas=2))
+    monkeypatch.setattr(
+        workers,
+        "_of_all",
+        lambda _, own: np.concatenate([own, own, *2 * [next(others)]]),
+    )
+    one, other = workers.gathered(ALONE, np.array([1.0, 2.0]))
+    assert (one.tolist(), other.tolist()) == ([1.0, 2.0], [7.0])

@@ -52,6 +52,19 @@ def files(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+def test_workers_go_on_from_a_checkpoint_that_all_can_use(tmp_path, monkeypatch):
+    one, two, _ = (write(tmp_path, number, keep=3) for number in (1, 2, 3))
+    others = iter([[2, 1], "damaged, torn", ""])  # of the first worker: 3 is unseen yet
+
+    def told_by_all(strategy, own):
+        return [next(others), own]
+
+    monkeypatch.setattr(checkpoint_files, "told_by_all", told_by_all)
+    with pytest.warns(UserWarning, match="00000002.npz: damaged, torn"):
+        saved = checkpoint_files.newest(tmp_path)
+    assert saved.path == one and saved.passed_over == (two,)
+
+
 def test_what_is_written_is_read_back_and_the_oldest_ones_go(tmp_path):
     assert checkpoint_files.newest(tmp_path) is None
     for number in range(4):

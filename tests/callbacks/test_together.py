@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from keras_osgd.base.replicas import Share
-from keras_osgd.callbacks import together
+from keras_osgd.callbacks import together, writer
 from keras_osgd.callbacks.checkpoint_files import Saved
 from keras_osgd.data import training_data
 from keras_osgd.data.identity import Identity
+from keras_osgd.fit import all_rows
 from keras_osgd.fit.strategies import part_of
 from keras_osgd.scores.state import SamplingState
 from keras_osgd.scores.table import ScoreTable
@@ -35,6 +36,7 @@ def _saved(workers, x=X):
             "state": state.state_dict(),
             "variables": {"metrics": metrics, "model": {"0": np.zeros(2)}},
             "replicas": {"metrics": {"0": np.float32([1 + rank])}},
+            "probes": np.array([rank]),
         }
         details = {"n": data.n, "workers": workers}
         parts.append(Saved(pathlib.Path("checkpoint-00000001.npz"), arrays, details))
@@ -83,6 +85,8 @@ def test_the_same_number_of_workers_has_its_own_parts():
     found = together.of_worker(saved, Share(2, 1))
     assert found.arrays["state"] is saved.parts[1].arrays["state"]
     assert found.arrays["variables"]["metrics"] == {"0": 2.0}
+    assert found.arrays["replicas"]["metrics"] == {"0": [2.0]}
+    assert found.arrays["probes"] == [1]
     assert found.arrays["variables"]["model"] is not None
     assert found.details["n"] == N // 2
 
@@ -91,3 +95,28 @@ def test_a_single_worker_needs_no_directory_that_is_shared(tmp_path):
     import tensorflow as tf
 
     together.require_shared(tf.distribute.get_strategy(), tmp_path / "missing")
+
+
+def test_rows_that_changed_are_found_in_scores_of_all_rows_too():
+    changed, state = X.copy(), _saved(1).arrays["state"]
+    changed[[3, 5]] += 1
+    whole, share = _whole(changed), Share(2, 1)
+    data = part_of(whole, share)
+    found = all_rows.own_rows(share, data, whole, state)
+    np.testing.assert_array_equal(found["times_drawn"], [1, 3, 5, 7, 9])
+    assert list(Identity.of(found).changed(data.identity())) == [1, 2]
+
+
+def test_a_marker_that_the_first_worker_cannot_write_makes_no_checkpoint_anywhere(
+    tmp_path, monkeypatch
+):
+    faults = iter([None, OSError(28, "worker 0: full")])  # of the parts, the marker
+    monkeypatch.setattr(writer, "share_of", lambda strategy: Share(2, 1))
+    monkeypatch.setattr(writer, "told_by_all", lambda strategy, own: [own, own])
+    monkeypatch.setattr(writer, "first_failure", lambda strategy, own: next(faults))
+    ours = writer.Writer(tmp_path, 2, None, bool)
+    ours.write(lambda: ({"a": np.zeros(2)}, {}))
+    with pytest.warns(UserWarning, match="worker 0: full"):
+        ours.wait()
+    ours.close()
+    assert ours.newest is None and not list(tmp_path.iterdir())

@@ -44,6 +44,10 @@ def test_a_directory_that_workers_do_not_share_is_refused_on_each(ended_twice):
         assert told["apart"]["step"] is None
 
 
+def test_no_file_stays_of_the_look_at_the_directory(directory, going_on):
+    assert not list(directory.rglob("worker-*"))
+
+
 def test_sigterm_on_one_worker_ends_all_at_one_step(ended_twice):
     for told in ended_twice[0]:
         assert told["terminated"]["error"] == "SystemExit: 143"
@@ -170,6 +174,18 @@ def test_each_worker_knows_the_draws_and_p_of_all_rows(going_on):
         np.testing.assert_array_equal(found["labels"], small.Y[found["most"]])
         np.testing.assert_array_equal(found["p"], p)
         assert told[rank]["monitored"]
+
+
+def test_numbers_are_logged_of_all_workers(going_on):
+    own = [told["own logged"] for told in going_on[0]]
+    assert own[0] != own[1]
+    for told in going_on[0]:
+        assert told["logged"].keys() == own[0].keys()
+        for name in told["logged"].keys() - {"sampling_share"}:  # of time, that goes on
+            value = told["logged"][name]
+            of_each = [found[name] for found in own]
+            expected = max(of_each) if name == "largest_weight" else np.mean(of_each)
+            np.testing.assert_allclose(value, expected, err_msg=name)
 
 
 def test_label_errors_are_looked_for_among_all_rows(going_on):

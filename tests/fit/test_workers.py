@@ -45,19 +45,21 @@ def workers(tmp_path_factory):
 
 def test_two_processes_end_with_the_same_weights_and_show_the_same(workers):
     (arrays, told), (others, also_told) = workers
-    for name in ("uniform", "weights", "predicted"):
+    for name in ("uniform", "weights", "exact weights", "own weights", "predicted"):
         np.testing.assert_array_equal(arrays[name], others[name])
     for name in ("history", "uniform_history", "evaluated"):
         assert told[name] == also_told[name]
 
 
-def test_two_processes_train_as_one_on_the_same_draws(workers):
-    parts = [arrays for arrays, _ in workers]
+@pytest.mark.parametrize("kind", ["", "exact ", "own "])
+def test_two_processes_train_as_one_on_the_same_draws(workers, kind):
+    names = ("index", "probability", "norms", "gains", "weights")
+    parts = [{k: arrays[kind + k] for k in names} for arrays, _ in workers]
     index = np.concatenate([2 * part["index"] + r for r, part in enumerate(parts)], 1)
     q = np.concatenate([part["probability"] for part in parts], axis=1)
     p = q / 2  # of all rows; a worker's own are drawn with q
     start = replayed.model(keras.Sequential).get_weights()
-    expected = replayed.replay(start, index, p)
+    expected = replayed.replay(start, index, p, exact=kind == "exact ")
     norms = np.concatenate([part["norms"] for part in parts], axis=1)
     np.testing.assert_allclose(norms, expected.norms, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(parts[0]["weights"], expected.weights, atol=2e-5)

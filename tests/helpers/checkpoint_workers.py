@@ -100,6 +100,8 @@ def know_all_rows(model, monitor):
     arrays["own q"] = model.sampling_run.planner.candidate
     arrays["times"], arrays["most"] = most.times_seen, most.index
     arrays["labels"], arrays["p"] = most.label, model.sampling.probabilities()
+    run = model.sampling_run
+    found["logged"], found["own logged"] = run.logged(), run.own_logged()
     found["monitored"] = np.array_equal(monitor.probabilities(), arrays["p"])
     suspects = keras_osgd.find_label_errors(model, small.X, small.Y, k=3)
     arrays["suspects"] = np.stack([suspects.index, suspects.times_seen])

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import keras_osgd
 from tests.helpers import small
 
 RATE, MOMENTUM, DECAY, N, BATCH_SIZE = 0.3, 0.9, 0.98, 61, 8
@@ -22,6 +23,19 @@ def model(cls, **options):
     optimizer = keras.optimizers.SGD(RATE, momentum=MOMENTUM)
     made.compile(optimizer, small.crossentropy(), metrics=["accuracy"], **options)
     return made
+
+
+class Own(keras_osgd.Sequential):
+    """Has a `train_step` as Keras' guides write it."""
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x, y, y_pred, sample_weight)
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply(gradients, self.trainable_weights)
+        return self.compute_metrics(x, y, y_pred, sample_weight)
 
 
 class Draws(keras.callbacks.Callback):
@@ -53,7 +67,7 @@ class Replayed(NamedTuple):
 
     Attributes:
         weights: all of them as one vector, after the last step.
-        norms: `[steps, m]`, of the last layer's gradient.
+        norms: `[steps, m]`, of the gradient of the last layer, or of all weights.
         gains: `[steps]`, by which each step's rate is multiplied.
     """
 
@@ -62,14 +76,16 @@ class Replayed(NamedTuple):
     gains: np.ndarray
 
 
-def replay(start, index, probability) -> Replayed:
+def replay(start, index, probability, exact=False) -> Replayed:
     """Trains on the draws given, one example at a time.
 
     Args:
         start: weights of `model`.
         index: `[steps, m]`, rows of X.
         probability: `[steps, m]`, p of each among all N.
+        exact: whether norms are over all weights, not those of the last layer alone.
     """
+    first = 0 if exact else 2
     weights = [tf.Variable(w, dtype=tf.float64) for w in start]
     velocity = [np.zeros(w.shape) for w in start]
     averages, norms, gains = np.zeros(4), [], []
@@ -81,10 +97,10 @@ def replay(start, index, probability) -> Replayed:
             sum(a * g for a, g in zip(w, parts, strict=True)) / m
             for parts in zip(*each, strict=True)
         ]
-        v = np.array([np.sqrt((g[2] ** 2).sum() + (g[3] ** 2).sum()) for g in each])
+        v = np.array([np.sqrt(_squared(g[first:])) for g in each])
         gains.append(_ratio(averages, m))
-        squared = (mean[2] ** 2).sum() + (mean[3] ** 2).sum()
-        moments = [(w * v**2).mean(), (w**2 * v**2).mean(), np.nan, squared]
+        squared = (w * v**2).mean(), (w**2 * v**2).mean(), _squared(mean[first:])
+        moments = [*squared[:2], np.nan, squared[2]]
         averages = averages + (1 - DECAY) * (np.array(moments) - averages)
         norms.append(v)
         for k, g in enumerate(mean):
@@ -92,6 +108,10 @@ def replay(start, index, probability) -> Replayed:
             weights[k].assign_add(velocity[k])
     flat = np.concatenate([w.numpy().ravel() for w in weights])
     return Replayed(flat, np.array(norms), np.array(gains))
+
+
+def _squared(gradients) -> float:
+    return sum((g**2).sum() for g in gradients)
 
 
 def _gradient(weights, row) -> list[tf.Tensor]:

@@ -53,16 +53,25 @@ def why_it_fails(cls) -> str:
     return ""
 
 
-def train(sampling, **options):
+def train(sampling, cls=keras_osgd.Sequential, **options):
     """Returns a trained model and its history."""
     with strategy.scope():
-        model = replayed.model(keras_osgd.Sequential, sampling=sampling)
+        model = replayed.model(cls, sampling=sampling)
     return model, model.fit(**OPTIONS, **options).history
+
+
+def trained_so(**options):
+    """Returns the weights and draws of a short training, into the second block."""
+    draws = replayed.Draws()
+    sampling = RAIS(seed=0, retreat_below=0, norm=options.pop("norm", "last_layer"))
+    model, _ = train(sampling, epochs=8, callbacks=[draws], **options)
+    return {"weights": small.flat(model), **draws.arrays()}
 
 
 found = {"plain": why_it_fails(keras.Sequential), "first": why_it_fails(FirstMended)}
 validation = {"validation_data": (replayed.X, replayed.Y)}
 uniform, found["uniform_history"] = train("uniform", epochs=1, **validation)
+others = {"exact": trained_so(norm="exact"), "own": trained_so(cls=replayed.Own)}
 draws = replayed.Draws()
 options = {"epochs": 8, "validation_freq": 8, "callbacks": [draws], **validation}
 model, found["history"] = train(RAIS(seed=0, retreat_below=0), **options)
@@ -74,5 +83,6 @@ np.savez(
     weights=small.flat(model),
     predicted=model.predict(replayed.X, batch_size=8, verbose=0),
     **draws.arrays(),
+    **{f"{kind} {k}": v for kind, of in others.items() for k, v in of.items()},
 )
 (DIRECTORY / f"{RANK}.json").write_text(json.dumps(found))
