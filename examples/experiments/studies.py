@@ -210,7 +210,7 @@ STUDIES = {
                 "shifted-strong",
                 "cnn",
                 (("rais", 6),),
-                (3, 4, 6),
+                (3, 4, 6, 9),
                 optimizer="adamw",
                 batch_size=128,
             ),
