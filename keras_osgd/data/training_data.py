@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -275,8 +275,8 @@ def sizes(
         return len(x), size or x.batch_size or 32
     leaf = (keras.tree.flatten(x) or [None])[0]
     n = leaf.shape[0] if len(getattr(leaf, "shape", ())) else None
-    if n is None:
-        return None, size
+    if n is None:  # as in Keras, `batch_size` does not count there
+        return None, None
     return math.floor(n * (1.0 - (validation_split or 0.0))), size or 32
 
 
@@ -298,11 +298,6 @@ def split(
     Returns:
         ((x, y, sample_weight), validation data in the form that `fit` takes).
     """
-    if isinstance(x, Indexed | tf.data.Dataset | keras.utils.PyDataset | Iterator):
-        raise ValueError(
-            "`validation_split` must be of arrays. Received: it with a dataset. Split "
-            "the dataset by `take` and `skip` and pass `validation_data`."
-        )
     arrays, n = checked(x, y, sample_weight)
     at = math.floor(n * (1.0 - validation_split))
     if at in (0, n):

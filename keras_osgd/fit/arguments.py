@@ -5,11 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from keras_osgd.base.refusals import refuse
+import keras
+import tensorflow as tf
 
-__all__ = ["FitArguments", "require_arguments"]
+from keras_osgd.base.refusals import refuse
+from keras_osgd.data.indexed_examples import Indexed
+
+__all__ = ["FitArguments", "require_arguments", "require_known"]
+
+_UNDIVIDED = (Indexed, tf.data.Dataset, keras.utils.PyDataset, Iterator)
+_OF_ARRAYS = (
+    "`validation_split` must be of arrays. Received: it with a dataset. Split the "
+    "dataset by `take` and `skip` and pass `validation_data`."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +54,33 @@ class FitArguments:
         """Returns a copy with other values."""
         return dataclasses.replace(self, **changes)
 
+    def with_examples(self, x: Any) -> FitArguments:
+        """Returns a copy with the examples of a dataset, or itself for the same x.
+
+        As in Keras, batches stay as they are: `batch_size` is for validation alone.
+        """
+        if x is self.x:
+            return self
+        size = self.validation_batch_size or self.batch_size
+        return self.replace(x=x, batch_size=None, validation_batch_size=size)
+
     def for_keras(self) -> dict[str, Any]:
         """Returns the keyword arguments of Keras' `fit`; nothing in them is copied."""
         return dict(vars(self))
+
+
+def require_known(others: Mapping[str, Any]) -> None:
+    """Raises a TypeError for arguments that Keras' `fit` does not have.
+
+    Args:
+        others: such arguments, by name.
+    """
+    if others:
+        remedy = "Pass `sampling` to `compile`." if "sampling" in others else ""
+        raise TypeError(
+            "`fit` must be given the arguments of Keras' `fit`. Received: "
+            f"{', '.join(others)}. {remedy or 'Leave it out.'}"
+        )
 
 
 def require_arguments(arguments: FitArguments) -> None:
@@ -83,6 +118,8 @@ def require_arguments(arguments: FitArguments) -> None:
     if split and not (isinstance(part, numbers.Real) and 0 < part < 1):
         must = "a share of the examples, at least 0 and below 1"
         problems.append(_problem(arguments, "validation_split", must))
+    elif split and isinstance(arguments.x, _UNDIVIDED):
+        problems.append(_OF_ARRAYS)
     if validated and not (isinstance(freq, list) or (isinstance(freq, int) and freq)):
         must = "a whole number above 0, of epochs, or a list of epochs"
         problems.append(_problem(arguments, "validation_freq", must))

@@ -168,7 +168,7 @@ def examined(
         ValueError: for data, losses or models that cannot be sampled.
     """
     x = held.read(arguments.x, verbose=arguments.verbose != 0)
-    arguments, refusals = arguments.replace(x=x), Refusals()
+    arguments, refusals = arguments.with_examples(x), Refusals()
     split = divided(refusals, arguments)
     seen = _examined(refusals, model, held, split)
     return arguments, split, seen

@@ -305,6 +305,16 @@ def test_a_dataset_larger_than_the_memory_is_not_read(monkeypatch, capsys):
     assert "must fit into memory" in told and "cache=directory" in told
 
 
+@pytest.mark.parametrize("sampling", ["auto", "rais", "presample"])
+def test_a_dataset_that_cannot_be_split_is_not_read(sampling, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "read", lambda *args: pytest.fail("read in vain"))
+    model = compiled(keras_osgd.Sequential, sampling=sampling)
+    with pytest.raises(ValueError, match="`validation_split`"):
+        model.fit(shuffled(), validation_split=0.2, verbose=2)
+    told = "must be of arrays. Received: it with a dataset" in capsys.readouterr().out
+    assert told == (sampling == "auto")  # and then Keras' own error
+
+
 def test_masks_have_the_weights_of_their_classes_where_keras_fails_on_them():
     x, y = X[FEW, :, None, None], (X[FEW, :, None] > 0).astype("int32")
     kernel = keras.initializers.Constant([[[[-0.5, 0.5]]]])
