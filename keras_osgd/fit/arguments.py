@@ -5,22 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import keras
-import tensorflow as tf
-
 from keras_osgd.base.refusals import refuse
-from keras_osgd.data.indexed_examples import Indexed
 
 __all__ = ["FitArguments", "require_arguments", "require_known"]
-
-_UNDIVIDED = (Indexed, tf.data.Dataset, keras.utils.PyDataset, Iterator)
-_OF_ARRAYS = (
-    "`validation_split` must be of arrays. Received: it with a dataset. Split the "
-    "dataset by `take` and `skip` and pass `validation_data`."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +108,6 @@ def require_arguments(arguments: FitArguments) -> None:
     if split and not (isinstance(part, numbers.Real) and 0 < part < 1):
         must = "a share of the examples, at least 0 and below 1"
         problems.append(_problem(arguments, "validation_split", must))
-    elif split and isinstance(arguments.x, _UNDIVIDED):
-        problems.append(_OF_ARRAYS)
     if validated and not (isinstance(freq, list) or (isinstance(freq, int) and freq)):
         must = "a whole number above 0, of epochs, or a list of epochs"
         problems.append(_problem(arguments, "validation_freq", must))

@@ -38,6 +38,7 @@ __all__ = [
     "check",
     "examine",
     "examine_stream",
+    "require_alone",
     "require_enough",
     "require_worth_reading",
 ]
@@ -368,6 +369,15 @@ def require_enough(method: Auto, arguments: FitArguments) -> None:
         method.require_enough(n, steps)
 
 
+def require_alone(arguments: FitArguments) -> None:
+    """Raises for what Keras does not take beside a dataset, which need not be read."""
+    if datasets.is_dataset(arguments.x):
+        given = arguments.y, arguments.sample_weight
+        whole = arguments.validation_data is not None
+        part = None if whole else arguments.validation_split
+        training_data.refuse_beside_dataset(*given, part)
+
+
 def require_worth_reading(
     model: keras.Model, method: Auto, arguments: FitArguments
 ) -> None:
@@ -384,6 +394,7 @@ def require_worth_reading(
     x, refusals = arguments.x, Refusals()
     if not datasets.is_dataset(x):
         return
+    refusals.tried(require_alone, arguments)
     refusals.tried(datasets.require_batches, x)
     refusals.tried(datasets.require_readable, x, datasets.MEMORY_LIMIT)
     refusals.end()
