@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from keras_osgd.scores.checks import (
     DEFAULT_FEATURES,
@@ -23,6 +24,7 @@ __all__ = [
     "Sampling",
     "Uniform",
     "require_count",
+    "require_flag",
     "get",
 ]
 
@@ -65,18 +67,35 @@ class Sampling:
 def require_floor(floor: float) -> None:
     """Raises unless `floor` is a share."""
     must = "in [0, 1]: it is the share of uniform sampling mixed in"
-    require("floor", floor, 0 <= floor <= 1, must)
+    require("floor", floor, _is_number(floor) and 0 <= floor <= 1, must)
 
 
 def require_choice(name: str, value: str, *choices: str) -> None:
     """Raises unless `value` is one of `choices`."""
-    require(name, value, value in choices, f"one of {choices}")
+    met = isinstance(value, str) and value in choices
+    require(name, value, met, f"one of {choices}")
+
+
+def require_flag(name: str, value: bool) -> None:
+    """Raises unless `value` is True or False; a text, say "no", would count as True."""
+    met = isinstance(value, bool | np.bool_ | int) and value in (0, 1)
+    require(name, value, met, "True or False")
+
+
+def require_seed(seed: int | None) -> None:
+    """Raises unless `seed` is a whole number or `None`."""
+    met = seed is None or isinstance(seed, numbers.Integral)
+    require("seed", seed, met, "a whole number or None")
 
 
 def require_count(name: str, value: int, least: int) -> None:
     """Raises unless `value` is a whole number and at least `least`."""
     whole = isinstance(value, numbers.Integral) and value >= least
     require(name, value, whole, f"a whole number and at least {least}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
 
 
 def require(name: str, value: Any, met: bool, must: str) -> None:
@@ -147,6 +166,11 @@ class RAIS(Sampling):
         require_choice("draws", draws, "reshuffled", "independent")
         require_floor(floor)
         require_count("window", window, 100)
+        met = _is_number(retreat_below) and not math.isnan(retreat_below)
+        require("retreat_below", retreat_below, met, "a number, a gain ratio")
+        require_flag("adapt_learning_rate", adapt_learning_rate)
+        require_flag("require_full_batches", require_full_batches)
+        require_seed(seed)
         self.norm = norm
         self.floor = float(floor)
         self.window = int(window)
@@ -256,6 +280,9 @@ class Oracle(Sampling):
         if refresh is not None:
             require_count("refresh", refresh, 1)
         require_count("score_batch_size", score_batch_size, 1)
+        require_flag("adapt_learning_rate", adapt_learning_rate)
+        require_flag("require_full_batches", require_full_batches)
+        require_seed(seed)
         self.refresh = None if refresh is None else int(refresh)
         self.floor = None if floor is None else float(floor)
         self.adapt_learning_rate = bool(adapt_learning_rate)
@@ -331,8 +358,10 @@ class Presample(Sampling):
         require_count("ratio", ratio, 2)
         require_floor(floor)
         if cost is not None:
-            met = isinstance(cost, numbers.Real) and 1 <= cost < float("inf")
+            met = _is_number(cost) and 1 <= cost < float("inf")
             require("cost", cost, met, "a number and at least 1, the cost of a step")
+        require_flag("adapt_learning_rate", adapt_learning_rate)
+        require_seed(seed)
         self.ratio, self.floor = int(ratio), float(floor)
         self.adapt_learning_rate = bool(adapt_learning_rate)
         self.cost: Any = None if cost is None else float(cost)
@@ -373,6 +402,12 @@ def get(identifier: str | Sampling | dict[str, Any]) -> Sampling:
         return getattr(identifier, "configuration", identifier)  # of `model.sampling`
     if isinstance(identifier, str) and identifier.lower() in _BY_NAME:
         return _BY_NAME[identifier.lower()]()
+    if isinstance(identifier, type) and issubclass(identifier, Sampling):
+        name = identifier.__name__
+        raise ValueError(
+            f"`sampling` must be an object. Received: the class {name}. Add brackets: "
+            f"sampling=keras_osgd.sampling.{name}()."
+        )
     raise ValueError(
         f"`sampling` must be one of {sorted(_BY_NAME)} or an object such as "
         f"`keras_osgd.sampling.RAIS()`. Received: sampling={identifier!r}."

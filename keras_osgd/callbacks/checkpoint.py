@@ -100,6 +100,11 @@ class Checkpoint(ResumingCallback):
                 f'`scores` must be "keep" or "reset". Received: scores={scores!r}. '
                 '"reset" is for training on with other data.'
             )
+        if not isinstance(directory, str | os.PathLike):
+            raise ValueError(
+                f"`directory` must be a path. Received: directory={directory!r}. Name "
+                "the directory to write checkpoints into."
+            )
         self.directory = pathlib.Path(directory)
         self.scores = scores
         self._schedule = Schedule(every, keep)

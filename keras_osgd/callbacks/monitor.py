@@ -14,6 +14,7 @@ from keras_osgd.base.warn import warn
 from keras_osgd.callbacks.events import Events, require_tensorboard
 from keras_osgd.callbacks.run_log import RunLog, probabilities_of, run_of
 from keras_osgd.fit.fit_callback import FitCallback
+from keras_osgd.sampling import require_flag
 
 __all__ = ["SamplingMonitor"]
 
@@ -23,7 +24,8 @@ class SamplingMonitor(FitCallback):
 
     History, CSVLogger and every tracker then show them; the progress bar shows the gain
     ratio and the effective epochs. Planning computes the first five from the steps that
-    the last plan took in, so they lag the epoch's end by up to a block:
+    the last plan took in, so they lag the epoch's end by up to a block. Before a
+    plan took in any, gain_ratio is that of the last step:
 
     | key | meaning |
     |---|---|
@@ -71,6 +73,7 @@ class SamplingMonitor(FitCallback):
     ) -> None:
         """Makes the directory."""
         super().__init__()
+        require_flag("tensorboard", tensorboard)
         self._events: Events | None = None
         self._tensorboard = tensorboard and log_dir is not None
         if self._tensorboard:

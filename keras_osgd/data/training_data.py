@@ -33,6 +33,7 @@ __all__ = [
     "held_out",
     "inputs",
     "prepare",
+    "refuse_beside_dataset",
     "sizes",
     "split",
     "targets_held_out",
@@ -231,7 +232,7 @@ def prepare(
     """
     transform = None
     if isinstance(x, Indexed):
-        _refuse_beside_dataset(y=y, sample_weight=sample_weight)
+        refuse_beside_dataset(y, sample_weight)
         transform, batch_size = x.transform, batch_size or x.batch_size
         x, y, sample_weight = x.arrays
     arrays, n = checked(x, y, sample_weight)
@@ -275,19 +276,28 @@ def sizes(
         return len(x), size or x.batch_size or 32
     leaf = (keras.tree.flatten(x) or [None])[0]
     n = leaf.shape[0] if len(getattr(leaf, "shape", ())) else None
-    if n is None:
-        return None, size
+    if n is None:  # as in Keras, `batch_size` does not count there
+        return None, None
     return math.floor(n * (1.0 - (validation_split or 0.0))), size or 32
 
 
-def _refuse_beside_dataset(**others: Any) -> None:
-    refuse(
+def refuse_beside_dataset(
+    y: Any = None, sample_weight: Any = None, validation_split: float | None = None
+) -> None:
+    """Raises for what is given with a dataset, or with examples read from one."""
+    problems = [
         f"`{name}` must not be given with a dataset, which has it in itself, or with "
         f"examples read from one. Received: {name} of type {type(other).__name__}. "
         "Leave it out."
-        for name, other in others.items()
+        for name, other in (("y", y), ("sample_weight", sample_weight))
         if other is not None
-    )
+    ]
+    if validation_split:
+        problems.append(
+            "`validation_split` must be of arrays. Received: it with a dataset. Split "
+            "the dataset by `take` and `skip` and pass `validation_data`."
+        )
+    refuse(problems)
 
 
 def split(
@@ -299,10 +309,7 @@ def split(
         ((x, y, sample_weight), validation data in the form that `fit` takes).
     """
     if isinstance(x, Indexed | tf.data.Dataset | keras.utils.PyDataset | Iterator):
-        raise ValueError(
-            "`validation_split` must be of arrays. Received: it with a dataset. Split "
-            "the dataset by `take` and `skip` and pass `validation_data`."
-        )
+        refuse_beside_dataset(validation_split=validation_split)
     arrays, n = checked(x, y, sample_weight)
     at = math.floor(n * (1.0 - validation_split))
     if at in (0, n):

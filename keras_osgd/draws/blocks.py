@@ -300,7 +300,8 @@ class Blocks:
                 about, cause = "harm", "the scores are worse than uniform sampling"
             self.tell_once(
                 f"Gain ratio {gain:.3f} is below {threshold}: {cause}. Draws are "
-                f"uniform and {self._sampling.draws} until the scores promise more.",
+                f"uniform and {self._sampling.draws} until the scores promise more. "
+                "Nothing need be done.",
                 about,
             )
         elif not state.armed and gain > threshold + _REARM_MARGIN:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 from keras_osgd.base.refusals import refuse
 
-__all__ = ["FitArguments", "require_arguments"]
+__all__ = ["FitArguments", "require_arguments", "require_known"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +44,33 @@ class FitArguments:
         """Returns a copy with other values."""
         return dataclasses.replace(self, **changes)
 
+    def with_examples(self, x: Any) -> FitArguments:
+        """Returns a copy with the examples of a dataset, or itself for the same x.
+
+        As in Keras, batches stay as they are: `batch_size` is for validation alone.
+        """
+        if x is self.x:
+            return self
+        size = self.validation_batch_size or self.batch_size
+        return self.replace(x=x, batch_size=None, validation_batch_size=size)
+
     def for_keras(self) -> dict[str, Any]:
         """Returns the keyword arguments of Keras' `fit`; nothing in them is copied."""
         return dict(vars(self))
+
+
+def require_known(others: Mapping[str, Any]) -> None:
+    """Raises a TypeError for arguments that Keras' `fit` does not have.
+
+    Args:
+        others: such arguments, by name.
+    """
+    if others:
+        remedy = "Pass `sampling` to `compile`." if "sampling" in others else ""
+        raise TypeError(
+            "`fit` must be given the arguments of Keras' `fit`. Received: "
+            f"{', '.join(others)}. {remedy or 'Leave it out.'}"
+        )
 
 
 def require_arguments(arguments: FitArguments) -> None:

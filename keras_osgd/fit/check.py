@@ -22,7 +22,7 @@ from keras_osgd.fit.arguments import FitArguments, require_arguments
 from keras_osgd.fit.fit_callback import ResumingCallback
 from keras_osgd.fit.run import RunKey, RunVariables
 from keras_osgd.losses import probe
-from keras_osgd.losses.described import OutputLoss, describe
+from keras_osgd.losses.described import OutputLoss, WithoutLoss, describe
 from keras_osgd.norms.scorer import Scorer
 from keras_osgd.pools.stream_run import StreamRun
 from keras_osgd.sampling import RAIS, Auto, Oracle, Presample, Sampling, Uniform
@@ -38,9 +38,16 @@ __all__ = [
     "check",
     "examine",
     "examine_stream",
+    "require_alone",
     "require_enough",
     "require_worth_reading",
 ]
+
+
+_UNTRIED = (
+    "Model and loss were not tried, since the data were refused: call `check` again "
+    "with data that are not."
+)
 
 
 class Finding(NamedTuple):
@@ -73,7 +80,8 @@ def check(
     """Finds every obstacle to importance sampling at once, each with its remedy.
 
     Nothing is trained and no weight is changed. Obstacles to exact gradient norms are
-    only noted where these are not asked for.
+    only noted where these are not asked for. Where the data are refused, as without y,
+    model and loss cannot be tried, and a note says so.
 
     Whether a loss couples the examples of a batch is tried on five of them. It is not
     seen if these do not show it, if the loss draws random numbers, or if a layer of
@@ -151,10 +159,11 @@ def _findings(
     if refusals.texts:
         return [Finding("error", text) for text in refusals.texts]
     with _caught() as caught:
-        seen = examine(refusals, model, method, arguments.replace(x=read[0]))
+        seen = examine(refusals, model, method, arguments.with_examples(read[0]))
         if seen.data is not None and checks.has_no_bound(method, seen.data):
             checks.warn_of_floor(model, method)
     lines = [seen.line, checks.line_on_rate(model, method, seen.adapt)]
+    lines += [_UNTRIED] * (seen.data is None)
     findings = _as_findings(refusals, caught, lines)
     if method.norm != "exact" and seen.losses and model.trainable_weights:
         exact = RAIS(norm="exact")
@@ -254,6 +263,8 @@ def examine(
         model.loss,
     )
     if data is None:
+        if isinstance(method, Auto):
+            refusals.tried(require_enough, method, arguments)
         return Examined(None, [], (), False, None, None)
     with _without_a_trace(model, data):
         return _examine(refusals, model, method, (arguments, data), earlier)
@@ -279,7 +290,7 @@ def _examine(
     refusals.tried(strategies.require_strategy, model, method, data)
     refusals.tried(_require_finite, model, arguments)
     held_out = training_data.targets_held_out(arguments.validation_data)
-    described = refusals.tried(describe, model, data, held_out) or []
+    described = refusals.tried(_described, model, data, held_out) or []
     if described:
         checks.warn_of_what_follows_the_draws(model)
     line = refusals.tried(checks.require_size, model, method, data)
@@ -303,6 +314,16 @@ def _examine(
     elif model.trainable_weights:
         scorer = refusals.tried(checks.prepare_scorer, model, method, described, data)
     return Examined(data, described, shown, adapt, scorer, line, handed)
+
+
+def _described(
+    model: keras.Model, data: TrainingData, held_out: Any
+) -> list[OutputLoss]:
+    try:
+        return describe(model, data, held_out)
+    except WithoutLoss:
+        own_train_step.require_compute_loss(model)
+        raise
 
 
 def _require_finite(model: keras.Model, arguments: FitArguments) -> None:
@@ -347,6 +368,15 @@ def require_enough(method: Auto, arguments: FitArguments) -> None:
         method.require_enough(n, steps)
 
 
+def require_alone(arguments: FitArguments) -> None:
+    """Raises for what Keras does not take beside a dataset, which need not be read."""
+    if datasets.is_dataset(arguments.x):
+        given = arguments.y, arguments.sample_weight
+        whole = arguments.validation_data is not None
+        part = None if whole else arguments.validation_split
+        training_data.refuse_beside_dataset(*given, part)
+
+
 def require_worth_reading(
     model: keras.Model, method: Auto, arguments: FitArguments
 ) -> None:
@@ -363,6 +393,7 @@ def require_worth_reading(
     x, refusals = arguments.x, Refusals()
     if not datasets.is_dataset(x):
         return
+    refusals.tried(require_alone, arguments)
     refusals.tried(datasets.require_batches, x)
     refusals.tried(datasets.require_readable, x, datasets.MEMORY_LIMIT)
     refusals.end()
@@ -372,9 +403,8 @@ def require_worth_reading(
     rows = refusals.tried(datasets.stand_in, x)
     if rows is not None:
         size = len(keras.tree.flatten(rows)[0])
-        trial = arguments.replace(
-            x=Indexed((*rows, None, None)[:3], None, size), class_weight=None
-        )
+        made = Indexed((*rows, None, None)[:3], None, size)
+        trial = arguments.with_examples(made).replace(class_weight=None)
         unheard = replaced(model, {"_keras_osgd_warned": {}})
         with unheard, _caught():  # they would be of rows that were made up
             examine(refusals, model, RAIS(**method.get_config()), trial)
@@ -426,7 +456,7 @@ def _examine_first(
 ) -> ExaminedStream:
     """Examines the first batch of a stream, and targets to validate on."""
     stream, held_out = given
-    described = refusals.tried(describe, model, stream.first, held_out) or []
+    described = refusals.tried(_described, model, stream.first, held_out) or []
     if not (described and model.built):
         return ExaminedStream(stream, described, (), False)
     checks.warn_of_what_follows_the_draws(model)

@@ -22,7 +22,7 @@ from keras_osgd.data.weights import with_class_weight
 from keras_osgd.fit import all_rows, checks, continuation, strategies
 from keras_osgd.fit.arguments import FitArguments
 from keras_osgd.fit.callback_list import callback_list, ends_on_nan
-from keras_osgd.fit.check import Examined, examine
+from keras_osgd.fit.check import Examined, examine, require_alone
 from keras_osgd.fit.fit_callback import FitCallback, Resumed, ResumingCallback
 from keras_osgd.fit.held import Held
 from keras_osgd.fit.logged import progress
@@ -167,8 +167,9 @@ def examined(
     Raises:
         ValueError: for data, losses or models that cannot be sampled.
     """
+    require_alone(arguments)
     x = held.read(arguments.x, verbose=arguments.verbose != 0)
-    arguments, refusals = arguments.replace(x=x), Refusals()
+    arguments, refusals = arguments.with_examples(x), Refusals()
     split = divided(refusals, arguments)
     seen = _examined(refusals, model, held, split)
     return arguments, split, seen

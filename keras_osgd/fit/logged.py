@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import keras
@@ -17,8 +18,11 @@ __all__ = ["logged", "progress"]
 def progress(run: Run) -> dict[str, float]:
     """Returns gain ratio and effective epochs of a run; cheap enough for a bar."""
     epochs = run.clock.effective_iterations() * run.batch_size / run.n
+    gain = run.planner.logged["gain_ratio"]
+    if math.isnan(run.planner.logged["gradient_ess"]):  # no plan has observed any yet
+        gain = float(run.clock.gain)
     return {
-        "gain_ratio": run.planner.logged["gain_ratio"],
+        "gain_ratio": gain,
         "effective_epochs": epochs,
     }
 

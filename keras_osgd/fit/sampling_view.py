@@ -110,10 +110,12 @@ class SamplingView:
         """
         require_count("k", k, 1)
         if self.held.state.table is None:
+            method, told = type(self.configuration).__name__, self.reasons[:1]
+            why = "".join(f"Its last `fit` trained as in Keras. {r} " for r in told)
             raise ValueError(
                 "There must have been a `fit` with importance sampling. Received: a "
-                f"model that had none, compiled with {self.configuration!r}. Train it "
-                'with `sampling="rais"`, or load weights saved after such training.'
+                f"model that had none, compiled with {method}. {why}Train it with "
+                '`sampling="rais"`, or load weights saved after such training.'
             )
         if self.held.run is not None:
             self.held.run.settle()

@@ -14,7 +14,7 @@ from keras_osgd.base.warn import warn_once
 from keras_osgd.base.workers import lost_workers_told
 from keras_osgd.draws.pipeline import Sample
 from keras_osgd.fit import continuation, fitting, strategies
-from keras_osgd.fit.arguments import FitArguments
+from keras_osgd.fit.arguments import FitArguments, require_known
 from keras_osgd.fit.beginning import beginning
 from keras_osgd.fit.held import Held
 from keras_osgd.fit.run import Run
@@ -115,6 +115,7 @@ class ImportanceSampled(UnderStrategy):
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
         validation_freq: int = 1,
+        **others: Any,
     ) -> keras.callbacks.History:
         """Trains the model as `keras.Model.fit`, with importance sampling.
 
@@ -128,7 +129,9 @@ class ImportanceSampled(UnderStrategy):
                 given to `compile` cannot sample. One error lists all that `check`
                 finds, each with its remedy.
             RuntimeError: likewise, while another such `fit` of the model is under way.
+            TypeError: for arguments that Keras' `fit` does not have.
         """
+        require_known(others)
         arguments = FitArguments(
             x,
             y,

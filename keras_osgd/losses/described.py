@@ -13,12 +13,13 @@ import tensorflow as tf
 
 from keras_osgd.base import keras_compat
 from keras_osgd.base.model_state import state_kept
-from keras_osgd.base.refusals import refuse, tried_out
+from keras_osgd.base.refusals import Refused, refuse, tried_out
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses import coupling, own_loss, probe
 
 __all__ = [
     "OutputLoss",
+    "WithoutLoss",
     "describe",
     "leaf_of",
     "metric_weights",
@@ -28,6 +29,10 @@ __all__ = [
 ]
 
 _BATCH_MEANS = ("sum_over_batch_size", "mean")
+
+
+class WithoutLoss(Refused):
+    """`compile` was given no loss."""
 
 
 class OutputLoss(NamedTuple):
@@ -146,10 +151,13 @@ def _built(model, x, y, y_pred) -> list[tuple[tuple, keras.losses.Loss]]:
             keras_compat.untracked_loss(model, x, y, y_pred, None)
     found = keras_compat.compiled_losses(model) if model.loss is not None else []
     if not found:
-        raise ValueError(
-            "`compile` must be given a `loss`, and a `compute_loss` of yours must call "
-            "it: an example's importance is the gradient of its own loss. Received: "
-            f'loss={model.loss!r}. Pass one, or compile with sampling="uniform".'
+        raise WithoutLoss(
+            [
+                "`compile` must be given a `loss`, and a `compute_loss` of yours must "
+                "call it: an example's importance is the gradient of its own loss. "
+                f"Received: loss={model.loss!r}. Pass one, or compile with "
+                'sampling="uniform".'
+            ]
         )
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -37,8 +37,9 @@ def require_features(features: Sequence[str]) -> tuple[str, ...]:
         >>> require_features(["constant", "last", "average_0.9"])
         ('constant', 'last', 'average_0.9')
     """
-    features = tuple(features)
-    known = all(name in _NAMES or decay_of(name) is not None for name in features)
+    single = isinstance(features, str) or not isinstance(features, Iterable)
+    features = (features,) if single else tuple(features)
+    known = all(map(_is_known, features))
     if not known or len(set(features)) < len(features) or features[:1] != _NAMES[:1]:
         raise ValueError(
             "`features` must begin with 'constant' (it keeps every radius of the "
@@ -47,6 +48,10 @@ def require_features(features: Sequence[str]) -> tuple[str, ...]:
             f"Leave it at `None` for {DEFAULT_FEATURES}."
         )
     return features
+
+
+def _is_known(name: str) -> bool:
+    return isinstance(name, str) and (name in _NAMES or decay_of(name) is not None)
 
 
 def decay_of(name: str) -> float | None:

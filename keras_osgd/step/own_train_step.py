@@ -20,12 +20,13 @@ from keras_osgd.base.warn import warn_once
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.losses import coupling, own_metrics
 from keras_osgd.losses.described import OutputLoss, weights_for
+from keras_osgd.losses.own_loss import has_own
 from keras_osgd.norms.calls import replaced_calls
 from keras_osgd.norms.normalization import couples_examples
 from keras_osgd.norms.rules import is_float
 from keras_osgd.step.metrics import Importance, Shown, weighted
 
-__all__ = ["own_train_step", "taking_part", "verify"]
+__all__ = ["own_train_step", "require_compute_loss", "taking_part", "verify"]
 
 _CHANGED = 1e-2  # relative change of a gradient, above half precision's rounding
 _COUPLED = 1e-4  # share of a gradient that goes to other examples, above rounding
@@ -243,6 +244,17 @@ def verify(
         _try_out(model, step, (described, metrics), batch, handed=False)
         return False
     return True
+
+
+def require_compute_loss(model: keras.Model) -> None:
+    """Raises for a user's own step of a model for which Keras can compute no loss.
+
+    Args:
+        model: compiled without a loss.
+    """
+    if own_train_step(model) is not None and not has_own(model):
+        what = "which has a loss of its own: `compile` was given none"
+        raise _refused(model, what)
 
 
 class _Unpacking(Refused):

@@ -462,6 +462,8 @@ def test_arguments_and_models_that_cannot_be_are_refused(tmp_path):
             Checkpoint(tmp_path, every=every)
     with pytest.raises(ValueError, match="`keep`.* at least 1"):
         Checkpoint(tmp_path, keep=0)
+    with pytest.raises(ValueError, match="`directory` must be a path.*directory=5"):
+        Checkpoint(5)
     with pytest.raises(ValueError, match="`scores` must be"):
         Checkpoint(tmp_path, scores="forget")
     with pytest.raises(ValueError, match="one `Checkpoint` at most"):

@@ -342,6 +342,8 @@ def test_what_is_no_directory_of_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must have a history.csv.*SamplingMonitor"):
         load(tmp_path)
     (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="`tensorboard` must be True.*='no'"):
+        SamplingMonitor(tensorboard="no")
     with pytest.raises(ValueError, match="`log_dir` must be a directory.*Name one"):
         SamplingMonitor(tmp_path / "file", tensorboard=False)
 
@@ -358,6 +360,7 @@ _DATASET = tf.data.Dataset.from_tensor_slices((small.X, small.Y)).batch(4)
         (tf.sparse.from_dense(small.X), 4, 0.0, (60, 4)),
         (scipy.sparse.csr_matrix(small.X), 4, 0.0, (60, 4)),
         (_DATASET, None, 0.0, (None, None)),
+        (_DATASET, 7, 0.0, (None, None)),  # which Keras passes over
         (None, None, 0.0, (None, None)),
     ],
 )

@@ -69,6 +69,12 @@ def test_a_dataset_of_batches_trains_as_its_arrays_do(as_arrays):
     np.testing.assert_array_equal(trained(Sequence()), as_arrays)
 
 
+def test_batch_size_changes_no_batches_of_a_dataset_as_in_keras(as_arrays):
+    np.testing.assert_array_equal(trained(BATCHES, batch_size=7), as_arrays)
+    examples = indexed(BATCHES, verbose=False)  # those have none of their own
+    assert not np.array_equal(trained(examples, batch_size=7), as_arrays)
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -58,6 +58,26 @@ def test_what_keras_takes_is_taken_as_keras_takes_it():
         assert int(trained.optimizer.iterations) == 2  # batches of 32, as by default
 
 
+def test_the_batch_size_beside_a_dataset_is_for_validation_alone():
+    given = FitArguments("dataset", batch_size=7)
+    read = given.with_examples("examples")
+    assert (read.x, read.batch_size, read.validation_batch_size) == (
+        "examples",
+        None,
+        7,
+    )
+    read = given.replace(validation_batch_size=5).with_examples("examples")
+    assert read.validation_batch_size == 5
+    assert given.with_examples("dataset") == given
+
+
+def test_an_argument_that_keras_has_not_is_named_and_sampling_sent_to_compile(model):
+    with pytest.raises(TypeError, match="Received: sampling. Pass .* to `compile`"):
+        small.fit(model, sampling="rais")
+    with pytest.raises(TypeError, match="Received: epoch. Leave it out"):
+        small.fit(model, epoch=3)
+
+
 def test_several_wrong_numbers_are_told_at_once(model):
     with pytest.raises(ValueError, match="2 things.*\n.*batch_size.*\n.*epochs"):
         small.fit(model, batch_size=2.5, epochs="2")

@@ -305,6 +305,26 @@ def test_a_dataset_larger_than_the_memory_is_not_read(monkeypatch, capsys):
     assert "must fit into memory" in told and "cache=directory" in told
 
 
+@pytest.mark.parametrize("sampling", ["auto", "rais"])
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"validation_split": 0.2}, "validation_split"),
+        ({"y": Y}, "y"),
+        ({"sample_weight": Y}, "sample_weight"),
+    ],
+)
+def test_a_dataset_is_not_read_where_arguments_beside_it_are_refused(
+    sampling, given, name, monkeypatch, capsys
+):
+    monkeypatch.setattr(datasets, "read", lambda *args: pytest.fail("read in vain"))
+    model = compiled(keras_osgd.Sequential, sampling=sampling)
+    with pytest.raises(ValueError, match=f"`{name}"):
+        model.fit(shuffled(), **given, verbose=2)
+    told = f"importance sampling. `{name}` must" in capsys.readouterr().out
+    assert told == (sampling == "auto")  # and then Keras' own error
+
+
 def test_masks_have_the_weights_of_their_classes_where_keras_fails_on_them():
     x, y = X[FEW, :, None, None], (X[FEW, :, None] > 0).astype("int32")
     kernel = keras.initializers.Constant([[[[-0.5, 0.5]]]])

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_osgd
-from keras_osgd.sampling import RAIS, Oracle, Presample
+from keras_osgd.sampling import RAIS, Auto, Oracle, Presample
 
 L = keras.layers
 EXACT = RAIS(norm="exact")
@@ -73,6 +73,21 @@ def test_data_that_fit_refuses_are_found_with_what_else_can_be_said():
     assert "x has 8 examples but y has 5" in text
     [text] = findings(model(loss=lambda y, p: tf.reduce_mean(y - p)), X, Y)
     assert "must return one value per example" in text
+
+
+def test_without_y_the_rows_are_told_too_and_that_the_loss_was_not_tried():
+    found = keras_osgd.check(model(loss="dice"), X, sampling=Auto(), print_fn=None)
+    assert [finding.kind for finding in found] == ["reason", "reason", "note"]
+    wanted = "`y` must be given", "8 examples in 1 batches", "loss were not tried"
+    for finding, part in zip(found, wanted, strict=True):
+        assert part in finding.text
+    both = [
+        f.text
+        for f in keras_osgd.check(
+            model(loss="dice"), X, Y, sampling=Auto(), print_fn=None
+        )
+    ]
+    assert any("dice got shape" in text for text in both)
 
 
 def test_all_layers_without_exact_norms_are_listed_as_error_where_those_are_asked_for():

@@ -406,6 +406,7 @@ def test_retreats_are_told_once_for_each_of_their_causes_and_one_return():
         assert state.armed == (gain == 2.0)
     first, back, second = made.notices
     assert first.startswith("Gain ratio 1.010 is below 1.03: drawing by the scores")
+    assert first.endswith("Nothing need be done.")
     assert back == "Gain ratio 2.000: draws follow the scores."
     assert second.startswith("Gain ratio 0.800 is below 1.03: the scores are worse")
     state.armed = True

@@ -140,3 +140,18 @@ def test_the_bar_ends_at_the_true_number_of_steps_and_shows_the_gain_applied(cap
     gains = [float(dict(SHOWN.findall(line))["gain_ratio"]) for line in printed]
     assert gains == [round(g, 4) for g in model.sampling_held.history["gain_ratio"]]
     assert max(gains) > 1
+
+
+def test_a_second_fit_shows_the_gain_that_it_applies_before_its_first_plan(capsys):
+    model, monitor = small.model(), SamplingMonitor()
+    small.fit(model, epochs=10)
+    seen = []
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: seen.append(float(model.sampling_run.clock.gain))
+    )
+    callbacks = [monitor, note]
+    history = small.fit(model, batch_size=5, verbose=2, callbacks=callbacks).history
+    (line,) = lines(capsys)
+    assert model.sampling_run.clock.step < 15  # far from a plan by what it observes
+    assert line["gain_ratio"] == pytest.approx(seen[0], abs=1e-4) and seen[0] > 1.02
+    assert history["gain_ratio"] == seen

@@ -165,6 +165,11 @@ def test_what_is_asked_too_early_or_wrongly_is_refused():
     assert model.sampling.probabilities() is None and model.sampling.history == {}
     with pytest.raises(ValueError, match="must have been a `fit`.*RAIS.*Train it"):
         model.sampling.most_sampled()
+    with pytest.raises(ValueError, match="compiled with RAIS. Train it"):
+        model.sampling.most_sampled()
+    model.sampling_held.leave(model, (None, None), ("Few rows.",))
+    with pytest.raises(ValueError, match="trained as in Keras. Few rows. Train it"):
+        model.sampling.most_sampled()
     with pytest.raises(ValueError, match="at least 1. Received: k=0"):
         model.sampling.most_sampled(0)
 

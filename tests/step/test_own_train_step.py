@@ -308,6 +308,18 @@ def test_a_step_that_cannot_be_sampled_is_refused_before_training(message):
     assert found.kind == "error" and found.text == str(info.value)
 
 
+def test_a_step_with_a_loss_of_its_own_is_not_told_that_compile_lacks_one():
+    own = type("Own", (keras_osgd.Model,), {"train_step": own_loss})
+    inputs = keras.Input((4,))
+    model = own(inputs, keras.layers.Dense(3)(inputs))
+    model.compile("adam")
+    with pytest.raises(ValueError, match="of your own must take .*a loss of its own"):
+        fit(model)
+    model.compute_loss = lambda x, y, y_pred, sample_weight, **_: 0.0
+    with pytest.raises(ValueError, match="`compile` must be given a `loss`"):
+        fit(model)
+
+
 def test_a_second_optimizer_and_exact_norms_are_refused():
     model = made(guide)
     model.other_optimizer = keras.optimizers.Adam()
