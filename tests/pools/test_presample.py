@@ -613,7 +613,10 @@ def test_all_reasons_are_collected_and_what_check_finds():
 
 def test_several_replicas_are_refused():
     trained = model()
-    two = types.SimpleNamespace(num_replicas_in_sync=2)
+    alone = tf.distribute.get_strategy().experimental_local_results
+    two = types.SimpleNamespace(
+        num_replicas_in_sync=2, experimental_local_results=alone
+    )
     with (
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(ValueError, match="takes one replica. Received: 2"),
