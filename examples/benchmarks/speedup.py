@@ -126,7 +126,7 @@ def _line(case: tuple, data: sets.Data, runs: dict, steps: int) -> str:
         seed=0,
     )
     model = runner.build(setting, keras.Sequential, data)
-    model.compile(**runner.compile_options(setting, len(x)))
+    model.compile(**runner.compile_options(setting, data))
     begun = time.perf_counter()
     estimate = keras_osgd.estimate_speedup(model, x, y, batch_size, steps)
     took = time.perf_counter() - begun

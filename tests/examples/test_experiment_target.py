@@ -183,7 +183,7 @@ def test_plain_keras_takes_the_steps_of_rais_where_the_draws_are_equal(optimizer
         assert same == (values is not None)
 
 
-def test_a_run_with_its_control_measures_all_three(monkeypatch):
+def test_a_run_with_its_control_measures_all_three():
     setting = Setting(
         "letter", "table", "rais_controlled", 2, 0.04, 0.08, seed=1, purpose="error"
     )

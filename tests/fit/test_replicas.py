@@ -196,7 +196,10 @@ def test_blocks_of_threads_that_overlap_leave_a_layer_its_own_call():
     assert "call" not in vars(layer)
 
 
-@pytest.mark.parametrize("cls", [keras_osgd.Sequential, replayed.Own])
+@pytest.mark.parametrize(
+    "cls",
+    [keras_osgd.Sequential, pytest.param(replayed.Own, marks=pytest.mark.slow)],
+)
 def test_a_step_that_is_not_finite_on_one_replica_changes_nothing_on_any(cls):
     x = replayed.X.copy()
     x[17, 2] = np.nan
@@ -449,6 +452,7 @@ def test_tables_are_on_the_host_and_the_steps_scalars_with_the_model(jit_compile
 # What differs between replicas goes on with a checkpoint too
 
 
+@pytest.mark.slow
 def test_moving_statistics_and_metrics_of_each_replica_go_on_bit_for_bit(tmp_path):
     def made():
         return checkpoints.net(RAIS(seed=3, retreat_below=0))
