@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_osgd.base import keras_compat
+from keras_osgd.base.replicas import share_of
 from keras_osgd.data.identity import Identity
 from keras_osgd.data.training_data import TrainingData
 from keras_osgd.gain.learning_rate import inner_optimizer
@@ -61,7 +62,7 @@ def prepare_state(
         A line on earlier scores that were dropped, or on weights that were loaded
         without scores; else `None` or "".
     """
-    state = model.sampling_state
+    state, rank = model.sampling_state, share_of(model.distribute_strategy).rank
     own = own_rows and state.table and own_rows(state.state_dict())
     if own:  # those of all rows were loaded
         state.load_state_dict(own)
@@ -70,7 +71,7 @@ def prepare_state(
     restart_clock(model)
     known, earlier = state.table, state.norm
     if known is None:  # all is afresh, and the rows are hashed beside training
-        _allocate(state, sampling, data, identity)
+        _allocate(state, sampling, data, identity, rank)
         loaded, state.loaded_without = state.loaded_without, False
         return "The weights were loaded without scores: they start afresh." * loaded
     changed = state.identity.changed(identity)
@@ -79,7 +80,7 @@ def prepare_state(
         classes = data.classes() if len(changed) else None
         state.undivided(state.forget, changed, classes, identity)
         return _line_on_rows(len(changed), data.n)
-    _allocate(state, sampling, data, identity)
+    _allocate(state, sampling, data, identity, rank)
     if changed is None:
         return (
             f"The training data is not what the scores were made for ({known.size} "
@@ -110,7 +111,9 @@ def _allocate(
     sampling: RAIS | Oracle,
     data: TrainingData,
     identity: Identity,
+    rank: int,
 ) -> None:
     table = ScoreTable(data.n, data.classes(), sampling.features_for(data.n))
-    seed = seed_of(sampling)
+    # With one seed for all, workers would draw the same places of their rows.
+    seed = seed_of(sampling) + rank
     state.undivided(state.allocate, table, identity, seed, sampling.norm)

@@ -56,8 +56,8 @@ def dealt(
     for name in filter(first.__contains__, _SHARED):  # early files lack some
         total = sum(np.asarray(state[name]) for state in states)
         found[name] = (total / share.workers).astype(np.asarray(first[name]).dtype)
-    if share.rank < workers:
-        found["seed"] = np.array(states[share.rank]["seed"])
+    known = states[share.rank]["seed"] if share.rank < workers else None
+    found["seed"] = np.array(first["seed"] + share.rank if known is None else known)
     found |= _strikes(states, share)
     return found | _means(states, share, classes)
 

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
 import pytest
 
+import keras_osgd
+from keras_osgd.fit import continuation
+from keras_osgd.sampling import RAIS
 from tests.helpers import replayed
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import free_ports
@@ -78,3 +82,14 @@ def test_keras_own_training_still_fails_in_two_processes_without_our_mends(worke
     for _, told in workers:
         assert "PerReplica" in told["plain"]
         assert "reduction dimension" in told["first"]
+
+
+def test_each_worker_draws_by_random_numbers_of_its_own(monkeypatch):
+    """The same numbers would draw neighbours together: rows are dealt out in turn."""
+    for rank in (0, 3):
+        with monkeypatch.context() as patch:
+            of_rank = types.SimpleNamespace(rank=rank)
+            patch.setattr(continuation, "share_of", lambda strategy, r=of_rank: r)
+            model = replayed.model(keras_osgd.Sequential, sampling=RAIS(seed=7))
+            model.fit(replayed.X, replayed.Y, epochs=1, verbose=0)
+        assert model.sampling_state.seed == 7 + rank

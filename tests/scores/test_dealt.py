@@ -20,11 +20,11 @@ def _classes(rows):
     return LABELS[rows] - LABELS[rows].min()  # as each worker numbers its own
 
 
-def _state(rows):
+def _state(rows, rank):
     """Returns what a worker with these rows knows after two blocks."""
     state = SamplingState()
     table = ScoreTable(len(rows), _classes(rows), FEATURES)
-    state.allocate(table, Identity("a"), 5, "last_layer")
+    state.allocate(table, Identity("a"), 5 + rank, "last_layer")
     for block in range(2):
         seen = np.flatnonzero(rows % 4 != 3)  # some are never seen
         state.table.observe(
@@ -40,7 +40,7 @@ def _state(rows):
 
 def _of(workers):
     rows = [np.arange(N)[Share(workers, rank).rows] for rank in range(workers)]
-    return rows, [_state(own) for own in rows]
+    return rows, [_state(own, rank) for rank, own in enumerate(rows)]
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (3, 2)])
@@ -69,7 +69,7 @@ def test_dealt_scores_are_those_of_workers_that_had_the_rows_from_the_start(
 def test_means_of_classes_follow_the_classes_and_not_their_numbers():
     rows, states = _of(2)
     assert LABELS[rows[0]].min() != LABELS[rows[1]].min()  # numbered in other ways
-    whole = _state(np.arange(N))
+    whole = _state(np.arange(N), 0)
     for rank in range(2):
         back = dealt.dealt([whole], Share(2, rank), _classes(rows[rank]))
         known = np.unique(LABELS[rows[rank]])
