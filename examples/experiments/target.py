@@ -52,8 +52,7 @@ def target(group: Group) -> float | None:
     lowers it by more than two standard errors; of the shortest if there is none.
     """
     uniform = group.uniform
-    wanted = [runs for runs in group.runs if runs.method == "uniform"]
-    if len(uniform) < len(wanted) or not all(runs.complete for runs in wanted):
+    if not complete(group, "uniform"):
         return None
     steep = [
         before
@@ -61,6 +60,12 @@ def target(group: Group) -> float | None:
         if _falls(before.values("validation", group.metric), _values(after, group))
     ]
     return float(np.median(_values((steep or uniform[:1])[-1], group)))
+
+
+def complete(group: Group, method: str) -> bool:
+    """Returns whether a method has been run at all its lengths, with all seeds."""
+    own = [runs for runs in group.runs if runs.method == method]
+    return bool(own) and all(runs.complete for runs in own)
 
 
 def timed_settings(group: Group, workload: Workload) -> dict[str, list[Setting]]:
@@ -94,7 +99,7 @@ def control_settings(group: Group, workload: Workload) -> list[Setting]:
     """
     longest = workload.lengths["rais"][-1]
     found = [runs for runs in group.of("rais") if runs.contender.epochs == longest]
-    if not workload.is_control or target(group) is None or not found[0].complete:
+    if not (workload.is_control and found and found[0].complete and group.uniform):
         return []
     steps = centred(found[0].values("steps"))[0]
 
@@ -142,7 +147,7 @@ def _reaches(curve: curves.Curve, margin: float, epochs: int, goal: float) -> bo
 def _at_target(group: Group, method: str, goal: float) -> tuple[int, Record] | None:
     """Returns a method's length for the target, and its rate and parameter there."""
     runs = group.of(method)
-    if not runs or not all(item.complete for item in runs):
+    if not complete(group, method):
         return None
     curve, margin = _curve(runs, group)
     shortest, longest = (runs[end].contender.epochs for end in (0, -1))
@@ -165,11 +170,11 @@ def _further(group: Group, workload: Workload) -> Iterable[Contender]:
     if goal is None:
         return
     for method, planned in workload.lengths.items():
-        runs = [item for item in group.runs if item.method == method]
-        if method == "uniform" or not all(item.complete for item in runs):
+        if method == "uniform" or not complete(group, method):
             continue
-        lengths = sorted(item.contender.epochs for item in runs)
-        curve, margin = _curve(group.of(method), group)
+        runs = group.of(method)
+        lengths = [item.contender.epochs for item in runs]
+        curve, margin = _curve(runs, group)
         added = len(lengths) - len(planned)
         longer, shorter = round(_FURTHER * lengths[-1]), int(lengths[0] / _FURTHER)
         if added >= _MOST_FURTHER:
