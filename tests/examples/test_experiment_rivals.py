@@ -10,13 +10,14 @@ from sklearn.datasets import load_digits
 from examples.experiments import rivals
 from examples.experiments.rivals import (
     effective_minibatch,
+    exponential_average,
     infobatch,
     loop,
     online_batch_selection,
     presampling,
     selective_backprop,
 )
-from examples.experiments.rivals.rival import Rival
+from examples.experiments.rivals.rival import Observed, Rival
 
 pytestmark = pytest.mark.examples
 
@@ -207,6 +208,37 @@ def test_presampling_is_unbiased_within_the_pool():
     index, found = rival.next(score)  # a pool of 3 * 2 is all six examples
     assert sorted(pools[0]) == list(range(6))
     np.testing.assert_allclose(found, weights[index], rtol=1e-5)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_exponential_averages_follow_the_norms_and_weigh_by_their_probability(biased):
+    kind = (
+        exponential_average.Biased if biased else exponential_average.ExponentialAverage
+    )
+    rival, norms = kind(0.25), np.array([1.0, 2.0, 3.0, 6.0])
+    rival.begin(4, 2, 4, seed=0)
+    seen = []
+    for _ in range(2):  # the first pass visits each once, at weight 1
+        index, weights = rival.next(None)
+        assert weights.tolist() == [1.0, 1.0]
+        seen += index.tolist()
+        observe(rival, index, norms[index])
+    assert sorted(seen) == [0, 1, 2, 3]
+    averages = norms.copy()
+    while (drawn := rival.next(None)) is not None:
+        index, weights = drawn
+        p = averages + 1e-3 * averages.mean()
+        p /= p.sum()
+        expected = np.ones(2) if biased else 1 / (4 * p[index])
+        np.testing.assert_allclose(weights, expected, rtol=1e-5)
+        moved = 0.25 * averages[index] + 0.75 * 2 * norms[index]
+        averages[index] = moved
+        observe(rival, index, 2 * norms[index])
+    assert rival.steps == rival.total == 8
+
+
+def observe(rival, index, norms):
+    rival.observe(index, Observed(norms, norms, norms, np.nan))
 
 
 def test_tau_is_the_root_of_the_second_moments_ratio():
