@@ -223,8 +223,8 @@ STUDIES = {
             group(
                 "descriptions",
                 "text_transformer",
-                (("rais", 5), ("rais_exact", 5)),
-                (2, 3, 5, 8),
+                (("rais", 3), ("rais", 5), ("rais_exact", 3)),
+                (2, 3, 5),
                 optimizer="adamw",
             ),
             **_TEN,
