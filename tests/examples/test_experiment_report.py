@@ -13,7 +13,7 @@ from examples.common.estimates import t_interval
 from examples.common.records import Records
 from examples.experiments import studies
 from examples.experiments.reporting import curves, write
-from examples.experiments.reporting.comparison import compare, ratio
+from examples.experiments.reporting.comparison import _matched, compare, ratio
 from examples.experiments.reporting.runs import group_runs
 from examples.experiments.studies import Contender
 
@@ -254,6 +254,20 @@ def test_a_curve_says_nothing_beyond_the_lengths_that_were_run():
     error, side = made.error(np.array([-20.0, 300.0, 450.0, 600.0, 650.0]))
     np.testing.assert_allclose(error, 8 + 1200 / np.array([300, 300, 450, 600, 600]))
     assert side.tolist() == [-1, 0, 0, 0, 1]
+
+
+def test_a_length_that_has_the_error_counts_where_the_curve_does_not():
+    """Where longer training does harm, the falling curve lies above the best length."""
+    steps = np.array([[400.0, 600.0, 1200.0]])
+    errors = np.array([[10.2, 9.9, 10.4]])
+    assert fitted_end(steps, errors) > 10
+    for wanted, matched, side in ((9.95, 600, 0), (9.8, 1200, 1), (10.25, 400, -1)):
+        found = _matched(steps, errors, np.array([wanted]))
+        assert (found[0][0], found[1][0]) == (matched, side)
+
+
+def fitted_end(steps, errors):
+    return curves.fitted(steps, errors).error(steps[:, -1])[0][0]
 
 
 def test_a_curve_that_does_not_fall_gives_bounds():

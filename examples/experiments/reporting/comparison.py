@@ -85,8 +85,8 @@ def _compare(
     ratios = []
     for part in ("test", "validation"):
         (errors,) = draws.table([runs], part, group.metric).T
-        curve = curves.fitted(curve_steps, draws.table(uniform, part, group.metric))
-        matched, side = curve.steps(errors)
+        curve_errors = draws.table(uniform, part, group.metric)
+        matched, side = _matched(curve_steps, curve_errors, errors)
         in_steps = steps / matched
         # More steps of uniform training than are known: the ratio may be lower.
         ratios.append(ratio(in_steps, -side, draws.has_interval))
@@ -102,6 +102,20 @@ def _compare(
     expected, side = curve.error(steps)
     difference = estimated(errors - expected, side, draws.has_interval)
     return Comparison(group, runs, *ratios, difference)
+
+
+def _matched(
+    steps: np.ndarray, errors: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps at which uniform training has an error, as `Curve.steps` does.
+
+    Where one of its lengths has that error in fewer steps than the curve says, these
+    count: where longer training does not help, a curve that may only fall is too high.
+    """
+    found, side = curves.fitted(steps, errors).steps(wanted)
+    reached = np.where(errors <= wanted[:, None], steps, np.inf).min(axis=1)
+    sooner = (reached < found) | ((side > 0) & np.isfinite(reached))
+    return np.where(sooner, reached, found), np.where(sooner, 0, side)
 
 
 def ratio(values: np.ndarray, bounds: np.ndarray, has_interval: bool) -> Estimate:
