@@ -13,7 +13,7 @@ from examples.experiments.methods import METHODS
 from examples.experiments.pool import Pool
 from examples.experiments.progress import Progress
 from examples.experiments.setting import Setting
-from examples.experiments.studies import Contender, Study
+from examples.experiments.studies import Contender, Study, smoke
 from examples.experiments.workloads import Workload
 
 _BASELINE_EVERY = 3  # contenders between two timed runs of uniform training
@@ -83,13 +83,15 @@ class Conductor:
     def to_target(self, workload: Workload, jobs: int) -> bool:
         """Makes the runs at all lengths of a workload; returns whether all went."""
         study = workload.study()
+        if self._smoke:
+            return self.side_by_side(smoke(study), jobs)
         while True:
             if not self.side_by_side(study, jobs):
                 return False
             with self._lock:
                 group = target.group_of(self._records.select(), workload)
             wanted = tuple(runs.contender for runs in group.runs)
-            if self._smoke or wanted == study.contenders:
+            if wanted == study.contenders:
                 return True
             study = dataclasses.replace(study, contenders=wanted)
 

@@ -8,7 +8,7 @@ and with its own schedule, shortened to so many steps.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from unittest import mock
 
 import keras
@@ -83,33 +83,3 @@ def fit_for(
         verbose=0,
         callbacks=[EndAfter(steps)],
     )
-
-
-def compared(
-    rais: Callable[[], keras.Model],
-    plain: Callable[[float | None], keras.Model],
-    fit: Callable[[keras.Model, int], None],
-    errors: Callable[[keras.Model], dict],
-    most: int,
-) -> dict[str, object]:
-    """Returns the errors of RAIS and of its two controls, and the steps of all three.
-
-    Args:
-        rais: trains by RAIS and returns the model.
-        plain: from a number of steps, returns plain Keras' untrained model with its own
-            schedule of that length; of the schedule of RAIS for `None`.
-        fit: trains such a model for so many steps.
-        errors: of a trained model.
-        most: steps that RAIS may take.
-    """
-    trajectory = Trajectory(most)
-    with trajectory.recorded():
-        trained = rais()
-    steps = int(trained.optimizer.iterations)
-    found = {"steps": steps, "rais": errors(trained)}
-    replayed = plain(None)
-    trajectory.replay(replayed.optimizer)
-    for name, model in (("at_its_rates", replayed), ("own_schedule", plain(steps))):
-        fit(model, steps)
-        found[name] = errors(model)
-    return found

@@ -161,28 +161,25 @@ def _train_with_control(
     """Trains by RAIS, then plain Keras for as many steps: see `control`."""
     (x, y), batch_size = data.train, setting.batch_size
     in_epoch = math.ceil(len(x) / batch_size)
-    trained = []
+    trajectory = control.Trajectory(most=2 * setting.epochs * in_epoch)
+    with trajectory.recorded():
+        trained = _train_in_fit(setting, method, data, recorder)
+    steps = int(trained.optimizer.iterations)
 
-    def rais() -> keras.Model:
-        trained.append(_train_in_fit(setting, method, data, recorder))
-        return trained[0]
-
-    def plain(steps: int | None) -> keras.Model:
-        own = {} if steps is None else {"rate": setting.parameter}
-        length = setting.epochs if steps is None else steps / in_epoch
-        planned = dataclasses.replace(setting, **own, epochs=length)
-        model = build(setting, keras.Sequential, data)
+    def plain(**changes: object) -> keras.Model:
+        planned = dataclasses.replace(setting, **changes)
+        model = build(planned, keras.Sequential, data)
         model.compile(**compile_options(planned, data))
         return model
 
-    measures = control.compared(
-        rais,
-        plain,
-        lambda model, steps: control.fit_for(model, x, y, batch_size, steps),
-        lambda model: errors(model, data.test, data),
-        most=2 * setting.epochs * in_epoch,
-    )
-    return trained[0], measures
+    replayed = plain()
+    trajectory.replay(replayed.optimizer)
+    own_schedule = plain(rate=setting.parameter, epochs=steps / in_epoch)
+    for model in (replayed, own_schedule):
+        control.fit_for(model, x, y, batch_size, steps)
+    found = {"rais": trained, "at_its_rates": replayed, "own_schedule": own_schedule}
+    measures = {name: errors(model, data.test, data) for name, model in found.items()}
+    return trained, {"steps": steps, **measures}
 
 
 def _train_rival(setting: Setting, data: sets.Data, recorder: Recorder) -> keras.Model:

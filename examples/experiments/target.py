@@ -52,7 +52,7 @@ def target(group: Group) -> float | None:
     lowers it by more than two standard errors; of the shortest if there is none.
     """
     uniform = group.uniform
-    if not complete(group, "uniform"):
+    if not group.complete("uniform"):
         return None
     steep = [
         before
@@ -60,12 +60,6 @@ def target(group: Group) -> float | None:
         if _falls(before.values("validation", group.metric), _values(after, group))
     ]
     return float(np.median(_values((steep or uniform[:1])[-1], group)))
-
-
-def complete(group: Group, method: str) -> bool:
-    """Returns whether a method has been run at all its lengths, with all seeds."""
-    own = [runs for runs in group.runs if runs.method == method]
-    return bool(own) and all(runs.complete for runs in own)
 
 
 def timed_settings(group: Group, workload: Workload) -> dict[str, list[Setting]]:
@@ -147,7 +141,7 @@ def _reaches(curve: curves.Curve, margin: float, epochs: int, goal: float) -> bo
 def _at_target(group: Group, method: str, goal: float) -> tuple[int, Record] | None:
     """Returns a method's length for the target, and its rate and parameter there."""
     runs = group.of(method)
-    if not complete(group, method):
+    if not group.complete(method):
         return None
     curve, margin = _curve(runs, group)
     shortest, longest = (runs[end].contender.epochs for end in (0, -1))
@@ -170,7 +164,7 @@ def _further(group: Group, workload: Workload) -> Iterable[Contender]:
     if goal is None:
         return
     for method, planned in workload.lengths.items():
-        if method == "uniform" or not complete(group, method):
+        if method == "uniform" or not group.complete(method):
             continue
         runs = group.of(method)
         lengths = [item.contender.epochs for item in runs]

@@ -332,3 +332,36 @@ def test_the_control_is_paired_by_seed(tmp_path):
         )
     text = "\n".join(time_to_target.sections(found, [made], tmp_path, str))
     assert "| made | 3 | 700 | 10.33 | 10.73 | 10.63 | -0.40 (-0.40 to -0.40) |" in text
+
+
+class Learning:
+    """A pool whose runs end at 9 + 12/T, RAIS at 9 + `slow`/T."""
+
+    def __init__(self, slow):
+        self.slow, self.made = slow, []
+
+    def run(self, setting):
+        self.made.append(setting)
+        luck = 0.05 * SPREAD[setting.seed % 10]
+        scale = 12 if setting.method == "uniform" else self.slow
+        error = 9 + scale / setting.epochs + luck + abs(setting.rate - 0.04)
+        found = {"validation": {"error": error}, "test": {"error": error}}
+        return "done", {**found, "steps": 100 * setting.epochs, "failed": None}
+
+
+def test_a_workload_s_lengths_are_run_until_the_target_lies_between_two(tmp_path):
+    made, pool = workload(), Learning(slow=18)
+    conductor = conduct.Conductor(conduct.Records(tmp_path / "runs.jsonl"), pool, False)
+    assert conductor.to_target(made, jobs=2)
+    # The target is that of 9 epochs of uniform training; RAIS needs half as many more.
+    lengths = {x.epochs for x in pool.made if x.method == "rais"}
+    assert lengths == {4, 6, 9, 14}
+    before = len(pool.made)
+    assert conductor.to_target(made, jobs=2) and len(pool.made) == before
+
+
+def test_a_smoke_run_of_a_workload_ends_soon(tmp_path):
+    pool = Learning(slow=12)
+    conductor = conduct.Conductor(conduct.Records(tmp_path / "runs.jsonl"), pool, True)
+    assert conductor.to_target(workload(), jobs=1)
+    assert len(pool.made) <= 2 * 2  # a trial and a run of each method

@@ -106,6 +106,11 @@ class Group:
         """Uniform training that has been run, by increasing length."""
         return self.of("uniform")
 
+    def complete(self, method: str) -> bool:
+        """Returns whether a method has been run at all its lengths, with all seeds."""
+        own = [runs for runs in self.runs if runs.method == method]
+        return bool(own) and all(runs.complete for runs in own)
+
     def of(self, method: str) -> list[Runs]:
         """Returns what has been run of a method, by increasing length."""
         found = [runs for runs in self.runs if runs.method == method and runs.errors]

@@ -93,7 +93,7 @@ def outcomes(
     found = []
     for workload in workloads:
         group = target.group_of(records.select(), workload)
-        if target.target(group) is not None and target.complete(group, "rais"):
+        if target.target(group) is not None and group.complete("rais"):
             found.append(_outcome(records, workload, group, resamples))
     return sorted(found, key=_of_rais, reverse=True)
 
@@ -113,7 +113,7 @@ def _outcome(
     uniform, steps, seconds = group.uniform, {}, {}
     for method in workload.lengths:
         runs = group.of(method)
-        if method == "uniform" or not target.complete(group, method):
+        if method == "uniform" or not group.complete(method):
             continue
         draws = Draws([*runs, *uniform], resamples)
         own, theirs = (_at(draws, items, group, goal) for items in (runs, uniform))

@@ -121,5 +121,4 @@ def _missing(
 
 
 def _is_complete(comparison: Comparison) -> bool:
-    against = [runs for runs in comparison.group.runs if runs.method == "uniform"]
-    return all(runs.complete for runs in (comparison.runs, *against))
+    return comparison.runs.complete and comparison.group.complete("uniform")
