@@ -183,6 +183,9 @@ def test_plain_keras_takes_the_steps_of_rais_where_the_draws_are_equal(optimizer
         pairs = zip(trained.get_weights(), replayed.get_weights(), strict=True)
         same = all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
         assert same == (values is not None)
+    within_an_epoch = build(keras.Sequential)
+    control.fit_for(within_an_epoch, x, y, 8, 11)
+    assert int(within_an_epoch.optimizer.iterations) == 11
 
 
 def test_a_run_with_its_control_measures_all_three():
